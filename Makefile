@@ -1,0 +1,62 @@
+# make demo   sets everything up, exports the shipped tiny model and segments a picture
+# make test   sets everything up and runs the whole suite; make test-full adds full-size checks
+# Other targets: setup native lint format bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ORT_LOWEST := 1.20.1
+PARTS := export plugins runtime
+
+.PHONY: demo test test-full setup native ort-lowest lint format bench clean
+
+demo: setup native
+	$(BIN)/python examples/demo.py --output demo
+
+test: setup native ort-lowest
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: setup native ort-lowest
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: setup.cfg setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Incremental: the editable installation has built once; this follows changes in the C++ sources.
+native: setup
+	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release --log-level=NOTICE
+	cmake --build build/native --parallel > build/native.log || { cat build/native.log; exit 1; }
+	cmake --install build/native --prefix . > build/native.log
+
+# The oldest ONNX Runtime that our operator library must load in, beside the newest one.
+ort-lowest: build/ort-lowest/$(ORT_LOWEST)
+
+build/ort-lowest/$(ORT_LOWEST): | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target build/ort-lowest onnxruntime==$(ORT_LOWEST)
+	touch $@
+
+# mypy wants the packages where they are imported from, so it reads them through links.
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types/tfanet
+	ln -s $(CURDIR)/tfanet/* $(addprefix $(CURDIR)/,$(PARTS)) build/types/tfanet
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tfanet
+	git ls-files '*.cpp' '*.h' '*.hpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.hpp' | xargs $(BIN)/clang-format -i
+
+bench: setup native
+	$(BIN)/python benchmarks/selective_scan.py
+	$(BIN)/python benchmarks/end_to_end.py
+
+clean:
+	rm -rf build plugins/lib demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,68 @@
+"""The `tfanet` command: one verb per task, each verb one call of the Python API.
+
+Exit codes: 0 done, 1 the user's mistake, 2 a parity or accuracy gate failed, 3 the environment
+lacks something. A mistake is one line on standard error; `--json` prints the result as JSON on
+standard output, and nothing else there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tfanet import __version__
+from tfanet.cli import data, deploy, inspect, train
+from tfanet.errors import TfanetError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse exits with 2, which here means a failed gate.
+        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tfanet",
+        description="Take a selective-scan vision model from PyTorch to production.",
+        epilog="Exit codes: 0 done, 1 your mistake, 2 a gate failed, 3 something is not installed.",
+    )
+    parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for group in (deploy, inspect, train, data):
+        group.add_verbs(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    warnings.showwarning = _one_line_warning
+    try:
+        result, text = args.run(args)
+    except TfanetError as error:
+        return _fail(error, error.exit_code)
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed: pip install 'tfanet[{args.extra}]'", 3)
+    except OSError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    print(json.dumps(result, indent=2, sort_keys=True) if args.json else text)
+    return 0
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"tfanet: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"tfanet: warning: {message}", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""Verbs that look without changing anything: info, doctor."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfanet.cli.deploy import image_size
+from tfanet.cli.output import Verbs, add_verb, table
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    info = add_verb(verbs, "info", run_info)
+    what = info.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preset", help="tfanet-tiny or tfanet-base")
+    what.add_argument("--bundle", help="a bundle directory")
+    info.add_argument("--image-size", type=image_size, help="count for this size instead")
+    info.add_argument(
+        "--table4", action="store_true", help="the ablation rows beside the paper's Table 4"
+    )
+    add_verb(verbs, "doctor", run_doctor, extra="runtime")
+
+
+def run_info(args: argparse.Namespace) -> tuple[Any, str]:
+    """Parameters, FLOPs and scan calls of a preset, or the facts of a bundle."""
+    if args.bundle:
+        from tfanet.runtime.bundle import Bundle
+
+        manifest = Bundle.open(args.bundle).manifest.to_dict()
+        return manifest, _manifest_text(manifest)
+
+    from tfanet.config import preset
+    from tfanet.cost import describe, table4
+
+    config = preset(args.preset)
+    if args.table4:
+        rows = table4(config)
+        header = ("row", "M params", "paper", "difference", "GFLOPs", "paper", "difference")
+        cells = [
+            (
+                row["name"],
+                f"{row['params'] / 1e6:.2f}",
+                f"{row['paper_params'] / 1e6:.2f}",
+                f"{row['params'] / row['paper_params'] - 1:+.2%}",
+                f"{row['flops'] / 1e9:.2f}",
+                f"{row['paper_flops'] / 1e9:.2f}",
+                f"{row['flops'] / row['paper_flops'] - 1:+.2%}",
+            )
+            for row in rows
+        ]
+        return rows, table(header, cells)
+    facts = describe(config, image_size=args.image_size)
+    return facts, _preset_text(facts)
+
+
+def run_doctor(args: argparse.Namespace) -> tuple[Any, str]:
+    """What is installed, which backends can run here and why the others cannot."""
+    from tfanet.doctor import diagnose
+
+    report = diagnose()
+    packages = table(
+        ("package", "version"),
+        [(name, version or "not installed") for name, version in report["packages"].items()],
+    )
+    backends = table(
+        ("backend", "runs here"),
+        [(name, "yes") for name, facts in report["backends"].items() if facts["available"]],
+    )
+    missing = "\n".join(
+        f"{name}: {facts['reason']}"
+        for name, facts in report["backends"].items()
+        if not facts["available"]
+    )
+    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    return report, f"{machine}\n\n{packages}\n\n{backends}\n\n{missing}".rstrip()
+
+
+def _preset_text(facts: dict[str, Any]) -> str:
+    size = "x".join(str(side) for side in facts["image_size"])
+    head = (
+        f"{facts['name']} at {size}: {facts['params'] / 1e6:.2f} M parameters, "
+        f"{facts['flops'] / 1e9:.2f} GFLOPs, {sum(call['calls'] for call in facts['scans'])} "
+        "selective scans"
+    )
+    rows = [
+        (c["where"], c["calls"], c["groups"], c["channels"], c["state"], c["length"])
+        for c in facts["scans"]
+    ]
+    return f"{head}\n\n{table(('scan', 'calls', 'K', 'D', 'N', 'L'), rows)}"
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    size = "x".join(str(side) for side in manifest["preprocessing"]["size"])
+    parity = manifest["parity"]
+    rows = [
+        ("model", manifest["model"]["preset"]),
+        ("image size", size),
+        ("words", manifest["text"]["length"]),
+        ("precision", manifest["precision"]),
+        ("dynamic batch", "yes" if manifest["dynamic_batch"] else "no"),
+        ("scan nodes", manifest["scan"]["calls"]),
+        ("scan function", manifest["scan"]["function"]),
+        ("largest relative error", f"{parity['max_rel_error']:.1e}"),
+        ("pixels changed", f"{parity['pixels_changed']} of {parity['pixels']}"),
+        *((name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()),
+    ]
+    return table(("fact", "value"), rows)

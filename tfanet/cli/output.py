@@ -1,0 +1,57 @@
+"""What the verbs share: the `--json` flag, tables and a progress line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+__all__ = ["Verbs", "add_verb", "progress_line", "table"]
+
+Verbs = Any  # argparse keeps the type of its sub-parsers private
+Result = tuple[Any, str]
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], Result], *, extra: str = "export"
+) -> argparse.ArgumentParser:
+    """Add a verb whose help is `run`'s docstring.
+
+    `run` returns what `--json` prints and the text for people. `extra` is the part of tfanet
+    to install when a module is missing.
+    """
+    summary = (run.__doc__ or "").strip()
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary.splitlines()[0], description=summary
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run, extra=extra)
+    return parser
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Columns padded to their widest cell; the first is left-aligned, the others right-aligned."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def progress_line() -> Callable[[str, int, int], None] | None:
+    """A progress callback that rewrites one line of a terminal; None where there is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(stage: str, done: int, total: int) -> None:
+        end = "\n" if done >= total else ""
+        print(f"\r\x1b[K{stage} {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+    return show
