@@ -1,0 +1,110 @@
+"""The command line's promises: exit codes, one line per mistake, clean JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tfanet.cli import main
+from tfanet.cli.output import table
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("fly",),
+        ("export",),
+        ("export", "--preset", "tfanet-tiny"),
+        ("export", "--preset", "a", "--checkpoint", "b", "--output", "c"),
+        ("export", "--preset", "tfanet-tiny", "--output", "x", "--image-size", "large"),
+        ("data",),
+    ],
+)
+def test_usage_mistakes_exit_with_1_and_one_line(capsys, argv):
+    code, out, err = run(capsys, *argv)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("tfanet") and err.count("\n") == 1 and "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("export", "--preset", "tfanet-huge", "--output", "x"), ["tfanet-huge", "tfanet-tiny"]),
+        (("info", "--preset", "tfanet-huge"), ["tfanet-huge", "tfanet-base"]),
+        (("info", "--bundle", "/nowhere"), ["/nowhere"]),
+        (("predict", "--bundle", "/nowhere", "--image", "/x.png", "--text", "a", "--output", "m"), []),
+        (("parity", "--bundle", "/nowhere"), ["/nowhere"]),
+        (("evaluate", "--bundle", "/nowhere", "--data", "/nodata"), ["/no"]),
+        (("data", "check", "--data", "/nodata"), ["/nodata"]),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_value(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *argv)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("tfanet: error: ") and err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_exits_with_3_and_says_what_to_install(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tfanet.cost", None)
+    code, _, err = run(capsys, "info", "--preset", "tfanet-tiny")
+    assert code == 3
+    assert "tfanet[export]" in err
+
+
+def test_doctor_reports_every_backend_with_a_reason(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["backends"]["PyTorch (scan kernel)"]["available"]
+    assert report["backends"]["ONNX Runtime CPU (scan kernel)"]["available"]
+    for facts in report["backends"].values():
+        assert facts["available"] == (facts["reason"] is None)
+    assert report["packages"]["torch"]
+
+
+def test_doctor_text_names_what_is_missing(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "ONNX Runtime CPU (scan kernel)" in out
+    assert "TensorRT: " in out
+
+
+def test_info_counts_the_base_model(capsys):
+    code, out, _ = run(capsys, "info", "--preset", "tfanet-base", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["params"] == pytest.approx(268.46e6, rel=0.02)
+    assert facts["flops"] == pytest.approx(311.30e9, rel=0.05)
+    assert sum(call["calls"] for call in facts["scans"]) == 29
+
+
+def test_info_prints_the_ablation_rows(capsys):
+    code, out, _ = run(capsys, "info", "--preset", "tfanet-base", "--table4")
+    assert code == 0
+    for paper in ("248.00", "262.98", "268.46", "201.55", "207.60", "311.30"):
+        assert paper in out
+
+
+def test_table_aligns_its_columns():
+    assert table(("name", "ms"), [("scan", 1.5), ("session", 10)]) == (
+        "name      ms\n-------  ---\nscan     1.5\nsession   10"
+    )
