@@ -1,0 +1,98 @@
+"""COCO segmentations (polygons, RLE) to boolean masks, through pycocotools."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .safe_pickle import DataError
+
+__all__ = ["segmentation_mask"]
+
+
+def _polygons(
+    segmentation: Sequence[Any], height: int, width: int, ann_id: int
+) -> list[list[float]]:
+    """The polygons of three points and more, each checked to be finite and near the picture."""
+    reach = 2 * max(height, width)
+    kept = []
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) % 2:
+            raise DataError(
+                f"annotation {ann_id}: a polygon must be a list of x, y pairs, got {polygon!r:.60}"
+            )
+        for value in polygon:
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if not number or abs(value) > reach:
+                raise DataError(
+                    f"annotation {ann_id}: coordinate {value!r:.40} is not a number near its "
+                    f"{width}x{height} picture"
+                )
+        # pycocotools would read two points as a box.
+        if len(polygon) >= 6:
+            kept.append([float(value) for value in polygon])
+    return kept
+
+
+def _run_lengths(text: str | bytes, ann_id: int) -> list[int]:
+    """Counts of a compressed RLE string; pycocotools itself trusts them without a check."""
+    data = text.encode("ascii", "replace") if isinstance(text, str) else text
+    counts: list[int] = []
+    value = shift = 0
+    for byte in data:
+        group = byte - 48
+        if not 0 <= group < 64 or shift > 30:
+            raise DataError(f"annotation {ann_id}: its compressed RLE is damaged")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                value -= 1 << shift
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise DataError(f"annotation {ann_id}: its compressed RLE is cut short")
+    return counts
+
+
+def segmentation_mask(segmentation: Any, height: int, width: int, ann_id: int) -> np.ndarray:
+    """Boolean (height, width) mask of one annotation: list of polygons, or RLE of either kind.
+
+    Raises DataError, naming the annotation, where the segmentation is malformed, does not fit the
+    picture's size, or sets no pixel (all of its polygons degenerate).
+    """
+    from pycocotools import mask as coco
+
+    if isinstance(segmentation, list):
+        polygons = _polygons(segmentation, height, width, ann_id)
+        if not polygons:
+            raise DataError(
+                f"annotation {ann_id}: no polygon has three points, so its mask is empty"
+            )
+        runs = coco.merge(coco.frPyObjects(polygons, height, width))
+    elif isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if size is None or list(size) != [height, width]:
+            raise DataError(
+                f"annotation {ann_id}: its RLE is for size {size}, the picture has "
+                f"[{height}, {width}]"
+            )
+        if isinstance(counts, str | bytes):
+            counts = _run_lengths(counts, ann_id)
+        if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+            raise DataError(f"annotation {ann_id}: its RLE counts are not whole numbers")
+        if sum(counts) != height * width:
+            raise DataError(
+                f"annotation {ann_id}: its RLE covers {sum(counts)} pixels of {height * width}"
+            )
+        runs = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    else:
+        kind = type(segmentation).__name__
+        raise DataError(f"annotation {ann_id}: segmentation is {kind}, expected polygons or RLE")
+    mask = coco.decode(runs).astype(bool)
+    if not mask.any():
+        raise DataError(f"annotation {ann_id}: its mask is empty in a {width}x{height} picture")
+    return mask

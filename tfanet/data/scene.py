@@ -1,0 +1,98 @@
+"""Scenes of the synthetic dataset: which things stand where."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["COLOURS", "SHAPES", "Scene", "Thing", "make_scene"]
+
+# Each colour is any mixture of its three anchors, so no exact value gives a name away.
+COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((255, 0, 0), (200, 30, 35), (225, 60, 55)),
+    "green": ((0, 255, 0), (0, 128, 0), (60, 165, 70)),
+    "blue": ((0, 0, 255), (40, 90, 215), (30, 50, 150)),
+    "yellow": ((255, 255, 0), (240, 215, 40), (250, 235, 90)),
+    "orange": ((255, 165, 0), (245, 125, 20), (250, 145, 50)),
+    "purple": ((128, 0, 128), (150, 70, 190), (110, 40, 150)),
+    "white": ((255, 255, 255), (240, 240, 240), (250, 248, 240)),
+    "black": ((0, 0, 0), (35, 35, 35), (25, 25, 40)),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+# Radius of the circle around a thing, as a share of the picture's shorter side.
+_RADII = {"small": (0.115, 0.14), "large": (0.18, 0.215)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its three attributes, its centre (x, y) and radius in pixels, its rotation."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+
+    def outline(self) -> np.ndarray:
+        """Corners in pixels, (n, 2) float64, clockwise on the screen."""
+        if self.shape == "circle":
+            turns, radii = np.arange(40) / 40, np.ones(40)
+        elif self.shape == "star":
+            turns, radii = np.arange(10) / 10, np.where(np.arange(10) % 2, 0.46, 1.0)
+        elif self.shape == "cross":
+            arm, far = 0.36, math.sqrt(1 - 0.36**2)
+            turn = math.atan2(arm, far) / (2 * math.pi)
+            offsets = np.array([-turn, turn, 0.125])
+            turns = (np.arange(4)[:, None] / 4 + offsets).ravel()
+            radii = np.tile([1.0, 1.0, arm * math.sqrt(2)], 4)
+        elif self.shape == "diamond":
+            turns, radii = np.arange(4) / 4, np.array([1.0, 0.6, 1.0, 0.6])
+        else:
+            corners = {"triangle": 3, "square": 4}[self.shape]
+            start = 0.125 if self.shape == "square" else 0.0
+            turns, radii = start + np.arange(corners) / corners, np.ones(corners)
+        angles = 2 * math.pi * turns - math.pi / 2 + self.angle
+        unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        return np.array([self.x, self.y]) + self.radius * radii[:, None] * unit
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's size in pixels and the things in it; no two of them touch."""
+
+    width: int
+    height: int
+    things: tuple[Thing, ...]
+
+
+def make_scene(rng: np.random.Generator) -> Scene:
+    """Three to five things; later ones often share a shape or a colour with an earlier one."""
+    width, height = (int(n) for n in rng.integers(136, 193, size=2))
+    side = min(width, height)
+    wanted = int(rng.choice([3, 4, 5], p=[0.35, 0.4, 0.25]))
+    things: list[Thing] = []
+    for _ in range(60):
+        if len(things) == wanted:
+            break
+        shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
+        if things:
+            model = things[int(rng.integers(len(things)))]
+            share = rng.random()
+            shape = model.shape if share < 0.45 else shape
+            colour = model.colour if share < 0.20 or 0.45 <= share < 0.70 else colour
+        size = "small" if rng.random() < 0.5 else "large"
+        radius = rng.uniform(*_RADII[size]) * side
+        # A circle of equal radius covers far more than a star: bring the areas nearer.
+        radius *= {"circle": 0.88, "star": 1.12, "diamond": 1.12}.get(shape, 1.0)
+        margin = radius + 2
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        if all(math.hypot(x - t.x, y - t.y) > radius + t.radius + 3 for t in things):
+            # A square on its corner and a diamond look alike: keep both near upright.
+            tilt = {"square": 0.26, "diamond": 0.2, "triangle": 0.5, "cross": 0.3}.get(shape, 0.6)
+            angle = 0.0 if rng.random() < 0.4 else rng.uniform(-tilt, tilt)
+            things.append(Thing(shape, colour, size, x, y, radius, angle))
+    return Scene(width, height, tuple(things))
