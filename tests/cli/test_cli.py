@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tfanet.cli import main
 from tfanet.cli.output import table
 
@@ -43,7 +44,20 @@ def test_usage_mistakes_exit_with_1_and_one_line(capsys, argv):
         (("export", "--preset", "tfanet-huge", "--output", "x"), ["tfanet-huge", "tfanet-tiny"]),
         (("info", "--preset", "tfanet-huge"), ["tfanet-huge", "tfanet-base"]),
         (("info", "--bundle", "/nowhere"), ["/nowhere"]),
-        (("predict", "--bundle", "/nowhere", "--image", "/x.png", "--text", "a", "--output", "m"), []),
+        (
+            (
+                "predict",
+                "--bundle",
+                "/nowhere",
+                "--image",
+                "/x.png",
+                "--text",
+                "a",
+                "--output",
+                "m",
+            ),
+            [],
+        ),
         (("parity", "--bundle", "/nowhere"), ["/nowhere"]),
         (("evaluate", "--bundle", "/nowhere", "--data", "/nodata"), ["/no"]),
         (("data", "check", "--data", "/nodata"), ["/nodata"]),

@@ -5,42 +5,59 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_data_options, add_verb, progress_line, table
 
 __all__ = ["add_verbs"]
+
+SPLIT_SIZES = {"train": 2000, "val": 200, "testA": 100, "testB": 100}
 
 
 def add_verbs(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="Check a referring dataset, or make the synthetic one.")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    check = add_verb(actions, "check", run_check, extra="train")
-    check.add_argument("--data", required=True, help="the folder that holds the dataset's folder")
-    check.add_argument("--dataset", default="refcoco")
-    check.add_argument("--images", help="the picture folder, if it is not in the usual place")
+    add_data_options(add_verb(actions, "check", run_check, extra="train"))
 
     shapes = add_verb(actions, "make-shapes", run_make_shapes, extra="train")
-    shapes.add_argument("--output", required=True)
+    shapes.add_argument("--output", required=True, help="the folder to write the dataset into")
+    for split, count in SPLIT_SIZES.items():
+        shapes.add_argument(f"--{split}", type=int, default=count, help=f"pictures in {split}")
     shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--overwrite", action="store_true", help="replace the dataset there")
 
 
 def run_check(args: argparse.Namespace) -> tuple[Any, str]:
     """Read every annotation of a dataset and compare its counts with the published ones."""
     from tfanet.data import check
 
-    report = check(args.data, dataset=args.dataset, images=args.images, progress=progress_line())
+    report = check(
+        args.data,
+        args.dataset,
+        split_by=args.split_by,
+        images=args.images,
+        progress=progress_line(),
+    )
+    columns = ("refs", "sentences", "published_refs", "published_sentences")
     rows = [
-        (s["split"], s["refs"], s["sentences"], s["expected_refs"] or "-", s["expected_sentences"] or "-")
-        for s in report["splits"]
+        (split, *("-" if facts[column] is None else facts[column] for column in columns))
+        for split, facts in report["splits"].items()
     ]
-    header = ("split", "refs", "sentences", "published refs", "published sentences")
-    return report, "\n".join([table(header, rows), *report["warnings"]])
+    counts = table(("split", *(column.replace("_", " ") for column in columns)), rows)
+    head = f"{report['dataset']} ({report['split_by']}), {report['pictures']} pictures: no fault"
+    return report, "\n".join([f"{head}\n\n{counts}", *report["warnings"]])
 
 
 def run_make_shapes(args: argparse.Namespace) -> tuple[Any, str]:
     """Draw a synthetic referring dataset of coloured shapes, in the layout of RefCOCO."""
     from tfanet.data import make_shapes
 
-    report = make_shapes(args.output, seed=args.seed, progress=progress_line())
-    rows = [(name, s["images"], s["sentences"]) for name, s in report["splits"].items()]
-    return report, f"{args.output}\n\n{table(('split', 'pictures', 'sentences'), rows)}"
+    report = make_shapes(
+        args.output,
+        **{split: getattr(args, split) for split in SPLIT_SIZES},
+        seed=args.seed,
+        overwrite=args.overwrite,
+        progress=progress_line(),
+    )
+    columns = ("images", "refs", "sentences")
+    rows = [(split, *(facts[c] for c in columns)) for split, facts in report.items()]
+    return report, f"{args.output}\n\n{table(('split', *columns), rows)}"

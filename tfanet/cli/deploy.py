@@ -46,7 +46,8 @@ def add_verbs(verbs: Verbs) -> None:
     parity = add_verb(verbs, "parity", run_parity)
     parity.add_argument("--bundle", required=True)
     parity.add_argument(
-        "--checkpoint", help="the weights to compare with, if the bundle's preset does not hold them"
+        "--checkpoint",
+        help="the weights to compare with, if the bundle's preset does not hold them",
     )
 
 
@@ -73,7 +74,9 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     )
     manifest = bundle.manifest.to_dict()
     sizes = [(name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()]
-    text = f"{bundle.path}\n\n{table(('file', 'size'), sizes)}\n\n{parity_table(manifest['parity'])}"
+    text = (
+        f"{bundle.path}\n\n{table(('file', 'size'), sizes)}\n\n{parity_table(manifest['parity'])}"
+    )
     return manifest, text
 
 

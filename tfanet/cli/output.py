@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["Verbs", "add_verb", "progress_line", "table"]
+__all__ = ["Verbs", "add_data_options", "add_verb", "progress_line", "table"]
 
 Verbs = Any  # argparse keeps the type of its sub-parsers private
 Result = tuple[Any, str]
@@ -28,6 +28,14 @@ def add_verb(
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run, extra=extra)
     return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name a dataset."""
+    parser.add_argument("--data", required=True, help="the folder that holds refcoco, shapes, ...")
+    parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, grefcoco or shapes")
+    parser.add_argument("--split-by", help="for refcocog: umd (default) or google")
+    parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_data_options, add_verb, progress_line, table
 
 __all__ = ["add_verbs"]
 
@@ -15,17 +15,9 @@ def add_verbs(verbs: Verbs) -> None:
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", help="a bundle directory, run without PyTorch")
     what.add_argument("--checkpoint", help="a checkpoint file or preset name, run in PyTorch")
-    _add_data(evaluate)
+    add_data_options(evaluate)
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--limit", type=int, help="only the first N samples")
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="the folder that holds the dataset's folder")
-    parser.add_argument(
-        "--dataset", default="refcoco", help="refcoco, refcoco+, refcocog, grefcoco"
-    )
-    parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
 
 
 def run_evaluate(args: argparse.Namespace) -> tuple[Any, str]:
@@ -37,6 +29,7 @@ def run_evaluate(args: argparse.Namespace) -> tuple[Any, str]:
         args.data,
         dataset=args.dataset,
         split=args.split,
+        split_by=args.split_by,
         images=args.images,
         limit=args.limit,
         progress=progress_line(),
