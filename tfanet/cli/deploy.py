@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_verb, image_size, progress_line, table
 from tfanet.errors import InputError
 
-__all__ = ["add_verbs", "image_size", "parity_table"]
+__all__ = ["add_verbs", "parity_table"]
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -49,14 +49,6 @@ def add_verbs(verbs: Verbs) -> None:
         "--checkpoint",
         help="the weights to compare with, if the bundle's preset does not hold them",
     )
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """`480` or `480x640` (height x width) as a pair."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"image size is '{text}', expected 480 or 480x640")
-    return int(parts[0]), int(parts[-1])
 
 
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:

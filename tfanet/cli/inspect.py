@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfanet.cli.deploy import image_size
-from tfanet.cli.output import Verbs, add_verb, table
+from tfanet.cli.output import Verbs, add_verb, image_size, table
 
 __all__ = ["add_verbs"]
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["Verbs", "add_data_options", "add_verb", "progress_line", "table"]
+__all__ = ["Verbs", "add_data_options", "add_verb", "image_size", "progress_line", "table"]
 
 Verbs = Any  # argparse keeps the type of its sub-parsers private
 Result = tuple[Any, str]
@@ -38,6 +38,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """`480` or `480x640` (height x width) as a pair."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"image size is '{text}', expected 480 or 480x640")
+    return int(parts[0]), int(parts[-1])
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Columns padded to their widest cell; the first is left-aligned, the others right-aligned."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
@@ -53,13 +61,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def progress_line() -> Callable[[str, int, int], None] | None:
-    """A progress callback that rewrites one line of a terminal; None where there is no terminal."""
-    if not sys.stderr.isatty():
-        return None
+def progress_line() -> Callable[[str, int, int], None]:
+    """A progress callback: one line rewritten on a terminal, a line per tenth elsewhere."""
+    terminal = sys.stderr.isatty()
+    last = -1
 
     def show(stage: str, done: int, total: int) -> None:
-        end = "\n" if done >= total else ""
-        print(f"\r\x1b[K{stage} {done}/{total}", end=end, file=sys.stderr, flush=True)
+        nonlocal last
+        tenth = 10 * done // max(total, 1)
+        if terminal:
+            end = "\n" if done >= total else ""
+            print(f"\r\x1b[K{done}/{total}  {stage}", end=end, file=sys.stderr, flush=True)
+        elif tenth != last:
+            print(f"{done}/{total}  {stage}", file=sys.stderr, flush=True)
+        last = tenth
 
     return show
