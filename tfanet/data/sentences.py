@@ -123,7 +123,7 @@ def _relations(scene: Scene, target: Thing, rivals: list[Thing]) -> Iterator[tup
         # Mostly beside, not mostly above: the target lies within 55 degrees of the direction.
         if along(target) < 0.57 * across:
             continue
-        if _only(target, others, lambda t, d=along: _beyond(d(t), 0.12, 0.03)):  # type: ignore[misc]
+        if _only(target, others, lambda t, d=along: _beyond(d(t), 0.12, 0.0)):  # type: ignore[misc]
             for phrase in phrases:
                 yield phrase, anchor
 

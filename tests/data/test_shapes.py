@@ -1,0 +1,244 @@
+"""The synthetic dataset: format, determinism, and every sentence understood by another reader."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfanet.data import DataError, ReferDataset, check, make_shapes
+from tfanet.data.draw import draw_scene
+from tfanet.data.scene import COLOURS, SHAPES, Scene, Thing, make_scene
+from tfanet.data.sentences import describe
+from tfanet.errors import InputError
+
+SIZES = {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large"}
+RELATIONS = {
+    "to the left of": (-1, 0),
+    "left of": (-1, 0),
+    "to the right of": (1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "over": (0, -1),
+    "below": (0, 1),
+    "under": (0, 1),
+}
+PLACES = {
+    "leftmost": (-1, 0),
+    "rightmost": (1, 0),
+    "topmost": (0, -1),
+    "lowest": (0, 1),
+    "on the left": (-1, 0),
+    "at the left": (-1, 0),
+    "on the right": (1, 0),
+    "at the right": (1, 0),
+    "at the top": (0, -1),
+    "on top": (0, -1),
+    "at the bottom": (0, 1),
+}
+
+
+def named(phrase: str, things: tuple[Thing, ...]) -> list[Thing]:
+    """All things that "[size] [colour] noun" fits."""
+    *adjectives, noun = phrase.split()
+    found = [t for t in things if noun in ("object", "shape", "thing") or t.shape == noun]
+    for word in adjectives:
+        if word in SIZES:
+            found = [t for t in found if t.size == SIZES[word]]
+        else:
+            assert word in COLOURS, phrase
+            found = [t for t in found if t.colour == word]
+    return found
+
+
+def understood(sentence: str, scene: Scene) -> Thing:
+    """The thing a reader of plain English would take, by the nearest plain meaning."""
+    text = re.sub(r"^the ", "", sentence)
+    for words, (dx, dy) in RELATIONS.items():
+        if f" {words} the " in text:
+            head, anchor_name = text.split(f" {words} the ")
+            (anchor,) = named(anchor_name, scene.things)
+            beyond = [
+                t
+                for t in named(head, scene.things)
+                if t is not anchor
+                and dx * (t.x - anchor.x) / scene.width + dy * (t.y - anchor.y) / scene.height > 0
+            ]
+            (found,) = beyond
+            return found
+    for vertical, horizontal in ((v, h) for v in ("top", "bottom") for h in ("left", "right")):
+        corner = rf"^{vertical} {horizontal} | in the {vertical} {horizontal} corner$"
+        if re.search(corner, text):
+            right, down = horizontal == "right", vertical == "bottom"
+            (found,) = [
+                t
+                for t in named(re.sub(corner, "", text), scene.things)
+                if (t.x > scene.width / 2) == right and (t.y > scene.height / 2) == down
+            ]
+            return found
+    for words in (" in the middle", " in the center"):
+        if text.endswith(words):
+            return min(
+                named(text.removesuffix(words), scene.things),
+                key=lambda t: math.hypot(t.x / scene.width - 0.5, t.y / scene.height - 0.5),
+            )
+    for words, (dx, dy) in PLACES.items():
+        if text.startswith(f"{words} ") or text.endswith(f" {words}"):
+            return max(
+                named(text.replace(words, ""), scene.things),
+                key=lambda t: dx * t.x / scene.width + dy * t.y / scene.height,
+            )
+    for word, sign in (("largest", 1), ("biggest", 1), ("smallest", -1)):
+        if text.startswith(f"{word} "):
+            return max(named(text.removeprefix(word), scene.things), key=lambda t: sign * t.radius)
+    (found,) = named(text, scene.things)
+    return found
+
+
+def test_every_sentence_fits_its_target_alone() -> None:
+    seen: dict[str, int] = {}
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng)
+        for target in scene.things:
+            for sentence in describe(scene, target, 4, rng):
+                assert understood(sentence, scene) is target, (sentence, scene)
+                kind = "of" if " the " in sentence[3:] else "plain"
+                seen[kind] = seen.get(kind, 0) + 1
+    assert min(seen["of"], seen["plain"]) > 300
+
+
+def test_language_is_needed_and_things_stay_apart() -> None:
+    alike = 0
+    for seed in range(200):
+        scene = make_scene(np.random.default_rng(seed))
+        assert 2 <= len(scene.things) <= 5
+        for n, a in enumerate(scene.things):
+            corners = a.outline()
+            assert corners.min() >= 0
+            assert (corners <= (scene.width, scene.height)).all()
+            for b in scene.things[n + 1 :]:
+                assert math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
+                alike += a.shape == b.shape or a.colour == b.colour
+    assert alike > 200
+
+
+def test_shapes_have_the_areas_of_geometry() -> None:
+    expected = {
+        "circle": math.pi,
+        "square": 2.0,
+        "triangle": 3 * math.sqrt(3) / 4,
+        "diamond": 2 * 0.6,
+        "star": 10 * 0.5 * 0.46 * math.sin(math.pi / 5),
+        # Two bars, 2 * 0.36 wide and 2 * sqrt(1 - 0.36^2) long, less the square they share.
+        "cross": 2 * (0.72 * 2 * math.sqrt(1 - 0.36**2)) - 0.72**2,
+    }
+    for shape in SHAPES:
+        x, y = Thing(shape, "red", "small", 50, 60, 10, 0.3).outline().T
+        area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+        assert area == pytest.approx(100 * expected[shape], rel=0.01)
+
+
+def test_masks_cover_what_is_drawn() -> None:
+    """Inside a mask, away from its edge, colours stand off the background outside it."""
+    from tfanet.data.masks import segmentation_mask
+
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng)
+        pixels = np.asarray(draw_scene(scene, rng), dtype=float)
+        masks = [
+            segmentation_mask([t.outline().ravel().tolist()], scene.height, scene.width, 1)
+            for t in scene.things
+        ]
+        outside = pixels[~np.any(masks, axis=0)].mean(0)
+        for thing, mask in zip(scene.things, masks, strict=True):
+            inside = pixels[mask].mean(0)
+            assert np.linalg.norm(inside - outside) > 25
+            anchors = np.array(COLOURS[thing.colour])
+            assert np.linalg.norm(anchors - inside, axis=1).min() < 110
+
+
+def test_written_dataset_reads_back(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    summary = make_shapes(
+        tmp_path, train=4, val=3, testA=2, testB=1, progress=lambda *step: seen.append(step)
+    )
+    assert seen[-1] == ("drawing testB", 10, 10)
+    report = check(tmp_path)
+    assert report["dataset"] == "shapes"
+    assert report["warnings"] == []
+    assert report["pictures"] == 10
+    for split, images in (("train", 4), ("val", 3), ("testA", 2), ("testB", 1)):
+        data = ReferDataset(tmp_path, split=split)
+        assert summary[split] == {
+            "images": images,
+            "refs": len(data.refs),
+            "sentences": len(data),
+        }
+        assert len({ref.image_path for ref in data.refs}) == images
+        with Image.open(data[0].image_path) as picture:
+            assert (picture.height, picture.width) == data[0].mask.shape
+            assert picture.mode == "RGB"
+    raw = (tmp_path / "shapes" / "refs(unc).p").read_bytes()
+    assert raw[:2] == b"\x80\x02"
+    entry = pickle.loads(raw)[0]
+    assert set(entry) == {
+        "ref_id",
+        "ann_id",
+        "image_id",
+        "file_name",
+        "category_id",
+        "split",
+        "sent_ids",
+        "sentences",
+    }
+    assert set(entry["sentences"][0]) == {"sent_id", "raw", "sent", "tokens"}
+
+
+def test_same_seed_same_bytes_and_splits_do_not_depend_on_counts(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "a", train=3, val=3, testA=0, testB=0, seed=5)
+    make_shapes(tmp_path / "b", train=3, val=3, testA=0, testB=0, seed=5)
+    make_shapes(tmp_path / "c", train=0, val=5, testA=0, testB=0, seed=5)
+    make_shapes(tmp_path / "d", train=3, val=3, testA=0, testB=0, seed=6)
+
+    def pictures(name: str, prefix: str) -> list[bytes]:
+        folder = tmp_path / name / "images" / "train2014"
+        return [f.read_bytes() for f in sorted(folder.glob(f"*_{prefix}_*"))]
+
+    def sentences(name: str) -> list[str]:
+        return [s.sentence for s in ReferDataset(tmp_path / name, split="val")]
+
+    files = [f.relative_to(tmp_path / "a") for f in (tmp_path / "a").rglob("*.*")]
+    assert len(files) == 8
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files
+    )
+    assert pictures("a", "val") == pictures("c", "val")[:3]
+    assert sentences("a") == sentences("c")[: len(sentences("a"))]
+    assert pictures("a", "val") != pictures("a", "train")
+    assert pictures("a", "val") != pictures("d", "val")
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train is -1"):
+        make_shapes(tmp_path, train=-1)
+    with pytest.raises(InputError, match="all splits are 0"):
+        make_shapes(tmp_path, train=0, val=0, testA=0, testB=0)
+    with pytest.raises(InputError, match="seed is -3"):
+        make_shapes(tmp_path, seed=-3)
+    make_shapes(tmp_path / "x", train=1, val=0, testA=0, testB=0)
+    with pytest.raises(InputError, match="holds a dataset already"):
+        make_shapes(tmp_path / "x", train=1)
+    make_shapes(tmp_path / "x", train=2, val=0, testA=0, testB=0, overwrite=True)
+    assert len(ReferDataset(tmp_path / "x", split="train").refs) >= 4
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"):
+        make_shapes(tmp_path / "file" / "deeper", train=1)
+    with pytest.raises(DataError, match="no entry in the split 'val'"):
+        ReferDataset(tmp_path / "x", split="val")

@@ -1,0 +1,110 @@
+"""Training batches as a pure function of (seed, position): resuming needs no sampler state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from tfanet.runtime.preprocess import image_to_tensor, load_image
+from tfanet.runtime.tokenizer import TextTokenizer
+
+from .refer import ReferDataset
+
+__all__ = ["make_loader"]
+
+# image (3, H, W) float32, token ids (L) int64, word mask (L) float32, target (1, H, W) float32
+_Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class _Stream(Dataset[_Item]):
+    """Item p of an endless stream: epoch p // n, drawn in that epoch's own random order.
+
+    An item is a ref with a sentence drawn at random, or with `all_sentences` one (ref, sentence).
+    """
+
+    def __init__(
+        self,
+        source: ReferDataset,
+        size: tuple[int, int],
+        tokenizer: TextTokenizer,
+        seed: int,
+        all_sentences: bool,
+    ) -> None:
+        self.source, self.size, self.tokenizer, self.seed = source, size, tokenizer, seed
+        self.all_sentences = all_sentences
+        self.count = len(source) if all_sentences else len(source.refs)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def _draw(self, position: int) -> tuple[int, int]:
+        """(epoch, index in it) of a position."""
+        epoch, offset = divmod(position, self.count)
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            self._order = (epoch, order)
+        return epoch, int(self._order[1][offset])
+
+    def __getitem__(self, position: int) -> _Item:
+        epoch, index = self._draw(position)
+        if self.all_sentences:
+            sample = self.source[index]
+            ref, sentence = sample.ref, sample.sentence
+        else:
+            ref = self.source.refs[index]
+            rng = np.random.default_rng([self.seed, epoch, index])
+            sentence = ref.sentences[int(rng.integers(len(ref.sentences)))]
+        ids, words = self.tokenizer([sentence])
+        image = image_to_tensor(load_image(ref.image_path), self.size)
+        mask = Image.fromarray(ref.mask()).resize(
+            (self.size[1], self.size[0]), Image.Resampling.NEAREST
+        )
+        target = np.asarray(mask, dtype=np.float32)[None]
+        return (
+            torch.from_numpy(np.ascontiguousarray(image)),
+            torch.from_numpy(ids[0]),
+            torch.from_numpy(words[0]),
+            torch.from_numpy(target),
+        )
+
+
+class _Positions:
+    """This process's share of every global batch, from `first_step` to `steps`."""
+
+    def __init__(self, batch: int, first_step: int, steps: int, rank: int, processes: int) -> None:
+        self.batch, self.first_step, self.steps = batch, first_step, steps
+        self.rank, self.processes = rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.steps):
+            start = (step * self.processes + self.rank) * self.batch
+            yield list(range(start, start + self.batch))
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+
+def make_loader(
+    source: ReferDataset,
+    *,
+    size: tuple[int, int],
+    tokenizer: TextTokenizer,
+    batch: int,
+    first_step: int,
+    steps: int,
+    seed: int,
+    all_sentences: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+) -> DataLoader[_Item]:
+    """Loader of the batches `first_step` to `steps` - 1 of process `rank` out of `processes`.
+
+    Each batch: image (B, 3, H, W) float32, token_ids (B, L) int64, word_mask (B, L) float32,
+    target (B, 1, H, W) float32 in {0, 1}.
+    """
+    stream = _Stream(source, size, tokenizer, seed, all_sentences)
+    positions = _Positions(batch, first_step, steps, rank, processes)
+    return DataLoader(stream, batch_sampler=positions, num_workers=workers)  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""Metrics of referring segmentation, in percent. One sample is one (picture, sentence) pair."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfanet.errors import InputError
+
+__all__ = ["EMPTY_BELOW", "PRECISION_AT", "GeneralizedMetrics", "Metrics"]
+
+PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+# gRefCOCO: a prediction of fewer set pixels counts as "no target".
+EMPTY_BELOW = 50
+
+
+def _overlap(predicted: np.ndarray, true: np.ndarray) -> tuple[int, int]:
+    """(intersection, union) in pixels of two masks of one shape, non-zero where set."""
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"predicted mask has shape {predicted.shape}, the true one {true.shape}: resize first"
+        )
+    p, t = predicted.astype(bool), true.astype(bool)
+    return int(np.count_nonzero(p & t)), int(np.count_nonzero(p | t))
+
+
+class Metrics:
+    """mIoU, oIoU and P@X over samples that each have a target.
+
+    mIoU = mean over samples of I/U; oIoU = sum of I / sum of U; P@X = share with I/U > X.
+    """
+
+    def __init__(self) -> None:
+        self.ious: list[float] = []
+        self._intersection = 0
+        self._union = 0
+
+    def update(self, predicted: np.ndarray, true: np.ndarray) -> float:
+        """Add one sample, two masks of one shape; returns its IoU.
+
+        Raises InputError where the shapes differ or the true mask is empty.
+        """
+        intersection, union = _overlap(predicted, true)
+        if not true.any():
+            raise InputError("the true mask is empty: use GeneralizedMetrics for no-target data")
+        self._intersection += intersection
+        self._union += union
+        self.ious.append(intersection / union)
+        return self.ious[-1]
+
+    def compute(self) -> dict[str, float]:
+        """{"mIoU", "oIoU", "P@0.5" ... "P@0.9"} in percent. Raises InputError without samples."""
+        if not self.ious:
+            raise InputError("no sample was added: metrics of nothing are undefined")
+        ious = np.array(self.ious)
+        result = {
+            "mIoU": 100 * float(ious.mean()),
+            "oIoU": 100 * self._intersection / self._union,
+        }
+        return result | {f"P@{x}": 100 * float((ious > x).mean()) for x in PRECISION_AT}
+
+
+class GeneralizedMetrics:
+    """gRefCOCO's gIoU, cIoU, N-acc and T-acc; an empty true mask means "no target".
+
+    A prediction of fewer than `EMPTY_BELOW` pixels is taken as empty. gIoU counts a right
+    no-target as 1 and a wrong one as 0; cIoU = sum of I / sum of U; N-acc = share of no-target
+    samples predicted empty; T-acc = share of target samples predicted non-empty.
+    """
+
+    def __init__(self) -> None:
+        self.ious: list[float] = []
+        self._intersection = 0
+        self._union = 0
+        self._right = {False: 0, True: 0}
+        self._seen = {False: 0, True: 0}
+
+    def update(self, predicted: np.ndarray, true: np.ndarray) -> float:
+        """Add one sample, two masks of one shape; returns its IoU. Raises InputError on shapes."""
+        has_target = bool(true.any())
+        says_target = int(np.count_nonzero(predicted)) >= EMPTY_BELOW
+        intersection, union = _overlap(predicted if says_target else np.zeros_like(true), true)
+        self._seen[has_target] += 1
+        self._right[has_target] += says_target == has_target
+        self._intersection += intersection
+        self._union += union
+        self.ious.append(intersection / union if union else 1.0)
+        return self.ious[-1]
+
+    def compute(self) -> dict[str, float]:
+        """{"gIoU", "cIoU", "N-acc", "T-acc"} in percent; an accuracy without samples is left out.
+
+        Raises InputError without samples.
+        """
+        if not self.ious:
+            raise InputError("no sample was added: metrics of nothing are undefined")
+        result = {
+            "gIoU": 100 * float(np.mean(self.ious)),
+            "cIoU": 100 * self._intersection / self._union if self._union else 100.0,
+        }
+        for name, has_target in (("N-acc", False), ("T-acc", True)):
+            if self._seen[has_target]:
+                result[name] = 100 * self._right[has_target] / self._seen[has_target]
+        return result
