@@ -1,0 +1,1 @@
+"""Run a bundle without PyTorch: NumPy, Pillow, tokenizers and ONNX Runtime."""
