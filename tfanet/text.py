@@ -1,0 +1,60 @@
+"""CLIP's text tower, from transformers: token ids to word features and a sentence feature."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from tfanet.config import TextConfig
+from tfanet.errors import InputError
+
+__all__ = ["TextEncoder"]
+
+SOS_ID, EOS_ID = 49406, 49407
+
+
+class TextEncoder(nn.Module):
+    """F_W and F_T of the paper (section 3.1).
+
+    The tower is causal: tokens after the end token cannot change what stands before them, so it
+    needs no attention mask.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.clip = _tower(config)
+
+    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) int64 to word features (B, T, L) and the sentence feature (B, T).
+
+        The sentence feature is the final state at the first end token.
+        """
+        output = self.clip(input_ids=token_ids)
+        return output.last_hidden_state.transpose(1, 2), output.pooler_output
+
+
+def _tower(config: TextConfig) -> CLIPTextModel:
+    if config.pretrained is None:
+        sizes = CLIPTextConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.positions,
+            bos_token_id=SOS_ID,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+        )
+        return CLIPTextModel(sizes)
+    try:
+        tower = CLIPTextModel.from_pretrained(config.pretrained)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"no CLIP text model at {config.pretrained!r}: {reason}") from error
+    if tower.config.hidden_size != config.width:
+        raise InputError(
+            f"the text model at {config.pretrained!r} has width {tower.config.hidden_size}, "
+            f"the configuration says {config.width}"
+        )
+    return tower
