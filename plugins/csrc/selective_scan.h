@@ -1,78 +1,99 @@
-// The selective-scan kernel for the CPU: the one interface that every host (PyTorch through the C
-// interface in selective_scan_c.cpp, ONNX Runtime through its custom operator) drives.
+// The selective scan on the CPU: the one interface that every binding of the kernel uses.
 //
-//   delta' = softplus(delta + delta_bias)        (softplus only if delta_softplus)
-//   h_t = exp(delta'_t A) h_{t-1} + delta'_t B_t u_t,   h_{-1} = 0
-//   y_t = sum_n C_t h_t + D u_t,                 y *= z sigmoid(z)
+//   delta' = softplus(delta + delta_bias)                 (softplus where delta_softplus is set)
+//   h_t[n] = exp(delta'_t A[n]) h_{t-1}[n] + delta'_t B_t[n] u_t,   h_{-1} = 0
+//   y_t    = (sum_n C_t[n] h_t[n] + D u_t) * z_t sigmoid(z_t)       (D, z where given)
 //
-// The work is cut into independent units. Any thread may run any range of units; the result does not
-// depend on who runs what. The kernel allocates nothing in the forward pass and throws nothing.
-#pragma once
+// The caller owns all memory and all threads: a call is cut into units (blocks of channels) that
+// any thread may run in any order, and the result does not depend on who ran which. Forward units
+// allocate nothing; backward units allocate scratch memory of their own.
+#ifndef TFANET_SELECTIVE_SCAN_H
+#define TFANET_SELECTIVE_SCAN_H
 
 #include <cstdint>
 
 namespace tfanet {
 
-enum class DType : int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+// Values are part of the C interface.
+enum DType : std::int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
-// Instruction sets, from the least to the most capable. kGeneric is SSE2 or NEON.
-enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+// Instruction sets; kAutomatic is the best one that this machine has, or the one named by the
+// environment variable TFANET_SCAN_ISA ("baseline", "avx2", "avx512") at the first call.
+enum Isa : std::int32_t { kAutomatic = 0, kBaseline = 1, kAvx2 = 2, kAvx512 = 3 };
 
-// Shapes and contiguous row-major operands. Null marks an absent optional operand.
+constexpr std::int64_t kMaxState = 256;
+
+// Strides count elements. The last axis (time) of every sequence is contiguous; A, D and
+// delta_bias are contiguous. Batch and row strides may be 0 (an expanded tensor) except in y.
+struct SequenceStrides {
+  std::int64_t batch, row;
+};
+struct ProjectionStrides {
+  std::int64_t batch, group, state;
+};
+
 struct ScanArgs {
-  int64_t batch = 0;
-  int64_t dim = 0;     // channels; a multiple of groups
-  int64_t length = 0;  // L
-  int64_t groups = 1;  // G: channel c reads B and C of group c / (dim / G)
-  int64_t state = 1;   // N
-  DType dtype = DType::kFloat32;  // of u, delta, B, C, z and y
-  bool delta_softplus = false;
-  const void* u = nullptr;           // (batch, dim, L)
-  const void* delta = nullptr;       // (batch, dim, L)
-  const void* A = nullptr;           // (dim, N); weights are float64 with kFloat64, else float32
-  const void* B = nullptr;           // (batch, G, N, L)
-  const void* C = nullptr;           // (batch, G, N, L)
-  const void* D = nullptr;           // (dim), optional, a weight
-  const void* z = nullptr;           // (batch, dim, L), optional
-  const void* delta_bias = nullptr;  // (dim), optional, a weight
-  void* y = nullptr;                 // (batch, dim, L)
+  std::int64_t batch, dim, length, state, groups;  // dim is a multiple of groups
+  std::int32_t dtype;  // of u, delta, B, C, z, y; the state is double for kFloat64, else float
+  std::int32_t weight_dtype;  // of A, D, delta_bias
+  std::int32_t delta_softplus;
+  std::int32_t isa;
+  const void* u;           // (batch, dim, length)
+  const void* delta;       // (batch, dim, length)
+  const void* A;           // (dim, state)
+  const void* B;           // (batch, groups, state, length)
+  const void* C;           // (batch, groups, state, length)
+  const void* D;           // (dim) or null
+  const void* z;           // (batch, dim, length) or null
+  const void* delta_bias;  // (dim) or null
+  void* y;                 // (batch, dim, length)
+  SequenceStrides u_strides, delta_strides, z_strides, y_strides;
+  ProjectionStrides B_strides, C_strides;
 };
 
-// Gradients, all in the type of the weights (float64 with kFloat64, else float32), which is also
-// the type of dy. Those of the weights are per batch entry, so that units never share an element;
-// the caller sums them over the batch. Only float32 and float64 operands have gradients here.
-struct ScanGrads {
-  const void* dy = nullptr;     // (batch, dim, L)
-  void* du = nullptr;           // (batch, dim, L)
-  void* ddelta = nullptr;       // (batch, dim, L)
-  void* dA = nullptr;           // (batch, dim, N)
-  void* dB = nullptr;           // (batch, G, N, L)
-  void* dC = nullptr;           // (batch, G, N, L)
-  void* dD = nullptr;           // (batch, dim), null if D is
-  void* dz = nullptr;           // (batch, dim, L), null if z is
-  void* ddelta_bias = nullptr;  // (batch, dim), null if delta_bias is
+// What the backward pass writes. Gradients of sequences are contiguous and have the dtype of the
+// sequences. The others are sums over units: each unit writes its part, in the type of the state,
+// and the caller adds the parts over the leading axis (and dA, dD, ddelta_bias over the batch).
+struct ScanGradients {
+  const void* dy;           // (batch, dim, length), contiguous
+  void* du;                 // (batch, dim, length)
+  void* ddelta;             // (batch, dim, length)
+  void* dz;                 // (batch, dim, length), null where z is
+  void* dA_parts;           // (batch, dim, state)
+  void* dB_parts;           // (slabs, batch, groups, state, length)
+  void* dC_parts;           // (slabs, batch, groups, state, length)
+  void* dD_parts;           // (batch, dim), null where D is
+  void* ddelta_bias_parts;  // (batch, dim), null where delta_bias is
 };
 
-// The largest N; the state of a unit lives on the stack.
-constexpr int64_t kMaxState = 64;
+// Fills all strides for contiguous arrays.
+void set_contiguous(ScanArgs& args);
 
-// The best instruction set of this machine, or less where TFANET_ISA=generic|avx2|avx512 asks for it.
-Isa best_isa();
-
-// Why the arguments cannot be used, or null.
+// Null if the sizes, dtypes and pointers make sense, else what is wrong in one static sentence.
 const char* check(const ScanArgs& args);
 
-int64_t forward_units(const ScanArgs& args, Isa isa);
-void forward(const ScanArgs& args, Isa isa, int64_t begin, int64_t end);
+// Number of units of a forward pass; 0 for an empty batch, dim or length.
+std::int64_t forward_units(const ScanArgs& args);
 
-// One unit per batch entry and group. Allocates scratch memory per call: about 100 kB times N.
-int64_t backward_units(const ScanArgs& args);
-void backward(const ScanArgs& args, const ScanGrads& grads, Isa isa, int64_t begin, int64_t end);
+// Rough cost of one unit in floating-point operations, for the caller's choice of threads.
+double forward_unit_cost(const ScanArgs& args);
 
-// A rough count of operations, for a host that decides how many threads a call is worth.
-inline double cost(const ScanArgs& args) {
-  return static_cast<double>(args.batch) * static_cast<double>(args.dim) *
-         static_cast<double>(args.length) * (4.0 + 2.0 * static_cast<double>(args.state));
-}
+// Runs the units [begin, end). `args` must have passed `check`.
+void run_forward(const ScanArgs& args, std::int64_t begin, std::int64_t end);
+
+// Leading size of dB_parts and dC_parts.
+std::int64_t backward_slabs(const ScanArgs& args);
+
+// The backward pass recomputes the states from the inputs; args.y is not read or written.
+std::int64_t backward_units(const ScanArgs& args);
+double backward_unit_cost(const ScanArgs& args);
+void run_backward(const ScanArgs& args, const ScanGradients& grads, std::int64_t begin,
+                  std::int64_t end);
+
+// Name of the instruction set that `isa` resolves to on this machine, or null where the machine
+// does not have it.
+const char* isa_name(std::int32_t isa);
 
 }  // namespace tfanet
+
+#endif
