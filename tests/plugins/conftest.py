@@ -99,6 +99,8 @@ def chain(
             operands.append(f"{n}{index}" if n in arrays else "")
             if n in arrays:
                 feeds[f"{n}{index}"] = arrays[n]
+        while not operands[-1]:
+            operands.pop()
         name = f"y{index}"
         nodes.append(
             helper.make_node(

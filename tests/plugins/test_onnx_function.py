@@ -174,6 +174,7 @@ def test_rewrite_goes_round(onnx_scans: Any, tmp_path: Path) -> None:
         rewrite(start, end, kind)
         model = onnx.load(end)
         assert len(model.functions) == (kind != "none")
+        assert all(all(n.input) for n in model.graph.node)
         if kind != "none":
             assert onnx_scans.error(onnx_scans.run(model, case.feeds), case.expected) < 1e-6
         start = end

@@ -33,7 +33,7 @@ def bare(elem: dict[str, int] | None = None, **shapes: list[Any]) -> onnx.ModelP
     node = helper.make_node("SelectiveScan", list(SHAPES), ["y"], domain="tfanet")
     end = helper.make_node("Identity", ["y"], ["out"])
     result = (elem or {}).get("u", TensorProto.FLOAT)
-    output = helper.make_tensor_value_info("out", result, None)
+    output = helper.make_tensor_value_info("out", result, [None] * 3)
     graph = helper.make_graph([node, end], "bare", inputs, [output])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("tfanet", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)

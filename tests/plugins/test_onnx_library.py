@@ -1,0 +1,231 @@
+"""libtfanet_ort.so: the operator in the newest and in the lowest supported ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from tfanet.errors import MissingDependencyError
+from tfanet.plugins import ort_library_path
+from tfanet.plugins.function_body import attach
+
+LOWEST = Path(__file__).resolve().parents[2] / "build" / "ort-lowest"
+OPTIONAL = ((), ("D",), ("D", "delta_bias"), ("D", "delta_bias", "z"), ("delta_bias",), ("z",))
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    try:
+        return ort_library_path()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def options_with(library: Path) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 2, 4
+    options.register_custom_ops_library(str(library))
+    return options
+
+
+def test_links_and_exports_the_least(library: Path) -> None:
+    linked = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+    names = {Path(line.split()[0]).name for line in linked.splitlines()}
+    allowed = r"(linux-vdso|ld-linux.*|libc|libm|libpthread|libstdc\+\+|libgcc_s)\.so\.\d+"
+    assert all(re.fullmatch(allowed, n) for n in names), names
+    command = ["nm", "-D", "--defined-only", library]
+    exported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[-1] for line in exported.splitlines()] == ["RegisterCustomOps"]
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel", "none"])
+def test_the_node_is_kept_and_computed(
+    onnx_scans: Any, library: Path, tmp_path: Path, kind: str
+) -> None:
+    case = onnx_scans.chain(onnx_scans.Scan(length=500), onnx_scans.Scan(length=500))
+    options = options_with(library)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    model = attach(case.model, kind)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    (result,) = session.run(None, case.feeds)
+    assert onnx_scans.error(result, case.expected) < 1e-6
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert [n.op_type for n in nodes] == ["SelectiveScan"] * 2
+
+
+@pytest.mark.parametrize("optional", OPTIONAL)
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("states", [1, 5])
+def test_optional_inputs(
+    onnx_scans: Any, library: Path, optional: tuple[str, ...], softplus: bool, states: int
+) -> None:
+    scan = onnx_scans.Scan(
+        dim=15, groups=3, length=77, optional=optional, softplus=softplus, states=states
+    )
+    case = onnx_scans.chain(scan, seed=states)
+    assert onnx_scans.error(onnx_scans.run(case.model, case.feeds, library), case.expected) < 1e-6
+
+
+def test_same_result_as_the_functions(onnx_scans: Any, library: Path) -> None:
+    case = onnx_scans.chain(onnx_scans.Scan(), onnx_scans.Scan(optional=("z",)))
+    model = attach(case.model, "sequential")
+    ours, inlined = (onnx_scans.run(model, case.feeds, lib) for lib in (library, None))
+    assert onnx_scans.error(ours, inlined) < 1e-6
+
+
+def test_double_and_half(onnx_scans: Any, library: Path) -> None:
+    scan = onnx_scans.Scan(length=130, states=2, optional=("D", "delta_bias", "z"))
+    double = onnx_scans.chain(scan, dtype=np.float64)
+    result = onnx_scans.run(double.model, double.feeds, library)
+    assert onnx_scans.error(result, double.expected) < 1e-13
+    half = onnx_scans.chain(scan, dtype=np.float16)
+    result = onnx_scans.run(half.model, half.feeds, library)
+    assert result.dtype == np.float16
+    near = np.abs(result - half.expected) <= 2.0**-11 * np.abs(half.expected) + 1e-6
+    assert near.all()
+
+
+@pytest.mark.parametrize("elem", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("wide_weights", [False, True])
+def test_short_sequences(onnx_scans: Any, library: Path, elem: int, wide_weights: bool) -> None:
+    """float32 in and out of the model, 16 bits at the node, with 32 or 16-bit weights."""
+    case = onnx_scans.chain(onnx_scans.Scan(length=64, states=2))
+    model, node = case.model, case.model.graph.node[0]
+    casts = []
+    for i, name in enumerate(node.input):
+        if not (wide_weights and name[:-1] in ("A", "D", "delta_bias")):
+            casts.append(helper.make_node("Cast", [name], [f"{name}_short"], to=elem))
+            node.input[i] = f"{name}_short"
+    node.output[0] = "y_short"
+    end = helper.make_node("Cast", ["y_short"], ["y0"], to=TensorProto.FLOAT)
+    nodes = [*casts, node, end]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model, full_check=True)
+    result = onnx_scans.run(model, case.feeds, library)
+    bits = 11 if elem == TensorProto.FLOAT16 else 8
+    assert onnx_scans.error(result, case.expected) < 16 * 2.0**-bits
+
+
+def hostile(onnx_scans: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A model that declares no shape at all, so that only the operator can see a mistake."""
+    case = onnx_scans.chain(onnx_scans.Scan(dim=6, states=2, optional=("D", "delta_bias", "z")))
+    for value in (*case.model.graph.input, *case.model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    return case.model, case.feeds
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("u", (2, 6), "input u has rank 2, expected 3"),
+        ("delta0", (2, 6, 39), "L is 39 in input delta, but 40"),
+        ("delta0", (1, 6, 40), "batch is 1 in input delta, but 2"),
+        ("A0", (6,), "input A has rank 1, expected 2"),
+        ("A0", (5, 2), "dim is 5 in input A, but 6"),
+        ("B0", (2, 2, 3, 40), "N is 3 in input B, but 2"),
+        ("B0", (2, 2, 2, 40, 1), "input B has rank 5, expected 4"),
+        ("C0", (2, 1, 2, 40), "G is 1 in input C, but 2"),
+        ("D0", (1,), "dim is 1 in input D, but 6"),
+        ("delta_bias0", (6, 1), "input delta_bias has rank 2, expected 1"),
+        ("z0", (2, 6, 0), "L is 0 in input z, but 40"),
+    ],
+)
+def test_bad_shapes_are_errors(
+    onnx_scans: Any, library: Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    model, feeds = hostile(onnx_scans)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options_with(library))
+    expected = session.run(None, feeds)[0]
+    with pytest.raises(Exception, match=f"SelectiveScan: {message}"):
+        session.run(None, {**feeds, name: np.ones(shape, np.float32)})
+    assert (session.run(None, feeds)[0] == expected).all()
+
+
+def test_groups_that_do_not_divide_dim(onnx_scans: Any, library: Path) -> None:
+    model, feeds = hostile(onnx_scans)
+    for groups in (0, 4, 7):
+        grouped = np.ones((2, groups, 2, 40), np.float32)
+        with pytest.raises(Exception, match="SelectiveScan: "):
+            onnx_scans.run(model, {**feeds, "B0": grouped, "C0": grouped}, library)
+
+
+def test_missing_required_input(onnx_scans: Any, library: Path) -> None:
+    model, feeds = hostile(onnx_scans)
+    model.graph.node[0].input[3] = ""
+    with pytest.raises(Exception, match="SelectiveScan"):
+        onnx_scans.run(model, feeds, library)
+
+
+def test_empty_batch_and_length(onnx_scans: Any, library: Path) -> None:
+    model, feeds = hostile(onnx_scans)
+    for axis in (0, -1):
+        empty = {n: np.take(a, [], axis) if a.ndim > 2 else a for n, a in feeds.items()}
+        assert onnx_scans.run(model, empty, library).shape == empty["u"].shape
+
+
+def test_concurrent_runs_agree(onnx_scans: Any, library: Path) -> None:
+    case = onnx_scans.chain(onnx_scans.Scan(dim=64, length=700))
+    session = onnxruntime.InferenceSession(case.model.SerializeToString(), options_with(library))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: session.run(None, case.feeds)[0], range(12)))
+    assert onnx_scans.error(results[0], case.expected) < 1e-6
+    assert all((r == results[0]).all() for r in results)
+
+
+RUN_LOWEST = """
+import sys
+import numpy as np
+import onnxruntime
+
+folder, library = sys.argv[1:]
+feeds = dict(np.load(folder + "/feeds.npz"))
+for name in ("sequential", "parallel", "none"):
+    for registered in (True, False):
+        if name == "none" and not registered:
+            continue
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if registered:
+            options.register_custom_ops_library(library)
+        session = onnxruntime.InferenceSession(f"{folder}/{name}.onnx", options)
+        np.save(f"{folder}/{name}-{registered}.npy", session.run(None, feeds)[0])
+print(onnxruntime.__version__)
+"""
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_lowest_supported_runtime(
+    onnx_scans: Any, library: Path, tmp_path: Path, opset: int
+) -> None:
+    if not (LOWEST / "onnxruntime").is_dir():
+        pytest.skip("the lowest supported ONNX Runtime is not installed: run `make ort-lowest`")
+    scan = onnx_scans.Scan(length=200, states=2, optional=("D", "delta_bias", "z"))
+    case = onnx_scans.chain(scan, onnx_scans.Scan(length=200), opset=opset)
+    np.savez(tmp_path / "feeds.npz", **case.feeds)
+    for kind in ("sequential", "parallel", "none"):
+        onnx.save(attach(case.model, kind), tmp_path / f"{kind}.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_LOWEST, tmp_path, library],
+        env={**os.environ, "PYTHONPATH": str(LOWEST)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1.20.")
+    results = sorted(tmp_path.glob("*.npy"))
+    assert len(results) == 5
+    for path in results:
+        assert onnx_scans.error(np.load(path), case.expected) < 1e-6
