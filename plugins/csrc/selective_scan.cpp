@@ -1,0 +1,118 @@
+// Checks, units and the choice of the instruction set.
+#include "selective_scan.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "selective_scan_kernel.h"
+
+namespace tfanet {
+namespace {
+
+struct Choice {
+  const char* name;
+  const Kernel* kernel;  // null where this machine can't run it
+};
+
+Choice choice(std::int32_t isa) {
+  switch (isa) {
+    case kBaseline:
+      return {"baseline", &kernel_baseline};
+#if defined(__x86_64__)
+    case kAvx2:
+      return {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                              __builtin_cpu_supports("f16c")
+                          ? &kernel_avx2
+                          : nullptr};
+    case kAvx512:
+      return {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512dq") &&
+                                __builtin_cpu_supports("avx512vl")
+                            ? &kernel_avx512
+                            : nullptr};
+#endif
+    default:
+      return {nullptr, nullptr};
+  }
+}
+
+// The one that the environment names, if this machine has it, else the best.
+std::int32_t automatic() {
+  const char* wanted = std::getenv("TFANET_SCAN_ISA");
+  std::int32_t best = kBaseline;
+  for (std::int32_t isa = kBaseline; isa <= kAvx512; ++isa) {
+    const Choice found = choice(isa);
+    if (!found.kernel) continue;
+    best = isa;
+    if (wanted && !std::strcmp(wanted, found.name)) break;
+  }
+  return best;
+}
+
+Choice resolve(std::int32_t isa) {
+  static const std::int32_t best = automatic();
+  return choice(isa == kAutomatic ? best : isa);
+}
+
+std::int64_t blocks(const ScanArgs& args, std::int64_t channels_of_block) {
+  if (args.batch == 0 || args.dim == 0 || args.length == 0) return 0;
+  const std::int64_t channels = args.dim / args.groups;
+  return (channels + channels_of_block - 1) / channels_of_block;
+}
+
+double unit_cost(const ScanArgs& args, std::int64_t channels) {
+  return (40.0 + 25.0 * static_cast<double>(args.state)) *
+         static_cast<double>(args.length * channels);
+}
+
+bool known(std::int32_t dtype) { return dtype >= kFloat32 && dtype <= kBFloat16; }
+
+}  // namespace
+
+void set_contiguous(ScanArgs& args) {
+  const SequenceStrides sequence = {args.dim * args.length, args.length};
+  const ProjectionStrides projection = {args.groups * args.state * args.length,
+                                        args.state * args.length, args.length};
+  args.u_strides = args.delta_strides = args.z_strides = args.y_strides = sequence;
+  args.B_strides = args.C_strides = projection;
+}
+
+const char* check(const ScanArgs& args) {
+  if (args.batch < 0 || args.dim < 0 || args.length < 0) return "a size is negative";
+  if (args.state < 1 || args.state > kMaxState) return "N (columns of A) must be from 1 to 256";
+  if (args.groups < 1 || args.dim % args.groups != 0) return "dim must be a multiple of G";
+  if (!known(args.dtype) || !known(args.weight_dtype)) return "unknown dtype";
+  if (!resolve(args.isa).kernel) return "this machine lacks the instruction set asked for";
+  const bool empty = args.batch == 0 || args.dim == 0 || args.length == 0;
+  if (!empty && !(args.u && args.delta && args.A && args.B && args.C)) {
+    return "u, delta, A, B and C must not be null";
+  }
+  return nullptr;
+}
+
+std::int64_t forward_units(const ScanArgs& args) {
+  return args.batch * args.groups * blocks(args, kUnitChannels);
+}
+double forward_unit_cost(const ScanArgs& args) { return unit_cost(args, kUnitChannels); }
+
+void run_forward(const ScanArgs& args, std::int64_t begin, std::int64_t end) {
+  resolve(args.isa).kernel->forward(args, begin, end);
+}
+
+std::int64_t backward_slabs(const ScanArgs& args) { return blocks(args, kSlabChannels); }
+std::int64_t backward_units(const ScanArgs& args) {
+  return args.batch * args.groups * backward_slabs(args);
+}
+double backward_unit_cost(const ScanArgs& args) { return 3 * unit_cost(args, kSlabChannels); }
+
+void run_backward(const ScanArgs& args, const ScanGradients& grads, std::int64_t begin,
+                  std::int64_t end) {
+  resolve(args.isa).kernel->backward(args, grads, begin, end);
+}
+
+const char* isa_name(std::int32_t isa) {
+  const Choice found = resolve(isa);
+  return found.kernel ? found.name : nullptr;
+}
+
+}  // namespace tfanet
