@@ -267,14 +267,17 @@ def _sequential(body: _Body) -> str:
 def _parallel(body: _Body) -> str:
     """Two levels of Hillis-Steele doubling: over the steps of each chunk, then over the chunks."""
     f, single = body.f, body.pattern.single_state
+    inner = 5 if single else 6
     body.cut(f.constant([PARALLEL_CHUNK]))
     zero, one = f.constant(0, body.dtype), f.constant(1, body.dtype)
 
     def delayed(x: str, by: int, rank: int, fill: str) -> str:
-        """x moved `by` places down the last axis. Slicing after padding is right even when the
-        axis is shorter than `by`, which happens where nodes of different L share the body."""
-        pads = f.constant([0] * (rank - 1) + [by] + [0] * rank)
-        longer = f("Pad", x, pads, fill)
+        """x moved `by` places down the last axis, `fill` before it."""
+        front = [0] * (rank - 1)
+        if rank == inner:
+            return f("Pad", x, f.constant([*front, by, *front, -by]), fill)
+        # Nodes of unlike L share the body, so there may be fewer chunks than `by`: pad, then cut.
+        longer = f("Pad", x, f.constant([*front, by, *front, 0]), fill)
         return f("Slice", longer, f.constant([0]), f.constant([-by]), f.constant([rank - 1]))
 
     def doubled(a: str, h: str, places: int, rank: int, keep_a: bool) -> tuple[str, str]:
@@ -286,7 +289,7 @@ def _parallel(body: _Body) -> str:
             by *= 2
         return a, h
 
-    dt, rank = body.per_channel(body.dt), 5 if single else 6
+    dt, rank = body.per_channel(body.dt), inner
     a = f("Exp", f("Mul", dt, body.decay_rate(2)))
     h = f("Mul", body.per_channel(f("Mul", body.dt, body.u)), body.per_state("B"))
     a, h = doubled(a, h, PARALLEL_CHUNK, rank, keep_a=True)
