@@ -41,7 +41,7 @@ class Fusion(nn.Module):
     def forward(
         self, image: Tensor, words: Tensor, sentence: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """F_V (B, C, H, W), F_W (B, T, L), F_T (B, T), m (B, 1, L) to F_F like F_V, F_LV (B, C, L)."""
+        """F_V (B, C, H, W), F_W (B, T, L), F_T (B, T) and m (B, 1, L) to F_F, F_LV (B, C, L)."""
         f_vl, f_lv = self.align(image, words, mask)
         return self.cfsm(self.block(image, f_vl, f_lv, sentence, mask)), f_lv
 
