@@ -1,7 +1,7 @@
 """Pictures to tensors and logits to masks: the one definition that every part of tfanet uses.
 
-Training, evaluation, the export's parity check and the runtimes all call these functions, so a model
-never sees a picture prepared in two ways. NumPy and Pillow only.
+Training, evaluation, the export's parity check and the runtimes all call these functions, so a
+model never sees a picture prepared in two ways. NumPy and Pillow only.
 """
 
 from __future__ import annotations

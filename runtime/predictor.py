@@ -1,0 +1,219 @@
+"""`Predictor`: a bundle, a picture and a sentence in; a mask at the picture's own size out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tfanet.errors import InputError, MissingDependencyError
+from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
+from tfanet.runtime.session import open_session
+from tfanet.runtime.tokenizer import TextTokenizer
+
+__all__ = ["Prediction", "Predictor", "Sentence"]
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An encoded sentence, usable on any number of pictures.
+
+    Attributes:
+        words: (1, T, L) float32. sentence: (1, T) float32. mask: (1, L) float32.
+    """
+
+    words: np.ndarray
+    sentence: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a sentence means in a picture.
+
+    Attributes:
+        mask: (H, W) bool, at the picture's own size.
+        score: mean probability of the mask's pixels, 0 to 1; 0 where the mask is empty.
+        logits: (h, w) float32 at the model's size; probability = sigmoid(logit).
+        timings: milliseconds of preprocess, text (near 0 when cached), image, postprocess, total.
+    """
+
+    mask: np.ndarray
+    score: float
+    logits: np.ndarray
+    timings: dict[str, float]
+
+
+class Predictor:
+    """Runs a bundle with ONNX Runtime on the CPU. One predictor may serve many threads.
+
+    Args:
+        bundle: the bundle's directory.
+        backend: "auto" or "onnxruntime-cpu", the backend of this version.
+        threads: of a single run; None takes all cores.
+        op_library: "auto" loads our scan kernel if it is installed, and else runs the function
+            body in the ONNX file, several times slower (`info()` says which); a path loads that
+            library; None never loads one.
+        cache_size: encoded sentences kept, least recently used dropped first.
+
+    Raises:
+        BundleError: where the bundle is incomplete or altered.
+        MissingDependencyError: where onnxruntime, or a library that the model needs, is missing.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        op_library: str | Path | None = "auto",
+        cache_size: int = 256,
+    ) -> None:
+        if backend not in ("auto", "onnxruntime-cpu"):
+            raise InputError(f"backend is {backend!r}: this version has onnxruntime-cpu (or auto)")
+        if cache_size < 0:
+            raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
+        self.bundle = Bundle.open(bundle)
+        manifest = self.bundle.manifest
+        self._tokenizer = TextTokenizer(self.bundle.file("tokenizer.json"), manifest.text["length"])
+        self._library = _library(op_library)
+        self._text = open_session(self.bundle.file("text.onnx"), self._library, threads)
+        self._image = open_session(self.bundle.file("image.onnx"), self._library, threads)
+        self._cache: OrderedDict[str, Sentence] = OrderedDict()
+        self._cache_size = cache_size
+        self._lock = threading.Lock()
+
+    def info(self) -> dict[str, Any]:
+        """The backend in use, the operator library (None: the function body), and the model."""
+        return {
+            "backend": "onnxruntime-cpu",
+            "op_library": None if self._library is None else str(self._library),
+            "bundle": str(self.bundle.path),
+            "model": self.bundle.manifest.model["preset"],
+            "image_size": list(self.bundle.manifest.preprocessing["size"]),
+            "text_length": self.bundle.manifest.text["length"],
+        }
+
+    def __call__(self, image: Picture, text: str | Sequence[str]) -> Prediction | list[Prediction]:
+        """Segment what `text` names in `image`.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array (H, W, 3), of any size.
+            text: one sentence, or a list of them for the same picture.
+
+        Returns:
+            A Prediction, or for a list one for each sentence, in its order.
+
+        Raises:
+            ImageError, TextError: naming what is wrong with the picture or a sentence.
+        """
+        if isinstance(text, str | bytes):
+            return self._predict(image, [text])[0]
+        return self._predict(image, list(text))
+
+    def encode_text(self, text: str) -> Sentence:
+        """The features of a sentence, from the cache where they are."""
+        with self._lock:
+            known = self._cache.get(text)
+            if known is not None:
+                self._cache.move_to_end(text)
+                return known
+        ids, mask = self._tokenizer(text)
+        words, sentence = self._text.run(None, {"token_ids": ids})
+        encoded = Sentence(words, sentence, mask)
+        with self._lock:
+            self._cache[text] = encoded
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return encoded
+
+    def predict_tensors(self, image: np.ndarray, sentence: Sentence) -> np.ndarray:
+        """Logits (B, 1, h, w) of a preprocessed image (B, 3, h, w), as `image_to_tensor` makes it.
+
+        The sentence is used for every image of the batch, as over the frames of a video.
+        """
+        batch = image.shape[0]
+        return self._run(image, [sentence] * batch)
+
+    def preprocess(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
+        """A picture as (3, h, w) float32 for `predict_tensors`, and its own size (H, W)."""
+        picture = load_image(image)
+        facts = self.bundle.manifest.preprocessing
+        size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
+        return image_to_tensor(picture, size, mean, std), (picture.height, picture.width)
+
+    def _predict(self, image: Picture, texts: list[Any]) -> list[Prediction]:
+        if not texts:
+            raise InputError("the list of sentences is empty: pass one or more")
+        started = time.perf_counter()
+        tensor, size = self.preprocess(image)
+        prepared = time.perf_counter()
+        sentences = [self.encode_text(text) for text in texts]
+        encoded = time.perf_counter()
+        logits: list[np.ndarray] = []
+        batch = len(texts) if self.bundle.manifest.dynamic_batch else 1
+        for start in range(0, len(texts), batch):
+            part = sentences[start : start + batch]
+            images = np.broadcast_to(tensor, (len(part), *tensor.shape))
+            logits.extend(self._run(np.ascontiguousarray(images), part)[:, 0])
+        ran = time.perf_counter()
+        threshold = self.bundle.manifest.threshold
+        results = []
+        for plane in logits:
+            mask, resized = logits_to_mask(plane, size, threshold)
+            results.append((mask, _score(resized, mask), plane))
+        done = time.perf_counter()
+        timings = {
+            "preprocess": prepared - started,
+            "text": encoded - prepared,
+            "image": ran - encoded,
+            "postprocess": done - ran,
+            "total": done - started,
+        }
+        milliseconds = {name: 1e3 * value for name, value in timings.items()}
+        return [Prediction(*result, timings=milliseconds) for result in results]
+
+    def _run(self, image: np.ndarray, sentences: list[Sentence]) -> np.ndarray:
+        def stacked(name: str) -> np.ndarray:
+            parts = [getattr(sentence, name) for sentence in sentences]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+        feeds = {
+            "image": image,
+            "word_features": stacked("words"),
+            "sentence_feature": stacked("sentence"),
+            "word_mask": stacked("mask"),
+        }
+        return self._image.run(None, feeds)[0]
+
+
+def _library(choice: str | Path | None) -> Path | None:
+    if choice is None:
+        return None
+    from tfanet.plugins import ort_library_path
+
+    if choice == "auto":
+        try:
+            return ort_library_path()
+        except MissingDependencyError:
+            return None
+    path = Path(choice)
+    if not path.is_file():
+        raise MissingDependencyError(f"the operator library {path} does not exist: check its path")
+    return path.resolve()
+
+
+def _score(logits: np.ndarray, mask: np.ndarray) -> float:
+    inside = logits[mask]
+    return float(np.mean(1 / (1 + np.exp(-inside)))) if inside.size else 0.0
