@@ -2,6 +2,7 @@
 #ifndef TFANET_SELECTIVE_SCAN_FORWARD_H
 #define TFANET_SELECTIVE_SCAN_FORWARD_H
 
+#include "selective_scan_kernel.h"
 #include "selective_scan_tile.h"
 
 namespace tfanet {

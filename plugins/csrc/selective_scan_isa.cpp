@@ -2,7 +2,6 @@
 // and another TFANET_KERNEL, the name of the table that it defines.
 #include "selective_scan_backward.h"
 #include "selective_scan_forward.h"
-#include "selective_scan_kernel.h"
 
 namespace tfanet {
 namespace {

@@ -1,0 +1,121 @@
+"""The scan in plain PyTorch: the sequential definition, and a parallel form in standard operators.
+
+`selective_scan_ref` is the oracle of the tests; `selective_scan_parallel` is what one writes without
+a kernel, and the baseline of the benchmarks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["selective_scan_parallel", "selective_scan_ref"]
+
+CHUNK = 16
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """The definition, one step at a time in float64; arguments as in `selective_scan`.
+
+    Returns:
+        y (batch, dim, L) in float64.
+    """
+    u, delta, a, b, c = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, torch.float64)
+    h = torch.zeros_like(a[..., 0])  # (batch, dim, N)
+    steps = []
+    for t in range(u.shape[2]):
+        h = a[..., t] * h + b[..., t]
+        steps.append((h * c[..., t]).sum(2))
+    y = torch.stack(steps, 2) if steps else torch.zeros_like(u)
+    return _finish(y, u, D, z)
+
+
+def selective_scan_parallel(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """The same by a two-level scan: steps inside chunks side by side, then the chunks' carries.
+
+    Uses (a1, b1) o (a2, b2) = (a1 a2, a2 b1 + b2) only, so nothing is divided and nothing
+    overflows. Differentiable; returns y in u's dtype, the state is at least float32.
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    length, kind = u.shape[2], u.dtype
+    u, delta, a, b, c = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, dtype)
+    h = _scan(a, b)[..., :length]
+    y = (h * c).sum(2)
+    return _finish(y, u, D, z).to(kind)
+
+
+def _scan(a: Tensor, b: Tensor) -> Tensor:
+    """Inclusive scan of h_t = a_t h_{t-1} + b_t along the last axis."""
+    length = a.shape[-1]
+    if length <= CHUNK:
+        return _steps(a, b)[1]
+    padding = -length % CHUNK
+    a = F.pad(a, (0, padding), value=1.0).unflatten(-1, (-1, CHUNK))
+    b = F.pad(b, (0, padding)).unflatten(-1, (-1, CHUNK))
+    a, b = _steps(a, b)  # within each chunk, from a zero state
+    carry = _scan(a[..., -1], b[..., -1])  # state at the end of each chunk
+    before = F.pad(carry[..., :-1], (1, 0))
+    return (a * before.unsqueeze(-1) + b).flatten(-2)[..., :length]
+
+
+def _steps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Products and states from the start of the last axis to each step, one step at a time."""
+    products, states = [a[..., 0]], [b[..., 0]]
+    for t in range(1, a.shape[-1]):
+        products.append(products[-1] * a[..., t])
+        states.append(a[..., t] * states[-1] + b[..., t])
+    return torch.stack(products, -1), torch.stack(states, -1)
+
+
+def _prepare(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u and delta' (batch, dim, L), decay exp(delta' A), input delta' B u and C (batch, dim, N, L)."""
+    u, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype)[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    b, c = (_per_channel(x.to(dtype), u.shape[1]) for x in (B, C))
+    a = torch.exp(delta.unsqueeze(2) * A[:, :, None])
+    return u, delta, a, (delta * u).unsqueeze(2) * b, c
+
+
+def _per_channel(x: Tensor, dim: int) -> Tensor:
+    """(batch, N, L) or (batch, G, N, L) to (batch, dim, N, L)."""
+    x = x.unsqueeze(1) if x.ndim == 3 else x
+    return x.repeat_interleave(dim // x.shape[1], dim=1)
+
+
+def _finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    if D is not None:
+        y = y + u * D.to(y.dtype)[:, None]
+    return y if z is None else y * F.silu(z.to(y.dtype))
