@@ -1,0 +1,197 @@
+"""`export_bundle`: a model or checkpoint to a bundle on disk, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from tfanet import __version__
+from tfanet.checkpoint import load_model
+from tfanet.config import PRESETS, check_image_size
+from tfanet.errors import InputError
+from tfanet.export import onnx_export, parity
+from tfanet.model import TFANet
+from tfanet.plugins import onnx_op
+from tfanet.plugins.function_body import KINDS, count_scan_nodes
+from tfanet.runtime.bundle import FILES, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, file_facts
+from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from tfanet.runtime.tokenizer import TextTokenizer
+
+__all__ = ["export_bundle"]
+
+Progress = Callable[[str, int, int], None]
+STEPS = 4
+THRESHOLD = 0.0
+VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")
+
+
+def export_bundle(
+    model: TFANet | str | Path,
+    output: str | Path,
+    *,
+    function: str = "sequential",
+    image_size: tuple[int, int] | None = None,
+    dynamic_batch: bool = True,
+    opset: int = 20,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export to `output`, compare with PyTorch, and return the opened bundle.
+
+    Args:
+        model: a TFANet, a checkpoint file, or a preset's name.
+        output: the bundle's directory; a bundle that is there already is replaced.
+        function: the scan in standard operators: "sequential", "parallel" or "none".
+        image_size: (H, W), multiples of 32; default: the model's.
+        dynamic_batch: leave the batch open, else fix it at 1.
+        opset: 18 to 23.
+
+    The directory appears complete or not at all: it is written beside its place under another
+    name. The same model and options give the same bytes.
+
+    Raises:
+        InputError: for options that do not fit, or an output that is not a bundle.
+        GateError: where the graphs do not compute what PyTorch does; nothing is written then.
+    """
+    target = Path(output).absolute()
+    _check_target(target)
+    if function not in KINDS:
+        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
+    if opset not in onnx_export.OPSETS:
+        span = onnx_export.OPSETS
+        raise InputError(f"opset is {opset}: choose {span[0]} to {span[-1]}")
+    source = "preset" if str(model) in PRESETS else "checkpoint"
+    network = (model if isinstance(model, TFANet) else load_model(model)).eval()
+    size = image_size or network.config.image_size
+    check_image_size(size)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        _write(work, network, source, size, function, dynamic_batch, opset, progress)
+        _move_into_place(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return Bundle.open(target)
+
+
+def _write(
+    work: Path,
+    network: TFANet,
+    source: str,
+    size: tuple[int, int],
+    function: str,
+    dynamic_batch: bool,
+    opset: int,
+    progress: Progress | None,
+) -> None:
+    def report(stage: str, done: int) -> None:
+        if progress is not None:
+            progress(stage, done, STEPS)
+
+    config = network.config
+    report("exporting text.onnx", 0)
+    text = onnx_export.export_text(network, dynamic_batch=dynamic_batch, opset=opset)
+    interface = {"text.onnx": _save(text, work / "text.onnx")}
+    del text
+    report("exporting image.onnx", 1)
+    image = onnx_export.export_image(
+        network, size, function=function, dynamic_batch=dynamic_batch, opset=opset
+    )
+    calls = count_scan_nodes(image)
+    interface["image.onnx"] = _save(image, work / "image.onnx")
+    del image
+    asset = resources.files("tfanet") / "assets" / "clip_tokenizer.json"
+    (work / "tokenizer.json").write_bytes(asset.read_bytes())
+    tokenizer = TextTokenizer(work / "tokenizer.json", config.text_length)
+
+    report("comparing with PyTorch", 2)
+    figures = parity.check(
+        network,
+        work / "text.onnx",
+        work / "image.onnx",
+        size,
+        dynamic_batch=dynamic_batch,
+        threshold=THRESHOLD,
+    )
+    report("writing", 3)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "tfanet", "version": __version__},
+        model={"preset": config.name, "source": source, "config": config.to_dict()},
+        inputs={name: inputs for name, (inputs, _) in interface.items()},
+        outputs={name: outputs for name, (_, outputs) in interface.items()},
+        preprocessing={
+            "size": list(size),
+            "resize": "pillow-bilinear",
+            "color": "RGB",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+        },
+        text={
+            "length": config.text_length,
+            "pad_id": tokenizer.pad_id,
+            "sos_id": tokenizer.sos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        threshold=THRESHOLD,
+        scan={
+            "domain": onnx_op.DOMAIN,
+            "op": onnx_op.OP_TYPE,
+            "version": onnx_op.OP_VERSION,
+            "function": function,
+            "calls": calls,
+        },
+        precision="fp32",
+        dynamic_batch=dynamic_batch,
+        versions={name: metadata.version(name) for name in VERSIONS},
+        files={name: file_facts(work / name) for name in FILES},
+        parity=figures,
+    )
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    report("done", STEPS)
+
+
+def _save(model: ModelProto, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write a checked model; returns its inputs and outputs."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+    graph = model.graph
+    return onnx_export.graph_interface(graph.input), onnx_export.graph_interface(graph.output)
+
+
+def _check_target(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file: name a directory for the bundle")
+    if any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise InputError(
+            f"{target} is a directory that holds no bundle: it is not replaced, name another one"
+        )
+
+
+def _move_into_place(work: Path, target: Path) -> None:
+    """Rename the finished directory; an old bundle steps aside first, and is removed last."""
+    for path in (*work.iterdir(), work):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    work.chmod(0o755)  # mkdtemp makes it private
+    if not target.exists():
+        work.rename(target)
+        return
+    aside = work.with_suffix(".replaced")
+    target.rename(aside)
+    work.rename(target)
+    shutil.rmtree(aside)

@@ -1,0 +1,197 @@
+"""Parity: the exported graphs against PyTorch, on fixed and random inputs.
+
+A case passes where  max|z - z_torch| / max|z_torch|  of the mask logits z is at most 1e-4, and at
+most 1 pixel in 100,000 lies on another side of the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tfanet.checkpoint import load_model
+from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.onnx_export import IMAGE_INPUTS
+from tfanet.model import TFANet
+from tfanet.plugins import ort_library_path
+from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.session import open_session
+
+__all__ = ["MAX_PIXEL_SHARE", "MAX_REL_ERROR", "check", "check_bundle"]
+
+MAX_REL_ERROR = 1e-4
+MAX_PIXEL_SHARE = 1e-5
+SOS_ID, EOS_ID = 49406, 49407
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    image: np.ndarray  # (batch, 3, H, W) float32
+    token_ids: np.ndarray  # (batch, L) int64
+    word_mask: np.ndarray  # (batch, L) float32
+
+
+def check(
+    model: TFANet,
+    text: Path,
+    image: Path,
+    size: tuple[int, int],
+    *,
+    dynamic_batch: bool = True,
+    threshold: float = 0.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare the two ONNX files with the model, on every backend that can run them here.
+
+    Args:
+        model: in evaluation mode. text, image: the ONNX files. size: (H, W) of the image graph.
+
+    Returns:
+        max_rel_error, pixels_changed and pixels over all cases; the limits; cases: name, backend,
+        batch, max_rel_error, pixels_changed, pixels; skipped: backends that cannot run here, why.
+
+    Raises:
+        GateError: where a limit is exceeded, or a logit is not finite.
+    """
+    sessions, skipped = _sessions(text, image)
+    cases = _make_cases(model, size, dynamic_batch)
+    results = []
+    for index, case in enumerate(cases):
+        expected = _run_torch(model, case)
+        for backend, (text_session, image_session) in sessions.items():
+            got = _run_sessions(text_session, image_session, case)
+            results.append(_compare(case, backend, expected, got, threshold))
+        if progress is not None:
+            progress("comparing with PyTorch", index + 1, len(cases))
+    report = {
+        "max_rel_error": max(result["max_rel_error"] for result in results),
+        "pixels_changed": sum(result["pixels_changed"] for result in results),
+        "pixels": sum(result["pixels"] for result in results),
+        "limits": {"max_rel_error": MAX_REL_ERROR, "pixel_share": MAX_PIXEL_SHARE},
+        "cases": results,
+        "skipped": skipped,
+    }
+    _gate(report)
+    return report
+
+
+def check_bundle(
+    bundle: str | Path, *, checkpoint: str | Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run `check` again for a bundle, against its preset's weights or those of `checkpoint`.
+
+    Raises:
+        BundleError: for a bad bundle. InputError: where it was made from a checkpoint and none is
+            given. GateError: where a limit is exceeded.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    if checkpoint is None and manifest.model["source"] != "preset":
+        raise InputError(
+            f"{opened.path} was exported from a checkpoint: name that file to compare with it "
+            "(--checkpoint FILE)"
+        )
+    model = load_model(checkpoint or manifest.model["preset"])
+    if model.config.text_length != manifest.text["length"]:
+        raise InputError(
+            f"the checkpoint takes {model.config.text_length} tokens, the bundle "
+            f"{manifest.text['length']}: they are of different models"
+        )
+    height, width = manifest.preprocessing["size"]
+    return check(
+        model,
+        opened.file("text.onnx"),
+        opened.file("image.onnx"),
+        (height, width),
+        dynamic_batch=manifest.dynamic_batch,
+        threshold=manifest.threshold,
+        progress=progress,
+    )
+
+
+def _sessions(text: Path, image: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+    """Sessions by backend: with our library, and with the function body where there is one."""
+    found: dict[str, tuple[Any, Any]] = {}
+    skipped: dict[str, str] = {}
+    for backend in ("onnxruntime", "onnxruntime, function body"):
+        try:
+            library = ort_library_path() if backend == "onnxruntime" else None
+            found[backend] = (open_session(text, library), open_session(image, library))
+        except MissingDependencyError as error:
+            skipped[backend] = str(error)
+    if not found:
+        raise MissingDependencyError("; ".join(skipped.values()))
+    return found, {name: reason.replace(str(image.parent), "") for name, reason in skipped.items()}
+
+
+def _make_cases(model: TFANet, size: tuple[int, int], dynamic_batch: bool) -> list[_Case]:
+    rng = np.random.default_rng(0)
+    length = model.config.text_length
+
+    def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full((batch, length), EOS_ID, np.int64)
+        mask = np.zeros((batch, length), np.float32)
+        for row in range(batch):
+            words = int(rng.integers(1, length - 1))  # specials not counted
+            ids[row, 0] = SOS_ID
+            ids[row, 1 : words + 1] = rng.integers(0, SOS_ID, words)
+            mask[row, : words + 2] = 1
+        return ids, mask
+
+    height, width = size
+    waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
+    fixed = np.stack([waves, waves[::-1], waves[:, ::-1]])[None].astype(np.float32)
+    cases = [_Case("fixed", fixed, *sentences(1))]
+    for batch in (1, 2, 3) if dynamic_batch else (1,):
+        image = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
+        cases.append(_Case(f"random, batch {batch}", image, *sentences(batch)))
+    return cases
+
+
+def _run_torch(model: TFANet, case: _Case) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(*map(torch.from_numpy, (case.image, case.token_ids, case.word_mask)))
+    return logits.numpy()
+
+
+def _run_sessions(text: Any, image: Any, case: _Case) -> np.ndarray:
+    features = text.run(None, {"token_ids": case.token_ids})
+    values = (case.image, *features, case.word_mask)
+    return image.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
+
+
+def _compare(
+    case: _Case, backend: str, expected: np.ndarray, got: np.ndarray, threshold: float
+) -> dict[str, Any]:
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    if not np.isfinite(error):
+        raise GateError(f"parity: {backend} gives logits that are not finite in case {case.name!r}")
+    return {
+        "name": case.name,
+        "backend": backend,
+        "batch": case.image.shape[0],
+        "max_rel_error": float(f"{error:.1e}"),
+        "pixels_changed": int(np.count_nonzero((got > threshold) != (expected > threshold))),
+        "pixels": int(got.size),
+    }
+
+
+def _gate(report: dict[str, Any]) -> None:
+    for case in report["cases"]:
+        share = case["pixels_changed"] / case["pixels"]
+        if case["max_rel_error"] > MAX_REL_ERROR or share > MAX_PIXEL_SHARE:
+            raise GateError(
+                f"parity failed: {case['backend']}, case {case['name']!r}: largest relative "
+                f"error {case['max_rel_error']:.1e} (limit {MAX_REL_ERROR:.0e}), "
+                f"{case['pixels_changed']} of {case['pixels']} pixels changed (limit "
+                f"{MAX_PIXEL_SHARE:.0e} of them): the graph does not compute what these weights "
+                "do in PyTorch"
+            )
