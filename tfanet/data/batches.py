@@ -24,6 +24,8 @@ class _Stream(Dataset[_Item]):
     """Item p of an endless stream: epoch p // n, drawn in that epoch's own random order.
 
     An item is a ref with a sentence drawn at random, or with `all_sentences` one (ref, sentence).
+    `by_picture` shuffles pictures and puts the items of one side by side, so that a batch shows
+    the same picture with several sentences and only the words tell its targets apart.
     """
 
     def __init__(
@@ -33,17 +35,26 @@ class _Stream(Dataset[_Item]):
         tokenizer: TextTokenizer,
         seed: int,
         all_sentences: bool,
+        by_picture: bool,
     ) -> None:
         self.source, self.size, self.tokenizer, self.seed = source, size, tokenizer, seed
         self.all_sentences = all_sentences
         self.count = len(source) if all_sentences else len(source.refs)
+        refs = (s.ref for s in source) if all_sentences else source.refs
+        names = [ref.image_path.name for ref in refs] if by_picture else []
+        # The number of each item's picture, where items are kept together.
+        self._pictures = np.unique(names, return_inverse=True)[1] if by_picture else None
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def _draw(self, position: int) -> tuple[int, int]:
         """(epoch, index in it) of a position."""
         epoch, offset = divmod(position, self.count)
         if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(self.count)
+            if self._pictures is not None:
+                rank = rng.permutation(int(self._pictures.max()) + 1)
+                order = order[np.argsort(rank[self._pictures[order]], kind="stable")]
             self._order = (epoch, order)
         return epoch, int(self._order[1][offset])
 
@@ -96,6 +107,7 @@ def make_loader(
     steps: int,
     seed: int,
     all_sentences: bool = False,
+    by_picture: bool = False,
     workers: int = 0,
     rank: int = 0,
     processes: int = 1,
@@ -105,6 +117,6 @@ def make_loader(
     Each batch: image (B, 3, H, W) float32, token_ids (B, L) int64, word_mask (B, L) float32,
     target (B, 1, H, W) float32 in {0, 1}.
     """
-    stream = _Stream(source, size, tokenizer, seed, all_sentences)
+    stream = _Stream(source, size, tokenizer, seed, all_sentences, by_picture)
     positions = _Positions(batch, first_step, steps, rank, processes)
     return DataLoader(stream, batch_sampler=positions, num_workers=workers)  # type: ignore[arg-type]

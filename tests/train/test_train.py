@@ -1,0 +1,174 @@
+"""Training: the loss falls, resuming changes nothing, schedules and groups are right."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tfanet.checkpoint import load_model
+from tfanet.config import preset
+from tfanet.data import make_shapes
+from tfanet.errors import InputError
+from tfanet.model import TFANet
+from tfanet.train import TrainOptions, learning_rate_at, parameter_groups, train
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes(root, train=6, val=2, testA=0, testB=0, seed=3)
+    return root
+
+
+NO_DECAY = ("A_logs", "Ds", "bias", "dt_projs_bias", "alpha", "gamma", "w")
+
+
+def options(shapes: Path, output: Path, **changes: Any) -> TrainOptions:
+    small = TrainOptions(shapes, output, image_size=(64, 64), batch=2, steps=4, warmup=2, seed=1)
+    return replace(small, **changes)
+
+
+def test_loss_falls_and_everything_is_written(shapes: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = train(
+        options(shapes, tmp_path, steps=30, ema=0.9, save_every=20),
+        progress=lambda *step: seen.append(step),
+    )
+    assert [step for _, step, _ in seen] == list(range(1, 31))
+    assert {total for _, _, total in seen} == {30}
+    losses = [float(message.split()[1]) for message, _, _ in seen]
+    assert losses[-1] < losses[0] - 0.1
+    assert "mIoU" in seen[-1][0]
+    assert "min left" in seen[-1][0]
+    assert report["step"] == report["steps"] == 30
+    model = load_model(report["checkpoint"])
+    assert not model.training
+    assert model.config.image_size == (64, 64)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 30
+    assert log[-1]["loss"] == pytest.approx(report["loss"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model.safetensors", "state.safetensors", "log.jsonl"}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stopping_and_resuming_changes_no_bit(shapes: Path, tmp_path: Path, ema: float) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(options(shapes, whole, ema=ema))
+    stopped = train(options(shapes, parts, ema=ema, stop_after=2))
+    assert (stopped["step"], stopped["steps"]) == (2, 4)
+    train(options(shapes, parts, ema=ema, resume=True))
+    for name in ("state.safetensors", "model.safetensors"):
+        expected, found = load_file(whole / name), load_file(parts / name)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]), key
+
+
+def test_average_is_what_the_checkpoint_holds(shapes: Path, tmp_path: Path) -> None:
+    train(options(shapes, tmp_path, ema=0.9))
+    state = load_file(tmp_path / "state.safetensors")
+    model = load_model(tmp_path / "model.safetensors").state_dict()
+    averaged = {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
+    assert averaged.keys() == model.keys()
+    for name, value in averaged.items():
+        torch.testing.assert_close(model[name], value)
+    moved = [n for n, v in averaged.items() if not torch.equal(v, state[f"model.{n}"])]
+    assert len(moved) > len(averaged) // 2
+
+
+def test_bf16_trains(shapes: Path, tmp_path: Path) -> None:
+    report = train(options(shapes, tmp_path, precision="bf16", steps=2))
+    assert math.isfinite(report["loss"])
+
+
+def test_starting_from_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    first = train(options(shapes, tmp_path / "a", steps=2))
+    second = train(
+        options(shapes, tmp_path / "b", steps=1, warmup=0, lr=1e-12, init=first["checkpoint"])
+    )
+    before = load_model(first["checkpoint"]).state_dict()
+    after = load_model(second["checkpoint"]).state_dict()
+    for name, value in before.items():
+        if "running_" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value, rtol=0, atol=1e-9)
+
+
+def test_schedules_by_hand(tmp_path: Path) -> None:
+    tiny = TrainOptions("d", tmp_path, preset="tfanet-tiny", lr=1.0, warmup=10, final_lr=0.0)
+    rates = [learning_rate_at(step, 110, tiny.filled()) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[109] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
+
+    base = TrainOptions("d", tmp_path, preset="tfanet-base").filled()
+    assert (base.lr, base.pretrained_scale, base.epochs, base.batch) == (5e-5, 0.5, 50, 8)
+    rates = [learning_rate_at(step, 100, base) for step in range(100)]
+    assert rates[:51] == [5e-5] * 51
+    assert rates[75] == pytest.approx((5e-5 + 1e-6) / 2)
+    assert all(a > b for a, b in pairwise(rates[50:]))
+    assert learning_rate_at(100, 100, base) == pytest.approx(1e-6)
+
+
+def test_no_decay_on_what_the_specification_names() -> None:
+    model = TFANet(preset("tfanet-tiny"))
+    groups = parameter_groups(model, 0.5, 0.25)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(decay) == sum(1 for _ in model.parameters())
+    assert {0.0, 0.5} == set(decay.values())
+    for name, parameter in model.named_parameters():
+        last = name.rsplit(".", 1)[-1]
+        if last in NO_DECAY or "norm" in name.split(".")[-2]:
+            assert decay[id(parameter)] == 0.0, name
+        if last == "weight" and parameter.ndim == 4:
+            assert decay[id(parameter)] == 0.5, name
+        pretrained = name.startswith("backbone.") or name.startswith("text")
+        assert scale[id(parameter)] == (0.25 if pretrained else 1.0), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "tfanet-huge"}, "'tfanet-huge' is unknown"),
+        ({"batch": 0}, "batch is 0"),
+        ({"steps": -1}, "steps is -1"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"schedule": "linear"}, "schedule 'linear'"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"split": "dev"}, "split 'dev' is unknown"),
+        ({"data": "/nowhere"}, "/nowhere is not a folder"),
+        ({"resume": True}, "cannot be resumed from"),
+        ({"image_size": (60, 64)}, "60"),
+    ],
+)
+def test_mistakes(shapes: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        train(options(shapes, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_resuming_another_training_is_refused(shapes: Path, tmp_path: Path) -> None:
+    train(options(shapes, tmp_path, steps=2))
+    with pytest.raises(InputError, match="training of 2 steps, these options give 3"):
+        train(options(shapes, tmp_path, steps=3, resume=True))
+    with pytest.raises(InputError, match="cannot be resumed from"):
+        train(options(shapes, tmp_path, steps=2, ema=0.5, resume=True))
+    (tmp_path / "state.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be resumed from"):
+        train(options(shapes, tmp_path, steps=2, resume=True))
+
+
+def test_a_loss_that_explodes_stops_with_advice(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower lr"):
+        train(options(shapes, tmp_path, lr=1e30, warmup=0, clip=0.0, steps=10))

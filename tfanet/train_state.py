@@ -1,0 +1,98 @@
+"""What a training needs beside the model, and how it is put on disk and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tfanet.errors import InputError
+
+__all__ = ["Average", "load_state", "save_state"]
+
+
+class Average:
+    """Exponential moving average of a model's weights; it starts by following them closely."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - decay)
+            else:
+                self.weights[name].copy_(value)
+
+
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    facts: dict[str, Any],
+) -> None:
+    """Write weights, AdamW moments, averaged weights and `facts` (JSON) to one safetensors file.
+
+    The file appears whole or not at all.
+    """
+    tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{key}.{name}"] = torch.as_tensor(value)
+    if average is not None:
+        tensors |= {f"ema.{k}": v for k, v in average.weights.items()}
+    # Tied weights would share memory, which safetensors refuses.
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    part = path.with_suffix(".part")
+    save_file(plain, part, {"training": json.dumps(facts, sort_keys=True)})
+    os.replace(part, path)
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> dict[str, Any]:
+    """Put a saved state back in place and return its `facts`.
+
+    Raises InputError where the file is missing, damaged, or of another model or options.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["training"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        model.load_state_dict(part("model."))
+        for name, parameter in model.named_parameters():
+            moments = {key: part(f"adam.{key}.").get(name) for key in _MOMENTS}
+            if moments["step"] is not None:
+                optimizer.state[parameter] = {
+                    # AdamW keeps its step counter on the CPU.
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in moments.items()
+                    if value is not None
+                }
+        if average is not None:
+            saved = part("ema.")
+            for name, value in average.weights.items():
+                value.copy_(saved[name])
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{path} cannot be resumed from ({reason}): use the preset and options that made it"
+        ) from error
+    return facts
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
