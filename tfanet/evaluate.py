@@ -22,8 +22,8 @@ __all__ = ["evaluate"]
 Segment = Callable[[Path, list[str]], list[np.ndarray]]
 
 
-def _from_checkpoint(name: str | Path) -> tuple[Segment, dict[str, Any]]:
-    """PyTorch on the GPU where there is one; pictures are encoded with all their sentences."""
+def _from_checkpoint(name: str | Path) -> tuple[Segment, float, dict[str, Any]]:
+    """PyTorch, on the GPU where there is one: segments, threshold, facts."""
     import torch
 
     from tfanet.checkpoint import load_model
@@ -43,24 +43,30 @@ def _from_checkpoint(name: str | Path) -> tuple[Segment, dict[str, Any]]:
         batch = image.to(device)[None].expand(len(sentences), -1, -1, -1)
         return list(model(batch, ids, words)[:, 0].float().cpu().numpy())
 
-    return segment, {"kind": "checkpoint", "preset": config.name}
+    return segment, 0.0, {"kind": "checkpoint", "preset": config.name}
 
 
-def _from_bundle(folder: Path) -> tuple[Segment, dict[str, Any]]:
-    """The runtime without PyTorch."""
+def _from_bundle(folder: Path) -> tuple[Segment, float, dict[str, Any]]:
+    """The runtime without PyTorch: segments, threshold, facts."""
     from tfanet.runtime import Predictor
 
     predictor = Predictor(folder)
 
     def segment(path: Path, sentences: list[str]) -> list[np.ndarray]:
-        return [predictor(path, sentence).logits for sentence in sentences]
+        predictions = predictor(path, sentences)
+        assert isinstance(predictions, list)
+        return [prediction.logits for prediction in predictions]
 
-    return segment, {"kind": "bundle", "preset": predictor.bundle.manifest["model"]["preset"]}
+    threshold = float(predictor.bundle.manifest.threshold)
+    return segment, threshold, {"kind": "bundle", "preset": predictor.info()["model"]}
 
 
-def _by_picture(samples: list[Sample]) -> Iterator[tuple[Path, list[Sample]]]:
+def _by_picture(samples: list[Sample], batch: int) -> Iterator[tuple[Path, list[Sample]]]:
+    """Neighbouring samples of one picture, at most `batch` together."""
     for path, group in groupby(samples, key=lambda sample: sample.image_path):
-        yield path, list(group)
+        together = list(group)
+        for start in range(0, len(together), batch):
+            yield path, together[start : start + batch]
 
 
 def evaluate(
@@ -72,36 +78,41 @@ def evaluate(
     split_by: str | None = None,
     images: str | Path | None = None,
     limit: int | None = None,
+    batch: int = 8,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Segment every (picture, sentence) of a split and return the metrics, in percent.
 
     `model` is a bundle folder (run by the runtime), a checkpoint or a preset (run by PyTorch).
-    `limit` takes the first so many samples only. Returns {"kind", "preset", "dataset", "split_by",
-    "split", "samples", "metrics", "metrics_at_model_size", "seconds"}; the two tables hold mIoU,
-    oIoU and P@X, for gRefCOCO gIoU, cIoU, N-acc and T-acc. "metrics" are at the picture's own
-    size, to which the logits are resized; at model size the true mask is resized instead, by
-    nearest neighbour.
+    `limit` takes the first so many samples only; `batch` is the most sentences of one picture that
+    run together. Returns {"kind", "preset", "dataset", "split_by", "split", "samples", "metrics",
+    "metrics_at_model_size", "seconds"}; the two tables hold mIoU, oIoU and P@X, for gRefCOCO gIoU,
+    cIoU, N-acc and T-acc. "metrics" are at the picture's own size, to which the logits are resized;
+    at model size the true mask is resized instead, by nearest neighbour, and a target too small to
+    survive that is left out.
 
-    Raises InputError on a bad model, dataset or limit.
+    Raises InputError on a bad model, dataset, limit or batch.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}: give a number of samples, 1 or more")
+    for name, value in (("limit", limit), ("batch", batch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: give a number of samples, 1 or more")
     source = ReferDataset(data, dataset, split, split_by=split_by, images=images)
     samples = list(source[: limit or len(source)])
     is_bundle = Path(model).is_dir()
-    segment, facts = _from_bundle(Path(model)) if is_bundle else _from_checkpoint(model)
+    segment, threshold, facts = _from_bundle(Path(model)) if is_bundle else _from_checkpoint(model)
     kind = GeneralizedMetrics if source.dataset == "grefcoco" else Metrics
     at_picture, at_model = kind(), kind()
     started = time.monotonic()
-    for path, group in _by_picture(samples):
+    for path, group in _by_picture(samples, batch):
         logits = segment(path, [sample.sentence for sample in group])
         for sample, logit in zip(group, logits, strict=True):
             true = sample.mask
-            at_picture.update(logits_to_mask(logit, true.shape)[0], true)
+            at_picture.update(logits_to_mask(logit, true.shape, threshold)[0], true)
             height, width = logit.shape
-            small = Image.fromarray(true).resize((width, height), Image.Resampling.NEAREST)
-            at_model.update(logit > 0, np.asarray(small))
+            resized = Image.fromarray(true).resize((width, height), Image.Resampling.NEAREST)
+            small = np.asarray(resized)
+            if small.any() or sample.ref.no_target:
+                at_model.update(logit > threshold, small)
         if progress is not None:
             progress("evaluating", len(at_picture.ious), len(samples))
     return facts | {

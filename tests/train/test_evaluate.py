@@ -62,10 +62,17 @@ def test_metrics_are_those_of_a_plain_loop(shapes: Path, checkpoint: Path) -> No
     assert (report["kind"], report["dataset"], report["split"]) == ("checkpoint", "shapes", "val")
 
 
+def test_batches_change_nothing(shapes: Path, checkpoint: Path) -> None:
+    one, many = (evaluate(checkpoint, shapes, batch=batch) for batch in (1, 16))
+    assert one["metrics"] == pytest.approx(many["metrics"], abs=0.05)
+
+
 def test_limit_and_mistakes(shapes: Path, checkpoint: Path) -> None:
     assert evaluate(checkpoint, shapes, limit=2)["samples"] == 2
     with pytest.raises(InputError, match="limit is 0"):
         evaluate(checkpoint, shapes, limit=0)
+    with pytest.raises(InputError, match="batch is -1"):
+        evaluate(checkpoint, shapes, batch=-1)
     with pytest.raises(InputError, match="split 'dev'"):
         evaluate(checkpoint, shapes, split="dev")
     with pytest.raises(InputError):
