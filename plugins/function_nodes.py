@@ -295,8 +295,8 @@ def _parallel(body: _Body) -> str:
     a, h = doubled(a, h, PARALLEL_CHUNK, rank, keep_a=True)
 
     last, chunks = f.constant(PARALLEL_CHUNK - 1), -(-body.pattern.max_length // PARALLEL_CHUNK)
-    ends = (f("Gather", x, last, axis=rank - 1) for x in (a, h))
-    _, carried = doubled(*ends, chunks, rank - 1, keep_a=False)
+    a_end, h_end = (f("Gather", x, last, axis=rank - 1) for x in (a, h))
+    _, carried = doubled(a_end, h_end, chunks, rank - 1, keep_a=False)
     before = f("Unsqueeze", delayed(carried, 1, rank - 1, zero), f.constant([-1]))
     h = f("Add", f("Mul", a, before), h)
     return body.sum_states(f, f("Mul", h, body.per_state("C")), -3)

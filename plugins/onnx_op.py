@@ -103,13 +103,13 @@ def schema() -> OpSchema:
     """The registered schema of tfanet::SelectiveScan-1; registers it on the first call."""
     if defs.has(OP_TYPE, OP_VERSION, DOMAIN):
         return defs.get_schema(OP_TYPE, OP_VERSION, DOMAIN)
-    optional = OpSchema.FormalParameterOption.Optional
+    option = OpSchema.FormalParameterOption
     inputs = [
         OpSchema.FormalParameter(
             name,
             "W" if name in _WEIGHTS else "T",
             f"shape ({', '.join(axes)})",
-            **({"param_option": optional} if name in INPUTS[5:] else {}),
+            param_option=option.Optional if name in INPUTS[5:] else option.Single,
         )
         for name, axes in _AXES.items()
     ]
