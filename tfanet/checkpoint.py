@@ -107,9 +107,7 @@ def _load_safetensors(path: Path) -> TFANet:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error})") from error
     if CONFIG_KEY not in metadata:
-        raise InputError(
-            f"{path} carries no tfanet configuration: write it with tfanet.checkpoint"
-        )
+        raise InputError(f"{path} carries no tfanet configuration: write it with tfanet.checkpoint")
     return _fill(TFANetConfig.from_dict(json.loads(metadata[CONFIG_KEY])), tensors, path)
 
 

@@ -1,0 +1,193 @@
+"""Checkpoints: official VMamba names and shapes, round trips, and files that must be refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tfanet.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
+from tfanet.checkpoint import load_model, load_vmamba, save_checkpoint
+from tfanet.config import TextConfig, preset
+from tfanet.errors import InputError
+from tfanet.model import TFANet
+
+SMALL = replace(
+    preset("tfanet-tiny"),
+    dims=(8, 12, 16, 24),
+    depths=(1, 1, 1, 1),
+    text=TextConfig(width=16, layers=1, heads=2, intermediate=32, vocabulary=49408),
+    text_length=8,
+    align_dim=8,
+    decoder_dim=8,
+    grid=2,
+)
+
+
+def official_shapes(dims, depths, ratio) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as the specification lists them for the published checkpoints."""
+    c0 = dims[0]
+    shapes = {
+        "patch_embed.0.weight": (c0 // 2, 3, 3, 3), "patch_embed.0.bias": (c0 // 2,),
+        "patch_embed.2.weight": (c0 // 2,), "patch_embed.2.bias": (c0 // 2,),
+        "patch_embed.5.weight": (c0, c0 // 2, 3, 3), "patch_embed.5.bias": (c0,),
+        "patch_embed.7.weight": (c0,), "patch_embed.7.bias": (c0,),
+    }  # fmt: skip
+    for i, (c, depth) in enumerate(zip(dims, depths, strict=True)):
+        e, r = int(ratio * c), c // 16
+        for j in range(depth):
+            b = f"layers.{i}.blocks.{j}."
+            shapes |= {
+                b + "norm.weight": (c,), b + "norm.bias": (c,),
+                b + "op.in_proj.weight": (e, c), b + "op.conv2d.weight": (e, 1, 3, 3),
+                b + "op.x_proj_weight": (4, r + 2, e), b + "op.dt_projs_weight": (4, e, r),
+                b + "op.dt_projs_bias": (4, e), b + "op.A_logs": (4 * e, 1), b + "op.Ds": (4 * e,),
+                b + "op.out_norm.weight": (e,), b + "op.out_norm.bias": (e,),
+                b + "op.out_proj.weight": (c, e),
+                b + "norm2.weight": (c,), b + "norm2.bias": (c,),
+                b + "mlp.fc1.weight": (4 * c, c), b + "mlp.fc1.bias": (4 * c,),
+                b + "mlp.fc2.weight": (c, 4 * c), b + "mlp.fc2.bias": (c,),
+            }  # fmt: skip
+        if i < 3:
+            d = f"layers.{i}.downsample."
+            shapes |= {
+                d + "1.weight": (2 * c, c, 3, 3), d + "1.bias": (2 * c,),
+                d + "3.weight": (2 * c,), d + "3.bias": (2 * c,),
+            }  # fmt: skip
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("make", "dims", "depths", "ratio", "params"),
+    [
+        (vmamba_tiny, (96, 192, 384, 768), (2, 2, 8, 2), 1.0, None),
+        (vmamba_small, (96, 192, 384, 768), (2, 2, 15, 2), 2.0, None),
+        (vmamba_base, (128, 256, 512, 1024), (2, 2, 15, 2), 2.0, 87.53e6),
+    ],
+)
+def test_backbones_have_the_official_names_and_shapes(make, dims, depths, ratio, params):
+    with torch.device("meta"):
+        state = make().state_dict()
+    assert {k: tuple(v.shape) for k, v in state.items()} == official_shapes(dims, depths, ratio)
+    if params is not None:
+        assert sum(v.numel() for v in state.values()) == pytest.approx(params, rel=1e-4)
+
+
+def backbone() -> VMamba:
+    return VMamba((16, 32, 48, 64), (1, 1, 2, 1), 2.0)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_official_checkpoints_load_in_both_spellings(tmp_path, newest):
+    torch.manual_seed(0)
+    source, target = backbone(), backbone()
+    state = dict(source.state_dict())
+    if newest:
+        for name in list(state):
+            value = state[name]
+            if name.endswith("x_proj_weight"):
+                state[name.replace("x_proj_weight", "x_proj.weight")] = state.pop(name).flatten(
+                    0, 1
+                )
+            elif name.endswith("dt_projs_weight"):
+                new = name.replace("dt_projs_weight", "dt_projs.weight")
+                state[new] = state.pop(name).flatten(0, 1)
+            elif value.ndim == 2 and name.endswith(("proj.weight", "fc1.weight", "fc2.weight")):
+                state[name] = value[:, :, None, None]
+    state["classifier.head.weight"] = torch.zeros(1000, 64)
+    state["classifier.norm.bias"] = torch.zeros(64)
+    path = tmp_path / "vssm.pth"
+    torch.save({"model": state}, path)
+    load_vmamba(target, path)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda s: s.pop("layers.0.blocks.0.op.Ds"), "lacks layers.0.blocks.0.op.Ds"),
+        (lambda s: s.update(extra=torch.zeros(1)), "unknown extra"),
+        (
+            lambda s: s.update({"patch_embed.0.bias": torch.zeros(3)}),
+            "shape for patch_embed.0.bias",
+        ),
+    ],
+)
+def test_vmamba_checkpoints_that_do_not_fit_are_named(tmp_path, edit, words):
+    state = dict(backbone().state_dict())
+    edit(state)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=words):
+        load_vmamba(backbone(), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_round_trip(tmp_path, half):
+    torch.manual_seed(0)
+    model = TFANet(SMALL).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, half=half)
+    loaded = load_model(path)
+    assert loaded.config == SMALL
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        got = loaded.state_dict()[name]
+        assert got.dtype == value.dtype
+        exact = not half or not value.is_floating_point() or name.endswith(("A_logs", "Ds"))
+        assert torch.equal(got, value if exact else value.half().float()) or (
+            name.endswith("dt_projs_bias") and torch.equal(got, value)
+        )
+    if half:
+        assert path.stat().st_size < 2.2 * sum(p.numel() for p in model.parameters()) + 1e5
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, writer in (
+        ("zip.pth", torch.save),
+        ("raw.pth", lambda o, p: p.write_bytes(pickle.dumps(o))),
+    ):
+        path = tmp_path / name
+        writer({"model": Hostile()}, path)
+        with pytest.raises(InputError, match="not loaded"):
+            load_model(path)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth", "tfanet-huge"])
+def test_missing_files_name_the_presets(tmp_path, name):
+    with pytest.raises(InputError, match="does not exist.*tfanet-tiny"):
+        load_model(tmp_path / name)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage")
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        load_model(tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="no tfanet configuration"):
+        load_model(tmp_path / "b.safetensors")
+    torch.save([1, 2], tmp_path / "c.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        load_model(tmp_path / "c.pth")
+
+
+def test_base_preset_is_random_but_repeatable():
+    with torch.device("meta"):
+        names = set(TFANet(SMALL).state_dict())
+    assert any(name.startswith("decoder.") for name in names)
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    load_model("tfanet-tiny")
+    assert torch.equal(torch.random.get_rng_state(), before)
