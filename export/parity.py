@@ -30,6 +30,12 @@ SOS_ID, EOS_ID = 49406, 49407
 
 Progress = Callable[[str, int, int], None]
 
+# By name, the operator library to load; without one the function body in the file runs.
+_BACKENDS: dict[str, Callable[[], Path | None]] = {
+    "onnxruntime": ort_library_path,
+    "onnxruntime, function body": lambda: None,
+}
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -61,16 +67,26 @@ def check(
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
     """
-    sessions, skipped = _sessions(text, image)
     cases = _make_cases(model, size, dynamic_batch)
-    results = []
-    for index, case in enumerate(cases):
-        expected = _run_torch(model, case)
-        for backend, (text_session, image_session) in sessions.items():
-            got = _run_sessions(text_session, image_session, case)
-            results.append(_compare(case, backend, expected, got, threshold))
+    expected = [_run_torch(model, case) for case in cases]
+    results: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for index, (backend, find_library) in enumerate(_BACKENDS.items()):
+        # One backend at a time: each holds the weights once more.
+        try:
+            library = find_library()
+            sessions = [open_session(path, library) for path in (text, image)]
+        except MissingDependencyError as error:
+            skipped[backend] = str(error).replace(f"{image.parent}/", "")
+            continue
+        for case, logits in zip(cases, expected, strict=True):
+            got = _run_sessions(*sessions, case)
+            results.append(_compare(case, backend, logits, got, threshold))
+        del sessions
         if progress is not None:
-            progress("comparing with PyTorch", index + 1, len(cases))
+            progress("comparing with PyTorch", index + 1, len(_BACKENDS))
+    if not results:
+        raise MissingDependencyError("; ".join(skipped.values()))
     report = {
         "max_rel_error": max(result["max_rel_error"] for result in results),
         "pixels_changed": sum(result["pixels_changed"] for result in results),
@@ -117,21 +133,6 @@ def check_bundle(
     )
 
 
-def _sessions(text: Path, image: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
-    """Sessions by backend: with our library, and with the function body where there is one."""
-    found: dict[str, tuple[Any, Any]] = {}
-    skipped: dict[str, str] = {}
-    for backend in ("onnxruntime", "onnxruntime, function body"):
-        try:
-            library = ort_library_path() if backend == "onnxruntime" else None
-            found[backend] = (open_session(text, library), open_session(image, library))
-        except MissingDependencyError as error:
-            skipped[backend] = str(error)
-    if not found:
-        raise MissingDependencyError("; ".join(skipped.values()))
-    return found, {name: reason.replace(str(image.parent), "") for name, reason in skipped.items()}
-
-
 def _make_cases(model: TFANet, size: tuple[int, int], dynamic_batch: bool) -> list[_Case]:
     rng = np.random.default_rng(0)
     length = model.config.text_length
@@ -150,7 +151,7 @@ def _make_cases(model: TFANet, size: tuple[int, int], dynamic_batch: bool) -> li
     waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
     fixed = np.stack([waves, waves[::-1], waves[:, ::-1]])[None].astype(np.float32)
     cases = [_Case("fixed", fixed, *sentences(1))]
-    for batch in (1, 2, 3) if dynamic_batch else (1,):
+    for batch in (1, 3) if dynamic_batch else (1,):
         image = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
         cases.append(_Case(f"random, batch {batch}", image, *sentences(batch)))
     return cases

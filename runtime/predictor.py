@@ -17,7 +17,7 @@ from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.bundle import Bundle
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
 from tfanet.runtime.session import open_session
-from tfanet.runtime.tokenizer import TextTokenizer
+from tfanet.runtime.tokenizer import TextTokenizer, check_text
 
 __all__ = ["Prediction", "Predictor", "Sentence"]
 
@@ -124,6 +124,7 @@ class Predictor:
 
     def encode_text(self, text: str) -> Sentence:
         """The features of a sentence, from the cache where they are."""
+        text = check_text(text)
         with self._lock:
             known = self._cache.get(text)
             if known is not None:

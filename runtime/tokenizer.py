@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 
 from tfanet.errors import InputError
 
-__all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer"]
+__all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text"]
 
 MAX_TEXT_BYTES = 4096
 
@@ -59,7 +59,7 @@ class TextTokenizer:
         ids = np.full((len(sentences), self.length), self.pad_id, np.int64)
         mask = np.zeros((len(sentences), self.length), np.float32)
         for row, sentence in enumerate(sentences):
-            encoding = self._tokenizer.encode(_checked(sentence), add_special_tokens=False)
+            encoding = self._tokenizer.encode(check_text(sentence), add_special_tokens=False)
             tokens = encoding.ids
             room = self.length - 2
             if len(tokens) > room:
@@ -79,7 +79,8 @@ class TextTokenizer:
         )
 
 
-def _checked(sentence: object) -> str:
+def check_text(sentence: object) -> str:
+    """The sentence as text (bytes are UTF-8), if it can be used; raises TextError if not."""
     if isinstance(sentence, bytes):
         try:
             sentence = sentence.decode("utf-8")

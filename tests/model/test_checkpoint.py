@@ -165,7 +165,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth", "tfanet-huge"])
 def test_missing_files_name_the_presets(tmp_path, name):
-    with pytest.raises(InputError, match="does not exist.*tfanet-tiny"):
+    with pytest.raises(InputError, match=r"does not exist.*tfanet-tiny"):
         load_model(tmp_path / name)
 
 

@@ -1,0 +1,116 @@
+"""Opening a bundle: every way in which one can be wrong is one line that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tfanet.runtime import Bundle, BundleError
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_good_bundle_opens(bundle):
+    opened = Bundle.open(bundle)
+    assert opened.path == bundle.resolve()
+    assert opened.file("image.onnx").is_file()
+    assert json.loads(opened.manifest.to_json()) == json.loads(
+        (bundle / "manifest.json").read_text()
+    )
+
+
+def test_no_directory(tmp_path):
+    refused(tmp_path / "nowhere", "nowhere", "not a bundle directory", "tfanet export")
+    refused(tmp_path, "manifest.json", "not a bundle")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_schema_version(edit, version):
+    refused(edit(lambda m: m.update(schema_version=version)), "schema version", "export")
+
+
+def test_a_boolean_is_no_version(edit):
+    refused(edit(lambda m: m.update(schema_version=True)), "schema_version", "wrong type")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.pop("threshold"), ("lacks", "threshold")),
+        (lambda m: m.update(threshold="0"), ("threshold", "wrong type")),
+        (lambda m: m.update(surprise=1), ("unknown", "surprise")),
+        (lambda m: m["preprocessing"].update(size=[32]), ("size", "[H, W]")),
+        (lambda m: m["preprocessing"].update(size=[32, -1]), ("size",)),
+        (lambda m: m["preprocessing"].update(std=[1, 1, 0]), ("std",)),
+        (lambda m: m["preprocessing"].update(resize="area"), ("pillow-bilinear",)),
+        (lambda m: m["text"].pop("pad_id"), ("pad_id",)),
+        (lambda m: m["files"].pop("text.onnx"), ("files", "text.onnx")),
+        (lambda m: m["files"].update({"../evil.onnx": {"size": 1, "sha256": ""}}), ("evil",)),
+        (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": ""}}), ("passwd",)),
+        (lambda m: m["files"].update({"text.onnx": 3}), ("text.onnx",)),
+    ],
+)
+def test_bad_fields_are_named(edit, change, words):
+    refused(edit(change), "manifest.json", *words)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul", "[" * 100_000, "\x00"])
+def test_a_manifest_that_is_not_json(bundle, text):
+    (bundle / "manifest.json").write_text(text)
+    refused(bundle, "manifest.json")
+
+
+def test_a_huge_manifest_is_not_read(bundle):
+    (bundle / "manifest.json").write_text(" " * (1 << 20) + "{}")
+    refused(bundle, "limit")
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "tokenizer.json"])
+def test_files_missing_truncated_or_altered(bundle, name):
+    path = bundle / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    refused(bundle, name, "truncated")
+    altered = bytearray(content)
+    altered[len(content) // 2] ^= 1
+    path.write_bytes(altered)
+    refused(bundle, name, "SHA-256", "copy the bundle again")
+    Bundle.open(bundle, verify=False)
+    path.unlink()
+    refused(bundle, name, "missing")
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "directory", "fifo"])
+def test_files_that_are_not_the_bundle_s_own(bundle, tmp_path, kind):
+    path, outside = bundle / "text.onnx", tmp_path / "outside.onnx"
+    path.rename(outside)
+    if kind == "symbolic":
+        path.symlink_to(outside)
+    elif kind == "hard":
+        os.link(outside, path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    refused(bundle, "text.onnx", "link or no regular file")
+
+
+def test_a_linked_manifest(bundle, tmp_path):
+    (bundle / "manifest.json").rename(tmp_path / "m.json")
+    (bundle / "manifest.json").symlink_to(tmp_path / "m.json")
+    refused(bundle, "manifest.json", "link")
+
+
+def test_unknown_files_are_not_handed_out(bundle):
+    with pytest.raises(BundleError, match="holds no secret"):
+        Bundle.open(bundle).file("secret")
