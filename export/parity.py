@@ -75,7 +75,7 @@ def check(
         # One backend at a time: each holds the weights once more.
         try:
             library = find_library()
-            sessions = [open_session(path, library) for path in (text, image)]
+            sessions = open_session(text, library), open_session(image, library)
         except MissingDependencyError as error:
             skipped[backend] = str(error).replace(f"{image.parent}/", "")
             continue

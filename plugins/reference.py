@@ -1,7 +1,7 @@
-"""The scan in plain PyTorch: the sequential definition, and a parallel form in standard operators.
+"""The scan in plain PyTorch: the sequential definition, and a parallel form.
 
-`selective_scan_ref` is the oracle of the tests; `selective_scan_parallel` is what one writes without
-a kernel, and the baseline of the benchmarks.
+`selective_scan_ref` is the oracle of the tests; `selective_scan_parallel` is what one writes
+without a kernel, and the baseline of the benchmarks.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _prepare(
     delta_softplus: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u and delta' (batch, dim, L), decay exp(delta' A), input delta' B u and C (batch, dim, N, L)."""
+    """u, delta' (batch, dim, L); decay exp(delta' A), input delta' B u, C (batch, dim, N, L)."""
     u, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]

@@ -97,7 +97,8 @@ class Manifest:
     def _check(self, path: Path) -> None:
         """The values that the runtime computes with."""
         pre, text = self.preprocessing, self.text
-        sizes, channels = pre.get("size"), (pre.get("mean"), pre.get("std"))
+        sizes: Any = pre.get("size")
+        channels: Any = (pre.get("mean"), pre.get("std"))
         if not (_numbers(sizes, 2, int) and all(0 < side <= 16384 for side in sizes)):
             raise BundleError(f"{path}: preprocessing.size is {sizes!r}, expected [H, W]")
         if not all(_numbers(values, 3, (int, float)) for values in channels) or 0 in channels[1]:

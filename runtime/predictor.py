@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
@@ -105,6 +105,10 @@ class Predictor:
             "text_length": self.bundle.manifest.text["length"],
         }
 
+    @overload
+    def __call__(self, image: Picture, text: str) -> Prediction: ...
+    @overload
+    def __call__(self, image: Picture, text: list[str]) -> list[Prediction]: ...
     def __call__(self, image: Picture, text: str | Sequence[str]) -> Prediction | list[Prediction]:
         """Segment what `text` names in `image`.
 

@@ -38,12 +38,11 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise InputError(f"{path} is not a tokenizer file ({error})") from error
-        ids = [self._tokenizer.token_to_id(token) for token in (self.sos_token, self.eos_token)]
-        if None in ids:
+        sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
+        if sos_id is None or eos_id is None:
             raise InputError(f"{path} lacks CLIP's start and end tokens: use a CLIP tokenizer")
         self.length = length
-        self.sos_id, self.eos_id = ids
-        self.pad_id = self.eos_id
+        self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
 
     def __call__(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (n, L) int64 and word mask (n, L) float32, 1 from the start to the end token.

@@ -6,6 +6,7 @@ A stage is `blocks` (SS2D and MLP, both pre-norm residual) and a strided 3x3 `do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(VSSBlock(dim, ssm_ratio, rate) for rate in drop_paths))
-        self.downsample: nn.Module = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()  # the last stage has nowhere to go
         if next_dim is not None:
             self.downsample = nn.Sequential(  # slots 0 and 2 keep the official names
                 nn.Identity(),
@@ -118,11 +119,15 @@ class VMamba(nn.Module):
         """(B, 3, H, W) to the four stage maps (B, C_i, H / 2^(i+1), W / 2^(i+1))."""
         maps = []
         x = self.patch_embed(image)
-        for stage in self.layers:
+        for stage in self.stages():
             x = stage.blocks(x)
             maps.append(x)
             x = stage.downsample(x)
         return maps
+
+    def stages(self) -> list[Stage]:
+        """The four stages, for a caller that works between `blocks` and `downsample`."""
+        return cast(list[Stage], list(self.layers))
 
 
 def _init_linear(module: nn.Module) -> None:

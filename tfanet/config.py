@@ -97,7 +97,9 @@ class TFANetConfig:
                 f"the model configuration has unknown fields {unknown} and lacks {missing}: "
                 "it was written by another version of tfanet"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         try:
             values["text"] = TextConfig(**data["text"])
         except TypeError as error:

@@ -61,8 +61,7 @@ class MLAM(nn.Module):
         scaling = (height * width) ** -0.5
         base = self.image_proj(image)  # (B, 3d, H, W)
         words = words * mask
-        word_shaped: list[Tensor] = []
-        image_shaped: list[Tensor] = []
+        word_sum, image_sum = words.new_zeros(()), words.new_zeros(())
         for index in range(len(SCALES)):
             scaled = base if index == 0 else self.image_scales[index - 1](base)
             qi, ki, vi = scaled.flatten(2).chunk(3, dim=1)  # (B, d, n)
@@ -71,11 +70,11 @@ class MLAM(nn.Module):
             # eqs. 5-10, text queries, image keys and values. Both are scaled by n^-1/2, which
             # X-Norm undoes: the sum over n pixels then stays inside float16.
             kv = (ki * scaling) @ (vi * scaling).transpose(1, 2)  # (B, d, d)
-            word_shaped.append(w[0] * _attend(qt, kv, gamma[0]))
+            word_sum = word_sum + w[0] * _attend(qt, kv, gamma[0])
             # eqs. 11-15, image queries, text keys and values
-            image_shaped.append(w[1] * _attend(qi, kt @ vt.transpose(1, 2), gamma[1]))
-        f_lv = self.text_out(sum(word_shaped)) * mask
-        f_vl = self.image_out(sum(image_shaped).unflatten(2, (height, width)))
+            image_sum = image_sum + w[1] * _attend(qi, kt @ vt.transpose(1, 2), gamma[1])
+        f_lv = self.text_out(word_sum) * mask
+        f_vl = self.image_out(image_sum.unflatten(2, (height, width)))
         return f_vl, f_lv
 
 

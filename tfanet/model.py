@@ -91,7 +91,7 @@ class TFANet(nn.Module):
         mask = word_mask.to(words.dtype).unsqueeze(1)  # m, (B, 1, L)
         features, aligned = [], []
         x = self.backbone.patch_embed(image)
-        for stage, fusion in zip(self.backbone.layers, self.fusion, strict=True):
+        for stage, fusion in zip(self.backbone.stages(), self.fusion, strict=True):
             visual = stage.blocks(x)
             fused, f_lv = fusion(visual, words, sentence, mask)
             features.append(fused)

@@ -130,35 +130,65 @@ TFANET_INLINE void transpose_parts(Vec<S>* v) {
   }
 }
 
+// The 16 bytes at `rows`, and at the rows part, 2 part, ... further down, side by side.
+template <class S>
+TFANET_INLINE Vec<S> gather_parts(const S* rows, int64_t stride) {
+  constexpr int part = 16 / static_cast<int>(sizeof(S));
+  const auto quad = [&](int q) { return reinterpret_cast<const float*>(rows + q * part * stride); };
+#if defined(__AVX512F__)
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(quad(0)));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(quad(1)), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(quad(2)), 2);
+  return (Vec<S>)_mm512_insertf32x4(v, _mm_loadu_ps(quad(3)), 3);
+#elif defined(__AVX2__)
+  return (Vec<S>)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(quad(0))),
+                                      _mm_loadu_ps(quad(1)), 1);
+#else
+  return load<S>(reinterpret_cast<const S*>(quad(0)));
+#endif
+}
+
+// The inverse of gather_parts.
+template <class S>
+TFANET_INLINE void scatter_parts(Vec<S> value, S* rows, int64_t stride) {
+  constexpr int part = 16 / static_cast<int>(sizeof(S));
+  const auto quad = [&](int q) { return reinterpret_cast<float*>(rows + q * part * stride); };
+#if defined(__AVX512F__)
+  const __m512 v = (__m512)value;
+  _mm_storeu_ps(quad(0), _mm512_castps512_ps128(v));
+  _mm_storeu_ps(quad(1), _mm512_extractf32x4_ps(v, 1));
+  _mm_storeu_ps(quad(2), _mm512_extractf32x4_ps(v, 2));
+  _mm_storeu_ps(quad(3), _mm512_extractf32x4_ps(v, 3));
+#elif defined(__AVX2__)
+  const __m256 v = (__m256)value;
+  _mm_storeu_ps(quad(0), _mm256_castps256_ps128(v));
+  _mm_storeu_ps(quad(1), _mm256_extractf128_ps(v, 1));
+#else
+  store<S>(reinterpret_cast<S*>(quad(0)), value);
+#endif
+}
+
 // columns[t] = lanes r -> rows[r * stride + t], for kLanes steps and kLanes rows.
 template <class S>
 TFANET_INLINE void load_transposed(const S* rows, int64_t stride, Vec<S>* columns) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S)), parts = kVectorBytes / 16;
-  for (int j = 0; j < parts; ++j) {
-    for (int i = 0; i < part; ++i) {
-      for (int q = 0; q < parts; ++q) {
-        memcpy(reinterpret_cast<char*>(&columns[j * part + i]) + 16 * q,
-               rows + (i + part * q) * stride + j * part, 16);
-      }
-    }
-    transpose_parts<S>(columns + j * part);
+  constexpr int part = 16 / static_cast<int>(sizeof(S));
+  for (int j = 0; j < kLanes<S>; j += part) {
+    Vec<S> v[part];
+    for (int i = 0; i < part; ++i) v[i] = gather_parts<S>(rows + i * stride + j, stride);
+    transpose_parts<S>(v);
+    for (int i = 0; i < part; ++i) columns[j + i] = v[i];
   }
 }
 
 // The inverse: rows[r * stride + t] = lane r of columns[t].
 template <class S>
 TFANET_INLINE void store_transposed(const Vec<S>* columns, S* rows, int64_t stride) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S)), parts = kVectorBytes / 16;
-  for (int j = 0; j < parts; ++j) {
+  constexpr int part = 16 / static_cast<int>(sizeof(S));
+  for (int j = 0; j < kLanes<S>; j += part) {
     Vec<S> v[part];
-    for (int i = 0; i < part; ++i) v[i] = columns[j * part + i];
+    for (int i = 0; i < part; ++i) v[i] = columns[j + i];
     transpose_parts<S>(v);
-    for (int i = 0; i < part; ++i) {
-      for (int q = 0; q < parts; ++q) {
-        memcpy(rows + (i + part * q) * stride + j * part,
-               reinterpret_cast<const char*>(&v[i]) + 16 * q, 16);
-      }
-    }
+    for (int i = 0; i < part; ++i) scatter_parts<S>(v[i], rows + i * stride + j, stride);
   }
 }
 

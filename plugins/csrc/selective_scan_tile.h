@@ -167,7 +167,11 @@ inline void to_rows(const Columns<S>& columns, int steps, Rows<S>& rows) {
 
 template <class T>
 inline void write_row(const State<T>* from, int steps, T* to) {
-  for (int t = 0; t < steps; ++t) narrow(from[t], to[t]);
+  int t = 0;
+  if constexpr (sizeof(T) == sizeof(State<T>)) {
+    for (; t + kLanes<T> <= steps; t += kLanes<T>) store<T>(to + t, load<T>(from + t));
+  }
+  for (; t < steps; ++t) narrow(from[t], to[t]);
 }
 
 template <class T>

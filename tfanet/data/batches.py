@@ -119,4 +119,4 @@ def make_loader(
     """
     stream = _Stream(source, size, tokenizer, seed, all_sentences, by_picture)
     positions = _Positions(batch, first_step, steps, rank, processes)
-    return DataLoader(stream, batch_sampler=positions, num_workers=workers)  # type: ignore[arg-type]
+    return DataLoader(stream, batch_sampler=positions, num_workers=workers)
