@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfanet import __version__
 from tfanet.errors import InputError
+from tfanet.runtime.onnx_file import check_self_contained
 
 __all__ = ["FILES", "MANIFEST", "SCHEMA_VERSION", "Bundle", "BundleError", "Manifest", "file_facts"]
 
@@ -73,9 +76,11 @@ class Manifest:
             raise BundleError(f"{path} holds a {type(data).__name__}: expected a JSON object")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
+            tool = data.get("tool")
+            writer = tool.get("version") if isinstance(tool, Mapping) else None
             raise BundleError(
-                f"{path} has schema version {version!r}, this tfanet reads {SCHEMA_VERSION}: "
-                "export the model again with this version"
+                f"{path} has schema version {version!r:.20} (of tfanet {writer!r:.20}), tfanet "
+                f"{__version__} here reads {SCHEMA_VERSION}: export the model again with it"
             )
         types = {field.name: _TYPES[str(field.type).split("[")[0]] for field in fields(cls)}
         for name, kind in types.items():
@@ -103,6 +108,8 @@ class Manifest:
             raise BundleError(f"{path}: preprocessing.size is {sizes!r}, expected [H, W]")
         if not all(_numbers(values, 3, (int, float)) for values in channels) or 0 in channels[1]:
             raise BundleError(f"{path}: preprocessing.mean and std must be three numbers each")
+        if not math.isfinite(self.threshold):
+            raise BundleError(f"{path}: threshold is {self.threshold}, expected a finite number")
         if pre.get("resize") != "pillow-bilinear" or pre.get("color") != "RGB":
             raise BundleError(f"{path}: preprocessing is not RGB with the resize pillow-bilinear")
         if not all(isinstance(text.get(k), int) for k in ("length", "pad_id", "sos_id", "eos_id")):
@@ -131,6 +138,7 @@ def _numbers(values: Any, count: int, kind: Any) -> bool:
         isinstance(values, list | tuple)
         and len(values) == count
         and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+        and all(map(math.isfinite, values))
     )
 
 
@@ -146,8 +154,9 @@ class Bundle:
         """Read and check a bundle.
 
         Args:
-            path: the directory. verify: compare every file's SHA-256 too (default), not only that
-                it is there, inside the bundle, and of the right size.
+            path: the directory. verify: compare every file's SHA-256 too (default). Without it,
+                still: every file is there, is the bundle's own, of the right size, and no ONNX
+                file keeps tensors in another file.
 
         Raises:
             BundleError: naming the file or field and what to do.
@@ -166,7 +175,7 @@ class Bundle:
                 f"{manifest_path} has {size:,} bytes, the limit is {MAX_MANIFEST_BYTES:,}"
             )
         try:
-            data = json.loads(manifest_path.read_bytes())
+            data = json.loads(manifest_path.read_bytes(), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{manifest_path} is not JSON ({error}): export again") from error
         bundle = cls(root, Manifest.from_dict(data, manifest_path))
@@ -195,6 +204,15 @@ class Bundle:
                 f"{path} does not match its SHA-256 in the manifest: it was altered or damaged, "
                 "copy the bundle again"
             )
+        if path.suffix == ".onnx":
+            try:
+                check_self_contained(path)
+            except InputError as error:
+                raise BundleError(str(error)) from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _regular_file(root: Path, name: str) -> Path:

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.bundle import Bundle, BundleError
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.session import open_session
+from tfanet.runtime.session import Shapes, check_interface, open_session
 from tfanet.runtime.tokenizer import TextTokenizer, check_text
 
 __all__ = ["Prediction", "Predictor", "Sentence"]
 
+BATCH = 4  # sentences that run together: a larger batch is no faster and takes more memory
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -90,15 +91,17 @@ class Predictor:
         self._library = _library(op_library)
         self._text = open_session(self.bundle.file("text.onnx"), self._library, threads)
         self._image = open_session(self.bundle.file("image.onnx"), self._library, threads)
+        self._check()
         self._cache: OrderedDict[str, Sentence] = OrderedDict()
         self._cache_size = cache_size
         self._lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
-        """The backend in use, the operator library (None: the function body), and the model."""
+        """The backend, what runs the scan (our library or the function body), and the model."""
         return {
             "backend": "onnxruntime-cpu",
             "op_library": None if self._library is None else str(self._library),
+            "scan": "function body" if self._library is None else "operator library",
             "bundle": str(self.bundle.path),
             "model": self.bundle.manifest.model["preset"],
             "image_size": list(self.bundle.manifest.preprocessing["size"]),
@@ -114,7 +117,8 @@ class Predictor:
 
         Args:
             image: a path, a PIL image, or a uint8 array (H, W, 3), of any size.
-            text: one sentence, or a list of them for the same picture.
+            text: one sentence, or a list of them for the same picture, which then is prepared
+                once and runs with up to 4 sentences at a time where the bundle's batch is dynamic.
 
         Returns:
             A Prediction, or for a list one for each sentence, in its order.
@@ -127,7 +131,10 @@ class Predictor:
         return self._predict(image, list(text))
 
     def encode_text(self, text: str) -> Sentence:
-        """The features of a sentence, from the cache where they are."""
+        """The features of a sentence, read-only, from the cache where they are.
+
+        A sentence that is too long is cut, with a warning when it is encoded.
+        """
         text = check_text(text)
         with self._lock:
             known = self._cache.get(text)
@@ -137,6 +144,8 @@ class Predictor:
         ids, mask = self._tokenizer(text)
         words, sentence = self._text.run(None, {"token_ids": ids})
         encoded = Sentence(words, sentence, mask)
+        for array in (words, sentence, mask):
+            array.flags.writeable = False  # it may serve other threads from the cache
         with self._lock:
             self._cache[text] = encoded
             while len(self._cache) > self._cache_size:
@@ -158,6 +167,28 @@ class Predictor:
         size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
         return image_to_tensor(picture, size, mean, std), (picture.height, picture.width)
 
+    def _check(self) -> None:
+        """That the graphs and the tokenizer are what the manifest says."""
+        manifest, tokenizer = self.bundle.manifest, self._tokenizer
+        for name in ("sos_id", "eos_id", "pad_id"):
+            said, found = manifest.text[name], getattr(tokenizer, name)
+            if said != found:
+                raise BundleError(
+                    f"{self.bundle.path}: the tokenizer's {name} is {found}, the manifest says "
+                    f"{said}: export the model again"
+                )
+        length, size = tokenizer.length, manifest.preprocessing["size"]
+        features: Shapes = {"word_features": (None, length), "sentence_feature": (None,)}
+        check_interface(
+            self._text, self.bundle.file("text.onnx"), {"token_ids": (length,)}, features
+        )
+        check_interface(
+            self._image,
+            self.bundle.file("image.onnx"),
+            {"image": (3, *size), **features, "word_mask": (length,)},
+            {"mask_logit": (1, *size)},
+        )
+
     def _predict(self, image: Picture, texts: list[Any]) -> list[Prediction]:
         if not texts:
             raise InputError("the list of sentences is empty: pass one or more")
@@ -167,7 +198,7 @@ class Predictor:
         sentences = [self.encode_text(text) for text in texts]
         encoded = time.perf_counter()
         logits: list[np.ndarray] = []
-        batch = len(texts) if self.bundle.manifest.dynamic_batch else 1
+        batch = BATCH if self.bundle.manifest.dynamic_batch else 1
         for start in range(0, len(texts), batch):
             part = sentences[start : start + batch]
             images = np.broadcast_to(tensor, (len(part), *tensor.shape))

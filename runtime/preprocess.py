@@ -6,7 +6,6 @@ model never sees a picture prepared in two ways. NumPy and Pillow only.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +53,29 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
         return _from_array(source)
     if isinstance(source, Image.Image):
         _check_size(source.size, "the image")
-        return _to_rgb(source)
+        return _decoded(source, "the image")
     if not isinstance(source, str | Path):
         raise ImageError(
             f"the image is a {type(source).__name__}: give a path, a PIL image or a uint8 array"
         )
     path = Path(source)
-    with warnings.catch_warnings():
-        # Pillow warns of large pictures by its own limit; ours is checked below.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                _check_size(image.size, str(path))
-                return _to_rgb(image)
-        except FileNotFoundError:
-            raise ImageError(f"{path} does not exist: check the path of the picture") from None
-        except UnidentifiedImageError:
-            raise ImageError(f"{path} is not a picture that Pillow can read") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels: reduce it") from None
-        except ImageError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError(f"{path} is damaged ({error}): copy or save it again") from error
+    try:
+        with Image.open(path) as image:
+            _check_size(image.size, str(path))
+            return _decoded(image, str(path))
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist: check the path of the picture") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path} is not a picture that Pillow can read: save it as PNG or JPEG"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels: reduce it first") from None
+    except Exception as error:  # of the file system, or of a decoder at a damaged header
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ImageError(f"{path} cannot be read ({cause}): name a picture file") from error
 
 
 def image_to_tensor(
@@ -139,8 +138,21 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    """Decodes what Pillow has opened so far only by its header."""
+    try:
+        return _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise all kinds on damaged data
+        cause = " ".join(str(error).split())
+        raise ImageError(f"{name} is damaged ({cause}): copy or save it again") from error
+
+
 def _to_rgb(image: Any) -> Image.Image:
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ImageError("the image has float pixels of unknown range: save it with 8 or 16 bits")
     if image.mode in _SIXTEEN_BIT:
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))

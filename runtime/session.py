@@ -7,7 +7,9 @@ from typing import Any
 
 from tfanet.errors import InputError, MissingDependencyError
 
-__all__ = ["open_session"]
+__all__ = ["Shapes", "check_interface", "open_session"]
+
+Shapes = dict[str, tuple[int | None, ...]]  # None: any size
 
 
 def open_session(path: Path, op_library: Path | None, threads: int | None = None) -> Any:
@@ -39,20 +41,46 @@ def open_session(path: Path, op_library: Path | None, threads: int | None = None
             options.register_custom_ops_library(str(op_library))
         except Exception as error:
             raise MissingDependencyError(
-                f"{op_library} does not load in onnxruntime {onnxruntime.__version__}: "
-                f"{_first_line(error)}"
+                f"{op_library} does not load in onnxruntime {onnxruntime.__version__} "
+                f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         message = _first_line(error)
-        if "tfanet" in message and ("not a registered function" in message or "Fatal" in message):
+        if "tfanet:SelectiveScan" in message and "not a registered" in message:
             raise MissingDependencyError(
                 f"{path} holds the operator tfanet::SelectiveScan without a function body, and no "
                 "operator library is loaded: build it with `make native`, or export the model with "
                 "--function sequential"
             ) from error
         raise InputError(f"{path} cannot be loaded: {message}") from error
+
+
+def check_interface(session: Any, path: Path, inputs: Shapes, outputs: Shapes) -> None:
+    """Check the names of a graph's inputs and outputs, and their shapes behind the batch.
+
+    Raises:
+        InputError: where they differ, or where the batch is fixed at another number than 1.
+    """
+    for found, expected in ((session.get_inputs(), inputs), (session.get_outputs(), outputs)):
+        shapes = {value.name: value.shape for value in found}
+        for name, shape in expected.items():
+            actual = shapes.pop(name, None)
+            if actual is None or not _fits(actual, (1, *shape)):
+                raise InputError(
+                    f"{path}: '{name}' has shape {actual}, expected {['batch', *shape]} by the "
+                    "manifest: export the model again"
+                )
+        if shapes:
+            raise InputError(f"{path} has the unknown value '{min(shapes)}': export again")
+
+
+def _fits(actual: list[Any], expected: tuple[int | None, ...]) -> bool:
+    """Whether shapes agree where both give a number; the graph's other sizes are names or None."""
+    return len(actual) == len(expected) and all(
+        a == e or e is None or not isinstance(a, int) for a, e in zip(actual, expected, strict=True)
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -37,14 +37,14 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
-            raise InputError(f"{path} is not a tokenizer file ({error})") from error
+            raise InputError(f"{path} is not a tokenizer file ({error}): copy it again") from error
         sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
         if sos_id is None or eos_id is None:
             raise InputError(f"{path} lacks CLIP's start and end tokens: use a CLIP tokenizer")
         self.length = length
         self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
 
-    def __call__(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, texts: str | bytes | Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (n, L) int64 and word mask (n, L) float32, 1 from the start to the end token.
 
         A longer sentence is cut, its end token kept, with a warning that names the dropped words.
@@ -52,13 +52,13 @@ class TextTokenizer:
         Raises:
             TextError: where a sentence is empty, above 4 KB, or not valid Unicode text.
         """
-        sentences = [texts] if isinstance(texts, str) else list(texts)
+        sentences = [texts] if isinstance(texts, str | bytes) else list(texts)
         if not sentences:
             raise TextError("no sentence was given: pass one or more")
         ids = np.full((len(sentences), self.length), self.pad_id, np.int64)
         mask = np.zeros((len(sentences), self.length), np.float32)
-        for row, sentence in enumerate(sentences):
-            encoding = self._tokenizer.encode(check_text(sentence), add_special_tokens=False)
+        for row, sentence in enumerate(map(check_text, sentences)):
+            encoding = self._tokenizer.encode(sentence, add_special_tokens=False)
             tokens = encoding.ids
             room = self.length - 2
             if len(tokens) > room:
@@ -73,7 +73,7 @@ class TextTokenizer:
         dropped = sentence[encoding.offsets[room][0] :].strip()
         warnings.warn(
             f"the sentence has {len(encoding.ids)} tokens, the model takes {room}: "
-            f"dropped '{dropped}'",
+            f"dropped {dropped!r}",
             stacklevel=3,
         )
 

@@ -156,7 +156,7 @@ def test_bad_options(shared_bundle):
 
 
 def test_an_onnx_file_that_is_garbage(make_bundle):
-    path = make_bundle(image=onnx.ModelProto())
+    path = make_bundle(image=onnx.ModelProto(producer_name="garbage"))
     with pytest.raises(InputError, match=r"image\.onnx cannot be loaded"):
         Predictor(path)
 

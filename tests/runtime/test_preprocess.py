@@ -123,7 +123,7 @@ def test_missing_truncated_and_foreign_files(tmp_path):
         refused(tmp_path / "cut.jpg", "cut.jpg", "damaged")
     (tmp_path / "empty.jpg").write_bytes(b"")
     refused(tmp_path / "empty.jpg", "not a picture")
-    refused(tmp_path, "damaged")
+    refused(tmp_path, "cannot be read", "directory")
 
 
 def test_one_pixel_and_twenty_thousand_pixels(tmp_path):

@@ -1,0 +1,101 @@
+"""What an ONNX file refers to, read from its bytes, so that the runtime needs no onnx package.
+
+Tensors of an ONNX file may lie in other files, named by any path. ONNX Runtime 1.20 follows such a
+path out of the model's directory, and no version compares what it finds with our checksums.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+from tfanet.errors import InputError
+
+__all__ = ["check_self_contained"]
+
+# The messages of onnx.proto that can hold a tensor: number of a field -> message in that field.
+CHILDREN: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {},
+}
+EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of TensorProto
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+
+
+def check_self_contained(path: Path) -> None:
+    """Check that all tensors of an ONNX file are in the file itself.
+
+    Raises:
+        InputError: where one lies elsewhere, or the bytes are not an ONNX file.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: it is not an ONNX file, copy the bundle again")
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        try:
+            external = _has_external_data(data)
+        except (ValueError, IndexError):
+            raise InputError(f"{path} is not an ONNX file: copy the bundle again") from None
+    if external:
+        raise InputError(
+            f"{path} keeps tensors in another file: a bundle's graphs hold all their weights, "
+            "export the model again"
+        )
+
+
+def _has_external_data(data: mmap.mmap) -> bool:
+    """Walks the messages that can hold tensors, and steps over the contents of all others."""
+    waiting = [("ModelProto", 0, len(data))]
+    while waiting:
+        message, position, end = waiting.pop()
+        children, is_tensor = CHILDREN[message], message == "TensorProto"
+        while position < end:
+            tag, position = _varint(data, position)
+            field, wire = tag >> 3, tag & 7
+            if wire == VARINT:
+                value, position = _varint(data, position)
+                if is_tensor and field == DATA_LOCATION and value:
+                    return True
+            elif wire == LENGTH_DELIMITED:
+                size, position = _varint(data, position)
+                if is_tensor and field == EXTERNAL_DATA:
+                    return True
+                if field in children:
+                    waiting.append((children[field], position, position + size))
+                position += size
+            elif wire in (FIXED64, FIXED32):
+                position += 8 if wire == FIXED64 else 4
+            else:
+                raise ValueError(f"wire type {wire}")
+        if position != end:
+            raise ValueError("a field crosses the end of its message")
+    return False
+
+
+def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    """A base-128 number and the position behind it."""
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number has more than 64 bits")
