@@ -276,7 +276,7 @@ def _scan_backward_cuda(
     operands = (u, delta, A, B, C, D, z, delta_bias)
     with torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_() for x in operands]
-        y = selective_scan_parallel(*leaves, delta_softplus=delta_softplus)  # type: ignore[arg-type]
+        y = selective_scan_parallel(*leaves, delta_softplus)  # type: ignore[arg-type,call-arg]
         present = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(y, present, dy))
     return tuple(  # type: ignore[return-value]

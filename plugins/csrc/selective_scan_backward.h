@@ -72,12 +72,15 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
   }
   Columns<S> u, x, delta, e, h, sums;
   S B_buffer[kTile], C_buffer[kTile];
+  const Softplus<S> softplus;
+  const Sigmoid<S> sigmoid;
+  const ExpMinus1<S> exp_minus_1;
   const auto read_inputs = [&](int64_t start, int steps) {
     read_tile<T>(in.u + start, a.u_strides.row, k.rows, steps, u);
     read_tile<T>(in.delta + start, a.delta_strides.row, k.rows, steps, x);
     for (int t = 0; t < steps; ++t) {
       x.value[t] += in.bias;
-      delta.value[t] = a.delta_softplus ? softplus<S>(x.value[t]) : x.value[t];
+      delta.value[t] = a.delta_softplus ? softplus(x.value[t]) : x.value[t];
     }
   };
 
@@ -88,12 +91,12 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
     read_inputs(start, kTile);
     for (int64_t n = 0; n < a.state; ++n) {
       const S* B = read_row<T>(in.B + n * a.B_strides.state + start, kTile, B_buffer);
-      Pair<S> state = {kept[tile * a.state + n], Vec<S>{}};
+      Compensated<S> state = {kept[tile * a.state + n], Vec<S>{}, Vec<S>{}};
       for (int t = 0; t < kTile; ++t) {
-        advance<S>(state, exp_minus_1(delta.value[t] * decay[n]),
-                   delta.value[t] * u.value[t] * B[t]);
+        const Vec<S> d = delta.value[t];
+        state.advance(exp_minus_1(d * decay[n]), d * u.value[t] * B[t]);
       }
-      kept[(tile + 1) * a.state + n] = state.high;
+      kept[(tile + 1) * a.state + n] = state.state;
     }
   }
 
@@ -107,7 +110,7 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
     if (in.z) read_tile<T>(in.z + start, a.z_strides.row, k.rows, steps, z);
     for (int t = 0; t < steps; ++t) {
       g.value[t] = dy.value[t];
-      if (in.z) g.value[t] *= z.value[t] * sigmoid<S>(z.value[t]);
+      if (in.z) g.value[t] *= z.value[t] * sigmoid(z.value[t]);
       out.value[t] = in.D * u.value[t];
       du.value[t] = in.D * g.value[t];
       ddelta.value[t] = Vec<S>{};
@@ -117,13 +120,13 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
       const S* B = read_row<T>(in.B + n * a.B_strides.state + start, steps, B_buffer);
       const S* C = read_row<T>(in.C + n * a.C_strides.state + start, steps, C_buffer);
       const Vec<S> A = decay[n] * (1 / kExpScale<S>), first = kept[tile * a.state + n];
-      Pair<S> state = {first, Vec<S>{}};
+      Compensated<S> state = {first, Vec<S>{}, Vec<S>{}};
       for (int t = 0; t < steps; ++t) {
         e.value[t] = exp_minus_1(delta.value[t] * decay[n]);
-        advance<S>(state, e.value[t], delta.value[t] * u.value[t] * B[t]);
-        h.value[t] = state.high;
-        out.value[t] += state.high * C[t];
-        sums.value[t] = g.value[t] * state.high;
+        state.advance(e.value[t], delta.value[t] * u.value[t] * B[t]);
+        h.value[t] = state.state;
+        out.value[t] += state.state * C[t];
+        sums.value[t] = g.value[t] * state.state;
       }
       add_lane_sums<S>(sums, steps, fresh, dC + n * a.length + start);
       Vec<S> dh = carry[n];
@@ -141,18 +144,19 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
       carry[n] = dh;
     }
     for (int t = 0; t < steps; ++t) {
-      if (a.delta_softplus) ddelta.value[t] *= sigmoid<S>(x.value[t]);
+      if (a.delta_softplus) ddelta.value[t] *= sigmoid(x.value[t]);
       dbias += ddelta.value[t];
       if (in.z) {
-        const Vec<S> gate = sigmoid<S>(z.value[t]);
+        const Vec<S> gate = sigmoid(z.value[t]);
         out.value[t] *= dy.value[t] * gate * (z.value[t] * (S(1) - gate) + S(1));
       }
     }
-    write_tile<T>(du, k.rows, steps, static_cast<T*>(grads.du) + sequence + start, a.length);
-    write_tile<T>(ddelta, k.rows, steps, static_cast<T*>(grads.ddelta) + sequence + start,
+    write_tile<T>(du, k.rows, steps, false, static_cast<T*>(grads.du) + sequence + start, a.length);
+    write_tile<T>(ddelta, k.rows, steps, false, static_cast<T*>(grads.ddelta) + sequence + start,
                   a.length);
     if (in.z) {
-      write_tile<T>(out, k.rows, steps, static_cast<T*>(grads.dz) + sequence + start, a.length);
+      write_tile<T>(out, k.rows, steps, false, static_cast<T*>(grads.dz) + sequence + start,
+                    a.length);
     }
   }
   for (int64_t n = 0; n < a.state; ++n) {
@@ -169,6 +173,7 @@ void backward_units_of(const ScanArgs& a, const ScanGradients& grads, int64_t be
   typedef State<T> S;
   const int64_t channels = a.dim / a.groups;
   const int64_t slabs = (channels + kSlabChannels - 1) / kSlabChannels;
+  const FlushSubnormals flush;
   const Scratch<S> kept((a.length + kTile - 1) / kTile * a.state);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t pair = unit / slabs, slab = unit % slabs, first = slab * kSlabChannels;

@@ -14,21 +14,22 @@ struct Block {
   int rows;
 };
 
-// A state in two parts: what float32 loses when it adds a small step to a large state is kept in
-// `low`, or a weak decay over thousands of steps would cost 1e-6 and more.
+// A state and what float32 lost when it added the last steps to it, or a weak decay over thousands
+// of steps would cost 1e-6 and more. A loss is given back one step late, which keeps it out of the
+// chain of dependent operations from step to step.
 template <class S>
-struct Pair {
-  Vec<S> high, low;
-};
+struct Compensated {
+  Vec<S> state{}, lost{}, lost_before{};
 
-// h := (1 + e) h + b
-template <class S>
-TFANET_INLINE void advance(Pair<S>& h, Vec<S> e, Vec<S> b) {
-  const Vec<S> change = e * h.high + (e * h.low + (h.low + b));
-  const Vec<S> high = h.high + change;
-  h.low = change - (high - h.high);
-  h.high = high;
-}
+  // state := (1 + e) state + b
+  TFANET_INLINE void advance(Vec<S> e, Vec<S> b) {
+    const Vec<S> change = e * state + (b + lost_before);
+    const Vec<S> next = state + change;
+    lost_before = lost;
+    lost = change - (next - state);
+    state = next;
+  }
+};
 
 template <class T>
 struct Operands {
@@ -61,57 +62,57 @@ TFANET_INLINE Vec<S> decay_weights(const ScanArgs& a, const Block& k, int64_t n)
   return weights<S>(a.A, a.weight_dtype, k.channel * a.state + n, a.state, k.rows) * kExpScale<S>;
 }
 
+// Results larger than this are written past the caches, which hold nothing of them for long.
+constexpr int64_t kStreamBytes = 8 << 20;
+
 template <class T>
-void forward_block(const ScanArgs& a, const Block& k) {
+bool streams(const ScanArgs& a) {
+  const auto bytes = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)); };
+  return bytes(a.batch * a.dim * a.length) > kStreamBytes && bytes(a.y_strides.row) % 64 == 0 &&
+         bytes(a.y_strides.batch) % 64 == 0 && reinterpret_cast<uintptr_t>(a.y) % 64 == 0;
+}
+
+template <class T>
+void forward_block(const ScanArgs& a, const Block& k, bool past_cache) {
   typedef State<T> S;
   const Operands<T> in(a, k);
   T* y = static_cast<T*>(a.y) + k.batch * a.y_strides.batch + k.channel * a.y_strides.row;
 
-  Pair<S> states[kMaxState];
+  Compensated<S> states[kMaxState];
   Vec<S> decay[kMaxState];
   for (int64_t n = 0; n < a.state; ++n) {
-    states[n] = Pair<S>{};
+    states[n] = {};
     decay[n] = decay_weights<S>(a, k, n);
   }
   Columns<S> u, delta, out;
-  Rows<S> rows;
-  S B_buffer[kTile], C_buffer[kTile], z_buffer[kTile] = {};
+  S B_buffer[kTile], C_buffer[kTile];
 
   for (int64_t start = 0; start < a.length; start += kTile) {
     const int steps = static_cast<int>(a.length - start < kTile ? a.length - start : kTile);
     read_tile<T>(in.u + start, a.u_strides.row, k.rows, steps, u);
     read_tile<T>(in.delta + start, a.delta_strides.row, k.rows, steps, delta);
+    const Softplus<S> softplus;
     for (int t = 0; t < steps; ++t) {
+      prefetch_line<T>(in.u + start + kTile, a.u_strides.row, t);
+      prefetch_line<T>(in.delta + start + kTile, a.delta_strides.row, t);
       const Vec<S> x = delta.value[t] + in.bias;
-      const Vec<S> d = a.delta_softplus ? softplus<S>(x) : x;
-      out.value[t] = in.D * u.value[t];
-      delta.value[t] = d;
-      u.value[t] *= d;
+      delta.value[t] = a.delta_softplus ? softplus(x) : x;
     }
     for (int64_t n = 0; n < a.state; ++n) {
+      const ExpMinus1<S> exp_minus_1;
       const S* B = read_row<T>(in.B + n * a.B_strides.state + start, steps, B_buffer);
       const S* C = read_row<T>(in.C + n * a.C_strides.state + start, steps, C_buffer);
-      Pair<S> h = states[n];
+      Compensated<S> h = states[n];
       const Vec<S> A = decay[n];
       for (int t = 0; t < steps; ++t) {
-        advance<S>(h, exp_minus_1(delta.value[t] * A), u.value[t] * B[t]);
-        out.value[t] += h.high * C[t];
+        const Vec<S> d = delta.value[t];
+        h.advance(exp_minus_1(d * A), d * u.value[t] * B[t]);
+        out.value[t] = h.state * C[t] + (n ? out.value[t] : in.D * u.value[t]);
       }
       states[n] = h;
     }
-    to_rows<S>(out, steps, rows);
-    for (int r = 0; r < k.rows; ++r) {
-      S* row = rows.value[r];
-      if (in.z) {
-        const T* z = in.z + r * a.z_strides.row + start;
-        for (int t = 0; t < steps; ++t) z_buffer[t] = widen(z[t]);
-        for (int t = 0; t < steps; t += kLanes<S>) {
-          const Vec<S> gate = load<S>(z_buffer + t);
-          store<S>(row + t, load<S>(row + t) * gate * sigmoid<S>(gate));
-        }
-      }
-      write_row<T>(row, steps, y + r * a.y_strides.row + start);
-    }
+    if (in.z) gate_tile<T>(in.z + start, a.z_strides.row, k.rows, steps, out);
+    write_tile<T>(out, k.rows, steps, past_cache, y + start, a.y_strides.row);
   }
 }
 
@@ -119,6 +120,8 @@ template <class T>
 void forward_units_of(const ScanArgs& a, int64_t begin, int64_t end) {
   const int64_t channels = a.dim / a.groups;
   const int64_t units = (channels + kUnitChannels - 1) / kUnitChannels;
+  const bool past_cache = streams<T>(a);
+  const FlushSubnormals flush;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t pair = unit / units, first = unit % units * kUnitChannels;
     const int64_t last = first + kUnitChannels < channels ? first + kUnitChannels : channels;
@@ -128,9 +131,10 @@ void forward_units_of(const ScanArgs& a, int64_t begin, int64_t end) {
     for (int64_t c = first; c < last; c += kLanes<State<T>>) {
       block.channel = block.group * channels + c;
       block.rows = static_cast<int>(last - c < kLanes<State<T>> ? last - c : kLanes<State<T>>);
-      forward_block<T>(a, block);
+      forward_block<T>(a, block, past_cache);
     }
   }
+  if (past_cache) end_streaming();
 }
 
 }  // namespace

@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define TFANET_INLINE inline __attribute__((always_inline))
@@ -42,6 +44,7 @@ template <class S>
 using Vec = typename Vector<S>::type;
 template <class S>
 using Bits = typename Vector<S>::bits;
+typedef Vec<float> float_parts;
 template <class S>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
 
@@ -62,36 +65,33 @@ TFANET_INLINE void store(S* to, Vec<S> value) {
   memcpy(to, &value, sizeof(value));
 }
 
-// Largest and smallest; a NaN in `x` stays.
-template <class S>
-TFANET_INLINE Vec<S> at_least(Vec<S> x, S bound) {
-  const Vec<S> low = splat<S>(bound);
-  return low > x ? low : x;
-}
-template <class S>
-TFANET_INLINE Vec<S> at_most(Vec<S> x, S bound) {
-  const Vec<S> high = splat<S>(bound);
-  return high < x ? high : x;
-}
+// The larger and the smaller of a bound and x; a NaN in x stays.
+TFANET_INLINE Vec<float> largest(Vec<float> bound, Vec<float> x) {
 #if defined(__AVX512F__)
-template <>
-TFANET_INLINE Vec<float> at_least<float>(Vec<float> x, float bound) {
-  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
-}
-template <>
-TFANET_INLINE Vec<float> at_most<float>(Vec<float> x, float bound) {
-  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
-}
+  return (Vec<float>)_mm512_max_ps((__m512)bound, (__m512)x);
 #elif defined(__AVX2__)
-template <>
-TFANET_INLINE Vec<float> at_least<float>(Vec<float> x, float bound) {
-  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x);
-}
-template <>
-TFANET_INLINE Vec<float> at_most<float>(Vec<float> x, float bound) {
-  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
-}
+  return (Vec<float>)_mm256_max_ps((__m256)bound, (__m256)x);
+#elif defined(__SSE__)
+  return (Vec<float>)_mm_max_ps((__m128)bound, (__m128)x);
+#elif defined(__aarch64__)
+  return (Vec<float>)vmaxq_f32((float32x4_t)bound, (float32x4_t)x);
+#else
+  return bound > x ? bound : x;
 #endif
+}
+TFANET_INLINE Vec<float> smallest(Vec<float> bound, Vec<float> x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps((__m512)bound, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_min_ps((__m256)bound, (__m256)x);
+#elif defined(__SSE__)
+  return (Vec<float>)_mm_min_ps((__m128)bound, (__m128)x);
+#elif defined(__aarch64__)
+  return (Vec<float>)vminq_f32((float32x4_t)bound, (float32x4_t)x);
+#else
+  return bound < x ? bound : x;
+#endif
+}
 
 // Within each 128-bit part: the elements of a and b by turns, from the low and the high half.
 // (Index arrays: both compilers turn them into one unpack instruction.)
@@ -130,153 +130,221 @@ TFANET_INLINE void transpose_parts(Vec<S>* v) {
   }
 }
 
-// The 16 bytes at `rows`, and at the rows part, 2 part, ... further down, side by side.
-template <class S>
-TFANET_INLINE Vec<S> gather_parts(const S* rows, int64_t stride) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S));
-  const auto quad = [&](int q) { return reinterpret_cast<const float*>(rows + q * part * stride); };
+// Transposes the 128-bit parts of as many vectors as a vector has parts.
+TFANET_INLINE void transpose_across(float_parts* v) {
 #if defined(__AVX512F__)
-  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(quad(0)));
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(quad(1)), 1);
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(quad(2)), 2);
-  return (Vec<S>)_mm512_insertf32x4(v, _mm_loadu_ps(quad(3)), 3);
+  const __m512 a = _mm512_shuffle_f32x4((__m512)v[0], v[1], 0x44),
+               b = _mm512_shuffle_f32x4((__m512)v[0], v[1], 0xee);
+  const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x44),
+               d = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+  v[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+  v[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
+  v[2] = _mm512_shuffle_f32x4(b, d, 0x88);
+  v[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
 #elif defined(__AVX2__)
-  return (Vec<S>)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(quad(0))),
-                                      _mm_loadu_ps(quad(1)), 1);
+  const __m256 a = v[0];
+  v[0] = _mm256_permute2f128_ps(a, v[1], 0x20);
+  v[1] = _mm256_permute2f128_ps(a, v[1], 0x31);
 #else
-  return load<S>(reinterpret_cast<const S*>(quad(0)));
+  (void)v;
 #endif
 }
 
-// The inverse of gather_parts.
+// Transposes a square of kLanes vectors.
 template <class S>
-TFANET_INLINE void scatter_parts(Vec<S> value, S* rows, int64_t stride) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S));
-  const auto quad = [&](int q) { return reinterpret_cast<float*>(rows + q * part * stride); };
-#if defined(__AVX512F__)
-  const __m512 v = (__m512)value;
-  _mm_storeu_ps(quad(0), _mm512_castps512_ps128(v));
-  _mm_storeu_ps(quad(1), _mm512_extractf32x4_ps(v, 1));
-  _mm_storeu_ps(quad(2), _mm512_extractf32x4_ps(v, 2));
-  _mm_storeu_ps(quad(3), _mm512_extractf32x4_ps(v, 3));
-#elif defined(__AVX2__)
-  const __m256 v = (__m256)value;
-  _mm_storeu_ps(quad(0), _mm256_castps256_ps128(v));
-  _mm_storeu_ps(quad(1), _mm256_extractf128_ps(v, 1));
-#else
-  store<S>(reinterpret_cast<S*>(quad(0)), value);
-#endif
+TFANET_INLINE void transpose(Vec<S>* v) {
+  constexpr int part = 16 / static_cast<int>(sizeof(S)), parts = kVectorBytes / 16;
+  Vec<S> w[kLanes<S>];
+  for (int i = 0; i < part; ++i) {
+    float_parts across[parts];
+    for (int q = 0; q < parts; ++q) across[q] = (float_parts)v[i + q * part];
+    transpose_across(across);
+    for (int q = 0; q < parts; ++q) w[i + q * part] = (Vec<S>)across[q];
+  }
+  for (int q = 0; q < kLanes<S>; q += part) transpose_parts<S>(w + q);
+  for (int i = 0; i < kLanes<S>; ++i) v[i] = w[i];
 }
 
 // columns[t] = lanes r -> rows[r * stride + t], for kLanes steps and kLanes rows.
 template <class S>
 TFANET_INLINE void load_transposed(const S* rows, int64_t stride, Vec<S>* columns) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S));
-  for (int j = 0; j < kLanes<S>; j += part) {
-    Vec<S> v[part];
-    for (int i = 0; i < part; ++i) v[i] = gather_parts<S>(rows + i * stride + j, stride);
-    transpose_parts<S>(v);
-    for (int i = 0; i < part; ++i) columns[j + i] = v[i];
-  }
+  Vec<S> v[kLanes<S>];
+  for (int i = 0; i < kLanes<S>; ++i) v[i] = load<S>(rows + i * stride);
+  transpose<S>(v);
+  for (int i = 0; i < kLanes<S>; ++i) columns[i] = v[i];
 }
+
+// Writes past the caches, where the machine can; `to` is aligned to the vector. What it writes is
+// seen by other threads after `end_streaming`.
+template <class S>
+TFANET_INLINE void stream(S* to, Vec<S> value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)value);
+#else
+  store<S>(to, value);
+#endif
+}
+TFANET_INLINE void end_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// Takes subnormal numbers as zero while it lives: they cost some processors a hundred cycles each,
+// and a state that fades out would go through them.
+class FlushSubnormals {
+#if defined(__x86_64__)
+ public:
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#else
+ public:
+  FlushSubnormals() {}
+  ~FlushSubnormals() {}
+#endif
+};
 
 // The inverse: rows[r * stride + t] = lane r of columns[t].
-template <class S>
+template <bool kStream, class S>
 TFANET_INLINE void store_transposed(const Vec<S>* columns, S* rows, int64_t stride) {
-  constexpr int part = 16 / static_cast<int>(sizeof(S));
-  for (int j = 0; j < kLanes<S>; j += part) {
-    Vec<S> v[part];
-    for (int i = 0; i < part; ++i) v[i] = columns[j + i];
-    transpose_parts<S>(v);
-    for (int i = 0; i < part; ++i) scatter_parts<S>(v[i], rows + i * stride + j, stride);
+  Vec<S> v[kLanes<S>];
+  for (int i = 0; i < kLanes<S>; ++i) v[i] = columns[i];
+  transpose<S>(v);
+  for (int i = 0; i < kLanes<S>; ++i) {
+    if constexpr (kStream) {
+      stream<S>(rows + i * stride, v[i]);
+    } else {
+      store<S>(rows + i * stride, v[i]);
+    }
   }
 }
 
-// Exponentials take x / ln 2 in float32 (the scale is folded into A) and x in float64, where the
-// mathematical library does the work.
+// A constant that stays in a register through a loop; with 16 registers there is no room for that.
+template <class S>
+TFANET_INLINE Vec<S> constant(S value) {
+  Vec<S> v = splat<S>(value);
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+// The functions below are objects that hold their constants; make one before a loop. In float32
+// they are polynomials, in float64 the mathematical library does the work.
+//
+// Exponents are in units of kExpScale, which the caller multiplies into weights beforehand.
 template <class S>
 constexpr S kExpScale = 1;
 template <>
-constexpr float kExpScale<float> = 1.44269504088896341f;
+constexpr float kExpScale<float> = 1.44269504088896341f;  // 1 / ln 2
 
-// 2^t = s (1 + p) with s a power of two; exact at t = 0. Coefficients: minimax for the relative
-// error of 2^f - 1 on [-1/2, 1/2], 1.1e-8.
-TFANET_INLINE void exp2_parts(Vec<float> t, Vec<float>& s, Vec<float>& p) {
-  const Vec<float> magic = splat(12582912.0f);  // 1.5 * 2^23: rounds to an integer, in the low bits
-  t = at_most<float>(at_least<float>(t, -126.0f), 127.0f);
-  const Vec<float> shifted = t + magic;
-  const Vec<float> f = t - (shifted - magic);
-  Vec<float> q = splat(1.5403513043e-04f);
-  q = q * f + 1.3390735482e-03f;
-  q = q * f + 9.6182374929e-03f;
-  q = q * f + 5.5503574336e-02f;
-  q = q * f + 2.4022649795e-01f;
-  q = q * f + 6.9314718793e-01f;
-  p = q * f;
-  s = (Vec<float>)(((Bits<float>)shifted << 23) + 0x3f800000);
-}
-
-// exp(x) - 1, x in the scale of kExpScale; precise where x is small, so that a weak decay over
-// many steps keeps its strength.
-TFANET_INLINE Vec<float> exp_minus_1(Vec<float> t) {
-  Vec<float> s, p;
-  exp2_parts(t, s, p);
-  return s * p + (s - 1.0f);
-}
-TFANET_INLINE Vec<float> exp_natural(Vec<float> x) {
-  Vec<float> s, p;
-  exp2_parts(x * kExpScale<float>, s, p);
-  return s * p + s;
-}
-TFANET_INLINE Vec<double> exp_minus_1(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = expm1(x[i]);
-  return x;
-}
-TFANET_INLINE Vec<double> exp_natural(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = exp(x[i]);
-  return x;
-}
-
-// log(1 + e) for e in [0, 1]; minimax for the relative error, 3e-8.
-TFANET_INLINE Vec<float> log_1_plus(Vec<float> e) {
-  Vec<float> q = splat(5.2326947506e-03f);
-  q = q * e - 2.9505240839e-02f;
-  q = q * e + 7.8225955422e-02f;
-  q = q * e - 1.3663246112e-01f;
-  q = q * e + 1.9106006919e-01f;
-  q = q * e - 2.4842982257e-01f;
-  q = q * e + 3.3319096814e-01f;
-  q = q * e - 4.9999493141e-01f;
-  q = q * e + 9.9999996988e-01f;
-  return q * e;
-}
-TFANET_INLINE Vec<double> log_1_plus(Vec<double> e) {
-  for (int i = 0; i < kLanes<double>; ++i) e[i] = log1p(e[i]);
-  return e;
-}
-
+// exp(x) - 1: precise where x is small, so that a weak decay keeps its strength over many steps.
 template <class S>
-TFANET_INLINE Vec<S> minus_magnitude(Vec<S> x) {
-  return x > S(0) ? -x : x;
-}
+struct ExpMinus1;
+
+// 2^t - 1 = s p + (s - 1), where s is a power of two and p = 2^f - 1 with |f| <= 1/2: minimax for
+// its relative error, 1.1e-8.
 template <>
-TFANET_INLINE Vec<float> minus_magnitude<float>(Vec<float> x) {
-  return (Vec<float>)((Bits<float>)x | INT32_MIN);
-}
+struct ExpMinus1<float> {
+  typedef Vec<float> V;
+  const V low = constant(-126.0f), high = constant(127.0f);
+  const V magic = constant(12582912.0f);  // 1.5 * 2^23: leaves the rounded number in the low bits
+  const V one = constant(1.0f);
+  const V c1 = constant(6.9314718793e-01f), c2 = constant(2.4022649795e-01f);
+  const V c3 = constant(5.5503574336e-02f), c4 = constant(9.6182374929e-03f);
+  const V c5 = constant(1.3390735482e-03f), c6 = constant(1.5403513043e-04f);
+
+  TFANET_INLINE V operator()(V t) const {
+    t = smallest(high, largest(low, t));
+    const V shifted = t + magic, f = t - (shifted - magic);
+    const V p = (((((c6 * f + c5) * f + c4) * f + c3) * f + c2) * f + c1) * f;
+    const V s = (V)(((Bits<float>)shifted << 23) + (Bits<float>)one);
+    return s * p + (s - one);
+  }
+};
+
+template <>
+struct ExpMinus1<double> {
+  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
+    for (int i = 0; i < kLanes<double>; ++i) x[i] = expm1(x[i]);
+    return x;
+  }
+};
+
+// exp(-|x|), x in natural units.
+template <class S>
+struct ExpMinusMagnitude;
+
+// 2^f on [-1/2, 1/2]: minimax for its relative error, 7.5e-8.
+template <>
+struct ExpMinusMagnitude<float> {
+  typedef Vec<float> V;
+  const V scale = constant(-kExpScale<float>), low = constant(-126.0f);
+  const V magic = constant(12582912.0f);
+  const V c0 = constant(1.0000000717e+00f), c1 = constant(6.9314696706e-01f);
+  const V c2 = constant(2.4022119724e-01f), c3 = constant(5.5507132739e-02f);
+  const V c4 = constant(9.6755413276e-03f), c5 = constant(1.3276471870e-03f);
+
+  TFANET_INLINE V operator()(V x) const {
+    const V t = largest(low, (V)((Bits<float>)x & INT32_MAX) * scale);
+    const V shifted = t + magic, f = t - (shifted - magic);
+    const V power = ((((c5 * f + c4) * f + c3) * f + c2) * f + c1) * f + c0;
+    return (V)((Bits<float>)power + ((Bits<float>)shifted << 23));
+  }
+};
+
+template <>
+struct ExpMinusMagnitude<double> {
+  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
+    for (int i = 0; i < kLanes<double>; ++i) x[i] = exp(-fabs(x[i]));
+    return x;
+  }
+};
 
 // log(1 + exp(x)); above 20 that is x to float32's precision, and by definition in float64.
 template <class S>
-TFANET_INLINE Vec<S> softplus(Vec<S> x) {
-  const Vec<S> value = at_least<S>(x, 0) + log_1_plus(exp_natural(minus_magnitude<S>(x)));
-  if constexpr (sizeof(S) == 8) return x > S(20) ? x : value;
-  return value;
-}
+struct Softplus;
+
+// max(x, 0) + log(1 + e), e = exp(-|x|): minimax for the relative error on [0, 1], 1.9e-7.
+template <>
+struct Softplus<float> {
+  typedef Vec<float> V;
+  const ExpMinusMagnitude<float> exponential;
+  const V zero = constant(0.0f);
+  const V c1 = constant(9.9999980567e-01f), c2 = constant(-4.9997405397e-01f);
+  const V c3 = constant(3.3275479786e-01f), c4 = constant(-2.4495462906e-01f);
+  const V c5 = constant(1.7745241684e-01f), c6 = constant(-1.0768171640e-01f);
+  const V c7 = constant(4.4089634091e-02f), c8 = constant(-8.5392091670e-03f);
+
+  TFANET_INLINE V operator()(V x) const {
+    const V e = exponential(x);
+    const V q = ((((((c8 * e + c7) * e + c6) * e + c5) * e + c4) * e + c3) * e + c2) * e + c1;
+    return q * e + largest(zero, x);
+  }
+};
+
+template <>
+struct Softplus<double> {
+  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
+    for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20 ? x[i] : log1p(exp(x[i]));
+    return x;
+  }
+};
 
 template <class S>
-TFANET_INLINE Vec<S> sigmoid(Vec<S> x) {
-  const Vec<S> e = exp_natural(minus_magnitude<S>(x));
-  return (x > S(0) ? splat<S>(1) : e) / (e + S(1));
-}
+struct Sigmoid {
+  const ExpMinusMagnitude<S> exponential{};
+
+  TFANET_INLINE Vec<S> operator()(Vec<S> x) const {
+    const Vec<S> e = exponential(x);
+    return (x > S(0) ? splat<S>(1) : e) / (e + S(1));
+  }
+};
 
 }  // namespace
 }  // namespace tfanet

@@ -40,10 +40,10 @@ inline float widen(Half x) {
   memcpy(&half, &x, sizeof(half));
   return half;
 #else
-  // Exponents shift from 5 to 8 bits by a product with 2^112, which also normalises subnormals.
-  const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  if ((x.bits & 0x7c00u) == 0x7c00u) return bits_to_float(sign | magnitude | 0x7f800000u);
-  return bits_to_float(sign | float_to_bits(bits_to_float(magnitude) * 0x1p112f));
+  const uint32_t sign = (x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | magnitude << 13);
+  if (magnitude >= 0x0400u) return bits_to_float(sign | (magnitude + 0x1c000u) << 13);
+  return bits_to_float(sign | float_to_bits(static_cast<float>(magnitude) * 0x1p-24f));
 #endif
 }
 
@@ -125,8 +125,6 @@ template <class T>
 inline void read_tile(const T* from, int64_t stride, int rows, int steps,
                       Columns<State<T>>& columns) {
   typedef State<T> S;
-  const S* source;
-  Rows<S> copy;
   if constexpr (sizeof(T) == sizeof(S)) {
     if (rows == kLanes<S> && steps == kTile) {
       for (int t = 0; t < kTile; t += kLanes<S>) {
@@ -135,16 +133,24 @@ inline void read_tile(const T* from, int64_t stride, int rows, int steps,
       return;
     }
   }
+  Rows<S> copy;
   for (int r = 0; r < kLanes<S>; ++r) {
     const int valid = r < rows ? steps : 0;
     const T* row = from + r * stride;
     for (int t = 0; t < valid; ++t) copy.value[r][t] = widen(row[t]);
     for (int t = valid; t < kTile; ++t) copy.value[r][t] = 0;
   }
-  source = &copy.value[0][0];
   for (int t = 0; t < steps; t += kLanes<S>) {
-    load_transposed<S>(source + t, kTile, columns.value + t);
+    load_transposed<S>(&copy.value[0][t], kTile, columns.value + t);
   }
+}
+
+// Asks for one of the lines of a tile; for all of them with t from 0 to kTile.
+template <class T>
+TFANET_INLINE void prefetch_line(const T* from, int64_t stride, int t) {
+  constexpr int rows = kLanes<State<T>>, in_line = 64 / static_cast<int>(sizeof(T));
+  const int first = t / rows * in_line;
+  if (first < kTile) __builtin_prefetch(from + t % rows * stride + first);
 }
 
 // The steps of one row of B or C in the type of the state.
@@ -161,25 +167,42 @@ inline const State<T>* read_row(const T* from, int steps, State<T>* buffer) {
 template <class S>
 inline void to_rows(const Columns<S>& columns, int steps, Rows<S>& rows) {
   for (int t = 0; t < steps; t += kLanes<S>) {
-    store_transposed<S>(columns.value + t, &rows.value[0][t], kTile);
+    store_transposed<false, S>(columns.value + t, &rows.value[0][t], kTile);
   }
 }
 
+// Writes `rows` rows of `steps` steps, past the caches if told so and the tile is a whole one.
 template <class T>
-inline void write_row(const State<T>* from, int steps, T* to) {
-  int t = 0;
-  if constexpr (sizeof(T) == sizeof(State<T>)) {
-    for (; t + kLanes<T> <= steps; t += kLanes<T>) store<T>(to + t, load<T>(from + t));
+inline void write_tile(const Columns<State<T>>& columns, int rows, int steps, bool past_cache,
+                       T* to, int64_t stride) {
+  typedef State<T> S;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    if (rows == kLanes<S> && steps == kTile) {
+      for (int t = 0; t < kTile; t += kLanes<S>) {
+        if (past_cache) {
+          store_transposed<true, S>(columns.value + t, to + t, stride);
+        } else {
+          store_transposed<false, S>(columns.value + t, to + t, stride);
+        }
+      }
+      return;
+    }
   }
-  for (; t < steps; ++t) narrow(from[t], to[t]);
-}
-
-template <class T>
-inline void write_tile(const Columns<State<T>>& columns, int rows, int steps, T* to,
-                       int64_t stride) {
-  Rows<State<T>> copy;
+  Rows<S> copy;
   to_rows(columns, steps, copy);
-  for (int r = 0; r < rows; ++r) write_row<T>(copy.value[r], steps, to + r * stride);
+  for (int r = 0; r < rows; ++r) {
+    for (int t = 0; t < steps; ++t) narrow(copy.value[r][t], to[r * stride + t]);
+  }
+}
+
+// out := out z sigmoid(z)
+template <class T>
+inline void gate_tile(const T* z, int64_t stride, int rows, int steps, Columns<State<T>>& out) {
+  typedef State<T> S;
+  Columns<S> gate;
+  read_tile<T>(z, stride, rows, steps, gate);
+  const Sigmoid<S> sigmoid;
+  for (int t = 0; t < steps; ++t) out.value[t] *= gate.value[t] * sigmoid(gate.value[t]);
 }
 
 }  // namespace
