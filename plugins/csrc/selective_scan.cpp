@@ -36,15 +36,14 @@ Choice choice(std::int32_t isa) {
   }
 }
 
-// The one that the environment names, if this machine has it, else the best.
+// The one that the environment names, else the best; kAutomatic where this machine lacks the
+// former.
 std::int32_t automatic() {
   const char* wanted = std::getenv("TFANET_SCAN_ISA");
-  std::int32_t best = kBaseline;
+  std::int32_t best = kAutomatic;
   for (std::int32_t isa = kBaseline; isa <= kAvx512; ++isa) {
     const Choice found = choice(isa);
-    if (!found.kernel) continue;
-    best = isa;
-    if (wanted && !std::strcmp(wanted, found.name)) break;
+    if (found.kernel && (!wanted || !std::strcmp(wanted, found.name))) best = isa;
   }
   return best;
 }
@@ -82,7 +81,10 @@ const char* check(const ScanArgs& args) {
   if (args.state < 1 || args.state > kMaxState) return "N (columns of A) must be from 1 to 256";
   if (args.groups < 1 || args.dim % args.groups != 0) return "dim must be a multiple of G";
   if (!known(args.dtype) || !known(args.weight_dtype)) return "unknown dtype";
-  if (!resolve(args.isa).kernel) return "this machine lacks the instruction set asked for";
+  if (!resolve(args.isa).kernel)
+    return "this machine lacks the instruction set asked for (by isa or the environment's "
+           "TFANET_SCAN_ISA; "
+           "known: baseline, avx2, avx512)";
   const bool empty = args.batch == 0 || args.dim == 0 || args.length == 0;
   if (!empty && !(args.u && args.delta && args.A && args.B && args.C)) {
     return "u, delta, A, B and C must not be null";

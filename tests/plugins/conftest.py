@@ -134,6 +134,7 @@ class OnnxScans:
 
     Scan: type[Scan]
     chain: Callable[..., Chain]
+    oracle: Callable[[Arrays, bool], np.ndarray]
 
     @staticmethod
     def run(model: ModelProto, feeds: Arrays, library: Path | None = None) -> np.ndarray:
@@ -157,4 +158,4 @@ class OnnxScans:
 
 @pytest.fixture(scope="session")
 def onnx_scans() -> OnnxScans:
-    return OnnxScans(Scan, chain)
+    return OnnxScans(Scan, chain, scan_float64)

@@ -20,9 +20,9 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "white": ((255, 255, 255), (240, 240, 240), (250, 248, 240)),
     "black": ((0, 0, 0), (35, 35, 35), (25, 25, 40)),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
 # Radius of the circle around a thing, as a share of the picture's shorter side.
-_RADII = {"small": (0.115, 0.14), "large": (0.18, 0.215)}
+_RADII = {"small": (0.125, 0.15), "large": (0.195, 0.23)}
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ class Thing:
             offsets = np.array([-turn, turn, 0.125])
             turns = (np.arange(4)[:, None] / 4 + offsets).ravel()
             radii = np.tile([1.0, 1.0, arm * math.sqrt(2)], 4)
-        elif self.shape == "diamond":
-            turns, radii = np.arange(4) / 4, np.array([1.0, 0.6, 1.0, 0.6])
         else:
             corners = {"triangle": 3, "square": 4}[self.shape]
             start = 0.125 if self.shape == "square" else 0.0
@@ -70,10 +68,10 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Three to five things; later ones often share a shape or a colour with an earlier one."""
+    """Two to four things; later ones often share a shape or a colour with an earlier one."""
     width, height = (int(n) for n in rng.integers(136, 193, size=2))
     side = min(width, height)
-    wanted = int(rng.choice([3, 4, 5], p=[0.35, 0.4, 0.25]))
+    wanted = int(rng.choice([2, 3, 4], p=[0.15, 0.45, 0.4]))
     things: list[Thing] = []
     for _ in range(60):
         if len(things) == wanted:
@@ -82,17 +80,17 @@ def make_scene(rng: np.random.Generator) -> Scene:
         if things:
             model = things[int(rng.integers(len(things)))]
             share = rng.random()
-            shape = model.shape if share < 0.45 else shape
-            colour = model.colour if share < 0.20 or 0.45 <= share < 0.70 else colour
+            shape = model.shape if share < 0.35 else shape
+            colour = model.colour if share < 0.15 or 0.35 <= share < 0.60 else colour
         size = "small" if rng.random() < 0.5 else "large"
         radius = rng.uniform(*_RADII[size]) * side
         # A circle of equal radius covers far more than a star: bring the areas nearer.
-        radius *= {"circle": 0.88, "star": 1.12, "diamond": 1.12}.get(shape, 1.0)
+        radius *= {"circle": 0.88, "star": 1.12}.get(shape, 1.0)
         margin = radius + 2
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         if all(math.hypot(x - t.x, y - t.y) > radius + t.radius + 3 for t in things):
-            # A square on its corner and a diamond look alike: keep both near upright.
-            tilt = {"square": 0.26, "diamond": 0.2, "triangle": 0.5, "cross": 0.3}.get(shape, 0.6)
+            # A square on its corner would be called a diamond.
+            tilt = {"square": 0.26, "triangle": 0.5, "cross": 0.3}.get(shape, 0.6)
             angle = 0.0 if rng.random() < 0.4 else rng.uniform(-tilt, tilt)
             things.append(Thing(shape, colour, size, x, y, radius, angle))
     return Scene(width, height, tuple(things))

@@ -1,0 +1,268 @@
+"""Export: what a bundle holds, its equality with PyTorch, and that it appears whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tfanet.checkpoint import save_checkpoint
+from tfanet.config import TextConfig, preset
+from tfanet.errors import GateError, InputError
+from tfanet.export import export_bundle
+from tfanet.export.onnx_export import export_image
+from tfanet.export.parity import check, check_bundle
+from tfanet.model import TFANet
+from tfanet.plugins.function_body import count_scan_nodes
+from tfanet.runtime import Bundle, Predictor
+from tfanet.runtime.session import open_session
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = replace(
+    preset("tfanet-tiny"),
+    dims=(8, 12, 16, 24),
+    depths=(1, 1, 1, 1),
+    text=TextConfig(width=16, layers=1, heads=2, intermediate=32),
+    text_length=8,
+    align_dim=8,
+    decoder_dim=8,
+    grid=2,
+    image_size=(64, 64),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> TFANet:
+    torch.manual_seed(0)
+    return TFANet(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: TFANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_checkpoint(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+def test_the_manifest_says_what_is_there(bundle):
+    manifest = bundle.manifest
+    assert {p.name for p in bundle.path.iterdir()} == {
+        "manifest.json", "image.onnx", "text.onnx", "tokenizer.json",
+    }  # fmt: skip
+    assert manifest.model["config"] == json.loads(json.dumps(CONFIG.to_dict()))
+    assert manifest.model["source"] == "checkpoint"
+    assert manifest.inputs["text.onnx"] == [
+        {"name": "token_ids", "dtype": "int64", "shape": ["batch", 8]}
+    ]
+    shapes = {value["name"]: value["shape"] for value in manifest.inputs["image.onnx"]}
+    assert shapes == {
+        "image": ["batch", 3, 64, 64],
+        "word_features": ["batch", 16, 8],
+        "sentence_feature": ["batch", 16],
+        "word_mask": ["batch", 8],
+    }
+    assert manifest.outputs["image.onnx"] == [
+        {"name": "mask_logit", "dtype": "float32", "shape": ["batch", 1, 64, 64]}
+    ]
+    assert manifest.scan["calls"] == 4 + 8
+    parity = manifest.parity
+    assert parity["max_rel_error"] <= 1e-4 and parity["pixels_changed"] == 0
+    assert {case["batch"] for case in parity["cases"]} == {1, 3}
+    assert {case["backend"] for case in parity["cases"]} == {
+        "onnxruntime", "onnxruntime, function body",
+    }  # fmt: skip
+
+
+def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
+    for name in ("image.onnx", "text.onnx"):
+        content = bundle.file(name).read_bytes()
+        graph = onnx.load_from_string(content)
+        onnx.checker.check_model(graph, full_check=True)
+        onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
+        assert graph.ir_version == 10
+        assert all(not node.metadata_props for node in graph.graph.node)
+        for path in (str(ROOT), str(Path.home()), "site-packages"):
+            assert path.encode() not in content
+    image = onnx.load(bundle.file("image.onnx"))
+    assert count_scan_nodes(image) == 12
+    assert len(image.graph.node) < 1500
+    assert [f.name for f in image.functions] == ["SelectiveScan"]
+
+
+@pytest.mark.parametrize("function", ["sequential", "parallel", "none"])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_functions_and_opsets(model, tmp_path, function, opset):
+    made = export_bundle(model, tmp_path / "bundle", function=function, opset=opset)
+    assert made.manifest.scan["function"] == function
+    skipped = made.manifest.parity["skipped"]
+    assert set(skipped) == ({"onnxruntime, function body"} if function == "none" else set())
+    graph = onnx.load(made.file("image.onnx"))
+    assert len(graph.functions) == (0 if function == "none" else 1)
+    assert next(o.version for o in graph.opset_import if o.domain == "") == opset
+
+
+def test_fixed_batch_and_another_size(model, tmp_path):
+    made = export_bundle(model, tmp_path / "b", image_size=(32, 96), dynamic_batch=False)
+    assert made.manifest.inputs["image.onnx"][0]["shape"] == [1, 3, 32, 96]
+    assert {case["batch"] for case in made.manifest.parity["cases"]} == {1}
+    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    predictions = Predictor(made.path)(picture, ["red", "the big star"])
+    assert [p.mask.shape for p in predictions] == [(50, 40)] * 2
+
+
+def test_any_batch_equals_pytorch(model, bundle):
+    session = open_session(bundle.file("image.onnx"), None)
+    torch.manual_seed(1)
+    for batch in (1, 2, 5):
+        image, words = torch.randn(batch, 3, 64, 64), torch.randn(batch, 16, 8)
+        sentence, mask = torch.randn(batch, 16), (torch.rand(batch, 8) > 0.4).float()
+        mask[:, 0] = 1
+        feeds = {
+            "image": image,
+            "word_features": words,
+            "sentence_feature": sentence,
+            "word_mask": mask,
+        }
+        got = session.run(None, {name: value.numpy() for name, value in feeds.items()})[0]
+        with torch.no_grad():
+            expected = model.segment(image, words, sentence, mask).numpy()
+        assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_predictor_equals_the_pytorch_pipeline(model, bundle):
+    from tfanet.runtime import TextTokenizer, image_to_tensor, load_image, logits_to_mask
+
+    picture = np.random.default_rng(3).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    text = "the small red circle"
+    prediction = Predictor(bundle.path)(picture, text)
+    image = torch.from_numpy(image_to_tensor(load_image(picture), (64, 64)))[None]
+    ids, mask = TextTokenizer(bundle.file("tokenizer.json"), 8)(text)
+    with torch.no_grad():
+        z = model(image, torch.from_numpy(ids), torch.from_numpy(mask)).numpy()[0, 0]
+    np.testing.assert_allclose(prediction.logits, z, atol=1e-4 * np.abs(z).max())
+    expected, resized = logits_to_mask(z, (90, 120))
+    sure = np.abs(resized) > 1e-4 * np.abs(z).max()
+    assert np.array_equal(prediction.mask[sure], expected[sure])
+
+
+def test_the_same_export_gives_the_same_bytes_in_another_process(checkpoint, bundle, tmp_path):
+    code = (
+        "from tfanet.export import export_bundle; "
+        f"export_bundle({str(checkpoint)!r}, {str(tmp_path / 'again')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    for path in bundle.path.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_parity_fails_for_other_weights_and_nothing_is_written(
+    model, bundle, tmp_path, monkeypatch
+):
+    other = TFANet(CONFIG).eval()
+    with pytest.raises(GateError, match=r"parity failed.*largest relative error"):
+        check(other, bundle.file("text.onnx"), bundle.file("image.onnx"), (64, 64))
+    save_checkpoint(tmp_path / "other.safetensors", other)
+    with pytest.raises(GateError):
+        check_bundle(bundle.path, checkpoint=tmp_path / "other.safetensors")
+    monkeypatch.setattr("tfanet.export.parity.MAX_REL_ERROR", 0.0)
+    with pytest.raises(GateError):
+        export_bundle(model, tmp_path / "never")
+    assert [p.name for p in tmp_path.iterdir()] == ["other.safetensors"]
+
+
+def test_parity_of_a_bundle_again(bundle, checkpoint):
+    report = check_bundle(bundle.path, checkpoint=checkpoint)
+    assert report["max_rel_error"] <= 1e-4
+    with pytest.raises(InputError, match=r"exported from a checkpoint.*--checkpoint"):
+        check_bundle(bundle.path)
+    with pytest.raises(InputError, match="takes 20 tokens, the bundle 8"):
+        check_bundle(bundle.path, checkpoint="tfanet-tiny")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"function": "magic"}, "magic.*sequential, parallel, none"),
+        ({"opset": 17}, "17.*18 to 23"),
+        ({"image_size": (64, 60)}, "multiples of 32"),
+    ],
+)
+def test_bad_options(model, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        export_bundle(model, tmp_path / "x", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_bundle_is_replaced(model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    for name, words in (("file", "is a file"), ("folder", "holds no bundle")):
+        with pytest.raises(InputError, match=words):
+            export_bundle(model, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    first = export_bundle(model, tmp_path / "empty")
+    second = export_bundle(model, tmp_path / "empty", image_size=(32, 32))
+    assert second.path == first.path
+    assert second.manifest.preprocessing["size"] == [32, 32]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "folder"]
+
+
+def test_a_killed_export_leaves_no_half_bundle(checkpoint, bundle, tmp_path):
+    """Killed at moments spread over the writing, the final name holds the old bundle, or none."""
+    target = tmp_path / "bundle"
+    # The slow part, tracing, is replaced by the files of a finished export: the writing remains.
+    code = f"""
+import sys, time
+from pathlib import Path
+from tfanet.export import bundle as b
+done = Path({str(bundle.path)!r})
+def write(work, *rest):
+    for path in sorted(done.iterdir()):
+        with open(work / path.name, "wb") as file:
+            for start in range(0, path.stat().st_size, 65536):
+                file.write(path.read_bytes()[start : start + 65536]); file.flush()
+b._write = write
+from tfanet.checkpoint import load_model
+model = load_model({str(checkpoint)!r})
+print("ready", flush=True)
+for _ in range(1000):
+    b.export_bundle(model, {str(target)!r})
+"""
+    whole = 0
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.02 + 0.037 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            Bundle.open(target)  # complete, with every checksum
+            whole += 1
+    assert whole >= 1
+
+
+@pytest.mark.full
+def test_base_has_29_scan_nodes_and_fewer_than_3000_nodes():
+    config = preset("tfanet-base")
+    graph = export_image(TFANet(config).eval(), config.image_size)
+    assert count_scan_nodes(graph) == 29
+    assert len(graph.graph.node) < 3000
