@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -47,7 +48,7 @@ def measure(bundle: Path, runs: int, threads: int | None) -> list[dict[str, floa
             tensor = predictor.preprocess(source)[0][None]
             session, whole, added = [], [], []
             for _ in range(runs + 1):  # the first of each warms up
-                session.append(timed(lambda: predictor.predict_tensors(tensor, sentence)))
+                session.append(timed(partial(predictor.predict_tensors, tensor, sentence)))
                 start = time.perf_counter()
                 timings = predictor(source, SENTENCE).timings
                 whole.append(1e3 * (time.perf_counter() - start))

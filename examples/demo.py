@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from tfanet.cli.deploy import parity_table
 from tfanet.cli.output import table
 from tfanet.export import export_bundle
-from tfanet.metrics import iou
+from tfanet.metrics import Metrics
 from tfanet.runtime import Predictor
 from tfanet.runtime.overlay import save_mask, save_overlay
 
@@ -61,7 +61,8 @@ def main() -> None:
     print(f"\nParity with PyTorch\n{parity_table(bundle.manifest.parity)}")
     timings = [(name, f"{value:.2f}") for name, value in prediction.timings.items()]
     print(f"\nTimings\n{table(('step', 'ms'), timings)}")
-    print(f"\n'{TEXT}': IoU {iou(prediction.mask, truth):.3f}, score {prediction.score:.2f}")
+    iou = Metrics().update(prediction.mask, truth)
+    print(f"\n'{TEXT}': IoU {iou:.3f}, score {prediction.score:.2f}")
     print(f"Bundle:  {bundle.path}\nOverlay: {(output / 'overlay.png').resolve()}")
 
 

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from onnx import GraphProto, ModelProto
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
@@ -119,13 +122,39 @@ def _export(
             dynamic_shapes=shapes,
             opset_version=opset,
             custom_translation_table=custom_translation_table(),
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        _simplify(program.model)
     model = program.model_proto
     model.ir_version = IR_VERSION
     _strip(model)
     return model
+
+
+def _simplify(model: onnx_ir.Model) -> None:
+    """Fold constants and shapes, drop what is unused or computed twice.
+
+    The exporter's own `optimize` does this too, and then tries 160 rewrites on every node, which
+    takes longer than the whole export and brings nothing that a runtime does not do when it loads.
+    """
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for last in (
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        last(model)
 
 
 @contextmanager

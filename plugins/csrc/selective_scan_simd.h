@@ -10,7 +10,11 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+// GCC 12 takes its own header's undefined vectors for a mistake (its bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif

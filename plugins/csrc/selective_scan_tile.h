@@ -120,28 +120,40 @@ struct Columns {
   Vec<S> value[kTile];
 };
 
-// Reads `rows` rows of `steps` steps; absent rows and steps are zero.
+// kLanes steps of kLanes rows, `rows` and `steps` of them present: what is absent reads as zero.
+template <class T>
+inline void read_edge(const T* from, int64_t stride, int rows, int steps, Vec<State<T>>* columns) {
+  typedef State<T> S;
+  alignas(64) S copy[kLanes<S>][kLanes<S>] = {};
+  for (int r = 0; r < rows; ++r) {
+    for (int t = 0; t < steps; ++t) copy[r][t] = widen(from[r * stride + t]);
+  }
+  load_transposed<S>(copy[0], kLanes<S>, columns);
+}
+
+// Reads `rows` rows of `steps` steps, and zeros up to the next multiple of kLanes steps.
 template <class T>
 inline void read_tile(const T* from, int64_t stride, int rows, int steps,
                       Columns<State<T>>& columns) {
   typedef State<T> S;
+  constexpr int square = kLanes<S>;
   if constexpr (sizeof(T) == sizeof(S)) {
-    if (rows == kLanes<S> && steps == kTile) {
-      for (int t = 0; t < kTile; t += kLanes<S>) {
+    if (rows == square && steps == kTile) {  // what nearly all tiles are, without a question inside
+      for (int t = 0; t < kTile; t += square) {
         load_transposed<S>(from + t, stride, columns.value + t);
       }
       return;
     }
   }
-  Rows<S> copy;
-  for (int r = 0; r < kLanes<S>; ++r) {
-    const int valid = r < rows ? steps : 0;
-    const T* row = from + r * stride;
-    for (int t = 0; t < valid; ++t) copy.value[r][t] = widen(row[t]);
-    for (int t = valid; t < kTile; ++t) copy.value[r][t] = 0;
-  }
-  for (int t = 0; t < steps; t += kLanes<S>) {
-    load_transposed<S>(&copy.value[0][t], kTile, columns.value + t);
+  for (int t = 0; t < steps; t += square) {
+    if (rows < square || steps - t < square) {
+      read_edge<T>(from + t, stride, rows, steps - t < square ? steps - t : square,
+                   columns.value + t);
+    } else if constexpr (sizeof(T) == sizeof(S)) {
+      load_transposed<S>(from + t, stride, columns.value + t);
+    } else {
+      read_edge<T>(from + t, stride, square, square, columns.value + t);
+    }
   }
 }
 
@@ -171,27 +183,41 @@ inline void to_rows(const Columns<S>& columns, int steps, Rows<S>& rows) {
   }
 }
 
-// Writes `rows` rows of `steps` steps, past the caches if told so and the tile is a whole one.
+template <class T>
+inline void write_edge(const Vec<State<T>>* columns, int rows, int steps, T* to, int64_t stride) {
+  typedef State<T> S;
+  alignas(64) S copy[kLanes<S>][kLanes<S>];
+  store_transposed<false, S>(columns, copy[0], kLanes<S>);
+  for (int r = 0; r < rows; ++r) {
+    for (int t = 0; t < steps; ++t) narrow(copy[r][t], to[r * stride + t]);
+  }
+}
+
+// Writes `rows` rows of `steps` steps; past the caches, if told so, what fills whole vectors.
 template <class T>
 inline void write_tile(const Columns<State<T>>& columns, int rows, int steps, bool past_cache,
                        T* to, int64_t stride) {
   typedef State<T> S;
+  constexpr int square = kLanes<S>;
   if constexpr (sizeof(T) == sizeof(S)) {
-    if (rows == kLanes<S> && steps == kTile) {
-      for (int t = 0; t < kTile; t += kLanes<S>) {
-        if (past_cache) {
-          store_transposed<true, S>(columns.value + t, to + t, stride);
-        } else {
-          store_transposed<false, S>(columns.value + t, to + t, stride);
-        }
+    if (rows == square && steps == kTile && past_cache) {
+      for (int t = 0; t < kTile; t += square) {
+        store_transposed<true, S>(columns.value + t, to + t, stride);
       }
       return;
     }
   }
-  Rows<S> copy;
-  to_rows(columns, steps, copy);
-  for (int r = 0; r < rows; ++r) {
-    for (int t = 0; t < steps; ++t) narrow(copy.value[r][t], to[r * stride + t]);
+  for (int t = 0; t < steps; t += square) {
+    const Vec<S>* from = columns.value + t;
+    if (rows < square || steps - t < square) {
+      write_edge<T>(from, rows, steps - t < square ? steps - t : square, to + t, stride);
+    } else if constexpr (sizeof(T) != sizeof(S)) {
+      write_edge<T>(from, square, square, to + t, stride);
+    } else if (past_cache) {
+      store_transposed<true, S>(from, to + t, stride);
+    } else {
+      store_transposed<false, S>(from, to + t, stride);
+    }
   }
 }
 

@@ -104,8 +104,9 @@ def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
     assert [f.name for f in image.functions] == ["SelectiveScan"]
 
 
-@pytest.mark.parametrize("function", ["sequential", "parallel", "none"])
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize(
+    ("function", "opset"), [("sequential", 23), ("parallel", 18), ("none", 23)]
+)
 def test_functions_and_opsets(model, tmp_path, function, opset):
     made = export_bundle(model, tmp_path / "bundle", function=function, opset=opset)
     assert made.manifest.scan["function"] == function

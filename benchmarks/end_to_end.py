@@ -1,0 +1,143 @@
+"""A whole TFANet: PyTorch eager beside the exported bundle in ONNX Runtime.
+
+python benchmarks/end_to_end.py [--preset NAME] [--runs N] [--threads N] [--bundle DIR] [--json]
+
+Exports the preset in a child process first, and reports its time and peak memory (--bundle uses an
+exported one instead). Then all candidates take turns on one picture and sentence; medians.
+
+"eager, parallel scan" is the model with the scan in plain PyTorch, the usual state of things;
+"eager, our op" the same with our kernel; the others are the exported graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from tfanet.checkpoint import load_model
+from tfanet.export.onnx_export import IMAGE_INPUTS
+from tfanet.plugins import ort_library_path, selective_scan_parallel
+from tfanet.runtime import Bundle
+from tfanet.runtime.session import open_session
+
+BASELINE = "eager, parallel scan"
+
+
+def export(preset: str, output: Path) -> dict[str, float]:
+    """Seconds and peak memory (GB) of the command line's export, its parity check included."""
+    words = ("export", "--preset", preset, "--output", str(output))
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tfanet", *words], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"seconds": seconds, "peak_gigabytes": peak / 1e9}
+
+
+def make_candidates(bundle: Bundle, threads: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Each returns the mask logit (1, 1, H, W) of the same picture and words."""
+    manifest = bundle.manifest
+    model = load_model(manifest.model["preset"])
+    height, width = manifest.preprocessing["size"]
+    random = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, height, width, generator=random)
+    ids = torch.full((1, manifest.text["length"]), manifest.text["eos_id"])
+    ids[0, :8] = torch.randint(0, manifest.text["sos_id"], (8,), generator=random)
+    words = torch.zeros(1, manifest.text["length"])
+    words[:, :9] = 1
+
+    def eager() -> np.ndarray:
+        return model(image, ids, words).numpy()
+
+    def eager_parallel() -> np.ndarray:
+        with mock.patch("tfanet.ss2d.selective_scan", selective_scan_parallel):
+            return eager()
+
+    def graphs(library: Path | None) -> Callable[[], np.ndarray]:
+        text, picture = (
+            open_session(bundle.file(name), library, threads)
+            for name in ("text.onnx", "image.onnx")
+        )
+
+        def run() -> np.ndarray:
+            features = text.run(None, {"token_ids": ids.numpy()})
+            values = (image.numpy(), *features, words.numpy())
+            return picture.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
+
+        return run
+
+    return {
+        BASELINE: eager_parallel,
+        "eager, our op": eager,
+        "ONNX Runtime, our op": graphs(ort_library_path()),
+        "ONNX Runtime, function body": graphs(None),
+    }
+
+
+@torch.inference_mode()
+def measure(bundle: Bundle, runs: int, threads: int) -> list[dict[str, Any]]:
+    """One row per candidate: median milliseconds, times faster, largest relative difference."""
+    candidates = make_candidates(bundle, threads)
+    logits = {name: run() for name, run in candidates.items()}  # warms up, too
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(runs):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+            # Idle threads of one candidate spin a while and would slow the next one.
+            time.sleep(0.2)
+    expected = logits[BASELINE]
+    return [
+        {
+            "candidate": name,
+            "ms": 1e3 * median(values),
+            "times_faster": median(times[BASELINE]) / median(values),
+            "rel_difference": float(np.abs(logits[name] - expected).max() / np.abs(expected).max()),
+        }
+        for name, values in times.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="tfanet-base")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bundle", type=Path, help="of a preset, exported already")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        cost = None if args.bundle else export(args.preset, Path(folder) / "bundle")
+        bundle = Bundle.open(args.bundle or Path(folder) / "bundle")
+        rows = measure(bundle, args.runs, args.threads)
+    if args.json:
+        print(json.dumps({"export": cost, "rows": rows}))
+        return
+    size = "x".join(map(str, bundle.manifest.preprocessing["size"]))
+    print(f"{bundle.manifest.model['preset']}, {size}, batch 1, {args.threads} threads")
+    if cost:
+        print(f"export: {cost['seconds']:.0f} s, peak {cost['peak_gigabytes']:.1f} GB")
+    print(f"{'candidate':28} {'ms':>9} {'times faster':>13} {'rel. difference':>16}")
+    for row in rows:
+        print(
+            f"{row['candidate']:28} {row['ms']:9.1f} {row['times_faster']:13.2f} "
+            f"{row['rel_difference']:16.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
