@@ -6,12 +6,14 @@ They are separate so that a sentence is encoded once and used on many pictures: 
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -31,7 +33,7 @@ IR_VERSION = 10  # what ONNX Runtime 1.20, the oldest that we support, reads
 TEXT_OUTPUTS = ("word_features", "sentence_feature")
 IMAGE_INPUTS = ("image", *TEXT_OUTPUTS, "word_mask")
 # A batch of 1 would be taken for a constant.
-EXAMPLE_BATCH = 2
+EXAMPLE_BATCH = 3
 
 
 class _TextGraph(nn.Module):
@@ -129,6 +131,7 @@ def _export(
         _simplify(program.model)
     model = program.model_proto
     model.ir_version = IR_VERSION
+    _name_by_module(model)
     _strip(model)
     return model
 
@@ -142,6 +145,7 @@ def _simplify(model: onnx_ir.Model) -> None:
     passes.InlinePass()(model)
     for _ in range(2):
         optimizer.fold_constants(model)
+        _open_one_axis(model)
         passes.CommonSubexpressionEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
     for last in (
@@ -169,6 +173,42 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+def _open_one_axis(model: onnx_ir.Model) -> None:
+    """Reshape to [batch, 4, 96, n], put together from the picture's shape, becomes [-1, 4, 96, n].
+
+    One node in place of four or five, for each of the hundred views of a TFANet.
+    """
+    for node in model.graph:
+        target = node.inputs[1].producer() if node.op_type == "Reshape" else None
+        if target is None or target.op_type != "Concat":
+            continue
+        parts = [onnx_ir.convenience.get_const_tensor(part) for part in target.inputs]
+        sizes = [[-1] if part is None else part.numpy().tolist() for part in parts]
+        known = [size for part, size in zip(parts, sizes, strict=True) if part is not None]
+        made = node.outputs[0].shape
+        one_open = len(sizes) - len(known) == 1 and made is not None
+        if not one_open or len(made) != sum(map(len, sizes)) or min(map(min, known)) < 1:
+            continue
+        shape = np.concatenate(sizes).astype(np.int64)
+        name = f"{node.name}_shape"
+        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(shape, name=name))
+        model.graph.register_initializer(value)
+        node.replace_input_with(1, value)
+
+
+def _name_by_module(model: ModelProto) -> None:
+    """Name nodes "fusion.1.block.text_proj/conv1d_15": the module that they come from, and the op.
+
+    Errors, calibrations and precision tables name nodes; a reader should know the place.
+    """
+    for node in model.graph.node:
+        facts = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(facts.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
+        if module and not module.startswith("_"):
+            node.name = f"{module}/{node.name.removeprefix('node_')}"
 
 
 def _strip(model: ModelProto) -> None:

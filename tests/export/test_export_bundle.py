@@ -100,6 +100,11 @@ def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
             assert path.encode() not in content
     image = onnx.load(bundle.file("image.onnx"))
     assert count_scan_nodes(image) == 12
+    names = [node.name for node in image.graph.node]
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("fusion.1.block.text_proj/conv1d") for name in names) == 1
+    convs = [node.name for node in image.graph.node if node.op_type == "Conv"]
+    assert all(name.startswith(("backbone.", "fusion.", "decoder.")) for name in convs)
     assert len(image.graph.node) < 1500
     assert [f.name for f in image.functions] == ["SelectiveScan"]
 

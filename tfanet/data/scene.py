@@ -68,21 +68,29 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Two to four things; later ones often share a shape or a colour with an earlier one."""
+    """Two to four things, of one colour, of one shape, or of a mixture."""
     width, height = (int(n) for n in rng.integers(136, 193, size=2))
     side = min(width, height)
     wanted = int(rng.choice([2, 3, 4], p=[0.15, 0.45, 0.4]))
+    # A common colour leaves the shape to tell things apart, the harder of the two to see.
+    common = str(rng.choice(["colour", "shape", "nothing"], p=[0.4, 0.1, 0.5]))
     things: list[Thing] = []
     for _ in range(60):
         if len(things) == wanted:
             break
         shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-        if things:
+        size = "small" if rng.random() < 0.5 else "large"
+        if things and common == "colour":
+            left = sorted(set(SHAPES) - {t.shape for t in things})
+            shape, colour = str(rng.choice(left)), things[0].colour
+            size = things[0].size if rng.random() < 0.5 else size
+        elif things and common == "shape":
+            shape = things[0].shape
+        elif things:
             model = things[int(rng.integers(len(things)))]
             share = rng.random()
             shape = model.shape if share < 0.35 else shape
             colour = model.colour if share < 0.15 or 0.35 <= share < 0.60 else colour
-        size = "small" if rng.random() < 0.5 else "large"
         radius = rng.uniform(*_RADII[size]) * side
         # A circle of equal radius covers far more than a star: bring the areas nearer.
         radius *= {"circle": 0.88, "star": 1.12}.get(shape, 1.0)
