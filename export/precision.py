@@ -97,6 +97,8 @@ class _Graph:
             for i, name in enumerate(names)
             if name in self.floats
         ]
+        if not floats:
+            return None
         variable = floats[0]  # an output's, if there is one
         wanted = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}

@@ -22,7 +22,7 @@ from tfanet.errors import InputError
 from . import onnx_op
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE, Nodes, Pattern, build_function, softplus
 
-__all__ = ["KINDS", "attach", "count_scan_nodes", "rewrite"]
+__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite"]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
@@ -76,6 +76,39 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
     pattern = _unify(result, kind)
     if kind != "none":
         result.functions.append(build_function(kind, pattern, opset))
+    return result
+
+
+def attach_by_length(model: ModelProto) -> ModelProto:
+    """A copy of `model` that has a parallel function for every length L, tfanet::SelectiveScan_L.
+
+    What an engine builder is given: no node keeps the operator's name, so none is taken for a
+    plugin, and a body whose L is known folds to a third of the nodes (`onnx_ir` passes, after
+    inlining). Raises InputError as `attach` does.
+    """
+    result = attach(model, "parallel")
+    shared = next((f for f in result.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
+    if shared is None:
+        return result
+    result.functions.remove(shared)
+    opset = next(o.version for o in shared.opset_import if o.domain == "")
+    scans = [n for graph in _graphs(result.graph) for n in graph.node if _is_scan(n)]
+    pattern = replace(
+        _measure(result, scans, "parallel"),
+        one_length=True,
+        delta_softplus=_softplus(scans[0]),
+        **{name: _given(scans[0], INPUTS.index(name)) for name in ("D", "delta_bias", "z")},
+    )
+    made = set()
+    for scan in scans:
+        own = _measure(result, [scan], "parallel")
+        scan.op_type = f"{OP_TYPE}_{own.max_length}" + ("" if own.single_state else "_N")
+        if scan.op_type not in made:
+            made.add(scan.op_type)
+            own = replace(
+                pattern, max_length=own.max_length, single_state=own.single_state, casts=own.casts
+            )
+            result.functions.append(build_function("parallel", own, opset, scan.op_type))
     return result
 
 

@@ -38,7 +38,8 @@ class Pattern:
     """What all nodes of one model share, hence what one function body computes.
 
     `compute` is the TensorProto type of the arithmetic, `casts` says that operands may come in
-    another type, `single_state` that N = 1 everywhere; `max_length` bounds L (parallel body only).
+    another type, `single_state` that N = 1 everywhere; `max_length` bounds L (parallel body only),
+    `one_length` says that L is that everywhere.
     """
 
     D: bool = False
@@ -49,6 +50,7 @@ class Pattern:
     casts: bool = False
     single_state: bool = False
     max_length: int = 0
+    one_length: bool = False
 
     def inputs(self) -> list[str]:
         """Names of the inputs of a node, without gaps: z comes with D and delta_bias."""
@@ -158,7 +160,7 @@ class _Body:
             return x
         return f("ReduceSum", x, f.constant([axis]), keepdims=0)
 
-    def finish(self, y: str, opset: int) -> FunctionProto:
+    def finish(self, y: str, opset: int, name: str) -> FunctionProto:
         """(b, G, e, K, T) -> y (b, dim, L), with D u, silu(z) and the outer type."""
         f, pattern = self.f, self.pattern
         y = f("Reshape", y, self.join(f("Shape", "u", start=0, end=2), f.constant([-1])))
@@ -182,7 +184,7 @@ class _Body:
         softplus = helper.make_attribute("delta_softplus", int(pattern.delta_softplus))
         return helper.make_function(
             DOMAIN,
-            OP_TYPE,
+            name,
             inputs=pattern.inputs(),
             outputs=["y"],
             nodes=f.nodes,
@@ -191,15 +193,15 @@ class _Body:
         )
 
 
-def build_function(kind: str, pattern: Pattern, opset: int) -> FunctionProto:
-    """The function for nodes of `pattern`, valid from opset 18 on.
+def build_function(kind: str, pattern: Pattern, opset: int, name: str = OP_TYPE) -> FunctionProto:
+    """The function `name` for nodes of `pattern`, valid from opset 18 on.
 
     `kind` is "sequential" (three ONNX Scans, any L) or "parallel" (no control flow, L up to
     `pattern.max_length`).
     """
     body = _Body(pattern, engine=kind == "parallel")
     y = _sequential(body) if kind == "sequential" else _parallel(body)
-    return body.finish(y, opset)
+    return body.finish(y, opset, name)
 
 
 def _sequential(body: _Body) -> str:
@@ -274,7 +276,7 @@ def _parallel(body: _Body) -> str:
     def delayed(x: str, by: int, rank: int, fill: str) -> str:
         """x moved `by` places down the last axis, `fill` before it."""
         front = [0] * (rank - 1)
-        if rank == inner:
+        if rank == inner or body.pattern.one_length:
             return f("Pad", x, f.constant([*front, by, *front, -by]), fill)
         # Nodes of unlike L share the body, so there may be fewer chunks than `by`: pad, then cut.
         longer = f("Pad", x, f.constant([*front, by, *front, 0]), fill)

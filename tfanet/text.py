@@ -46,7 +46,11 @@ def _tower(config: TextConfig) -> CLIPTextModel:
             eos_token_id=EOS_ID,
             pad_token_id=EOS_ID,
         )
-        return CLIPTextModel(sizes)
+        tower = CLIPTextModel(sizes)
+        # CLIP's own 0.02 drowns in what the layers add: to fresh weights "red" and "blue" look the
+        # same, and thousands of steps pass before they part.
+        nn.init.normal_(tower.get_input_embeddings().weight, std=1.0)
+        return tower
     try:
         tower = CLIPTextModel.from_pretrained(config.pretrained)
     except (OSError, ValueError) as error:

@@ -1,0 +1,151 @@
+"""The child process of `build_engine`: one job in, JSON lines out, one engine file written.
+
+Runs as `python -m tfanet.export.engine_worker JOB`. Lines are {"phase", "step", "steps"} while it
+works, then {"facts"} or {"error", "kind"}; kind "input" is the model's or the user's fault.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _say(**message: Any) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+class _Refused(Exception):
+    """The parser's or builder's own words on why not."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors; warnings go to the log of the parent."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(text.strip().splitlines()[0])
+                sys.stderr.write(text + "\n")
+
+    return Logger()
+
+
+def _make_monitor(trt: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports the outermost phases."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[int, int]] = {}  # depth, steps
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            depth = self.phases[parent][0] + 1 if parent in self.phases else 0
+            self.phases[phase] = (depth, steps)
+            if depth < 2:
+                _say(phase=phase, step=0, steps=steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            depth, steps = self.phases.get(phase, (2, 0))
+            if depth < 2:
+                _say(phase=phase, step=step + 1, steps=steps)
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            self.phases.pop(phase, None)
+
+    return Monitor()
+
+
+def _parse(trt: Any, network: Any, logger: Any, path: str) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(Path(path).read_bytes()):
+        return
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    told = []
+    for error in errors[:3]:
+        node = error.node_name() or f"number {error.node()}"
+        told.append(f"node '{node}' ({error.node_operator()}): {error.desc().splitlines()[0]}")
+    raise _Refused(f"{trt.__name__} cannot parse the model: {'; '.join(told)}", "input")
+
+
+def _add_profile(builder: Any, network: Any, config: Any, sizes: dict[str, int]) -> None:
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        value = network.get_input(index)
+        shape = tuple(value.shape)
+        fixed = [axis for axis, size in enumerate(shape) if size < 0 and axis > 0]
+        if fixed:
+            raise _Refused(
+                f"input '{value.name}' has the open axis {fixed[0]}: only the batch may be open",
+                "input",
+            )
+        if shape[0] < 0:
+            shapes = [(sizes[name], *shape[1:]) for name in ("min", "opt", "max")]
+            profile.set_shape(value.name, *shapes)
+        elif not sizes["min"] <= shape[0] <= sizes["max"]:
+            raise _Refused(
+                f"input '{value.name}' has the fixed batch {shape[0]}, outside the profile "
+                f"{sizes['min']} to {sizes['max']}: export with an open batch",
+                "input",
+            )
+    config.add_optimization_profile(profile)
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    trt = importlib.import_module(job["module"])
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, logger, job["onnx"])
+    config = builder.create_builder_config()
+    config.progress_monitor = _make_monitor(trt)
+    _add_profile(builder, network, config, job["profile"])
+    if job["compute"]:
+        config.num_compute_capabilities = len(job["compute"])
+        for index, capability in enumerate(job["compute"]):
+            name = f"SM{capability.replace('.', '')}"
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    cache = Path(job["timing_cache"]) if job["timing_cache"] else None
+    if cache is not None:
+        known = cache.read_bytes() if cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        why = "; ".join(logger.errors[-2:]) or "no reason given"
+        raise _Refused(f"{trt.__name__} cannot build the engine: {why}", "build")
+    Path(job["output"]).write_bytes(plan)
+    if cache is not None:
+        cache.write_bytes(config.get_timing_cache().serialize())
+    return {
+        "library": trt.__name__,
+        "version": trt.__version__,
+        "layers": network.num_layers,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    try:
+        _say(facts=_run(job))
+    except _Refused as refusal:
+        _say(error=str(refusal), kind=refusal.kind)
+    except OSError as error:
+        _say(error=f"the engine cannot be written: {error.strerror or error}", kind="input")
+
+
+if __name__ == "__main__":
+    main()

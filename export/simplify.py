@@ -1,0 +1,58 @@
+"""What every graph goes through before it is written: fewer nodes, the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+
+__all__ = ["simplify"]
+
+
+def simplify(model: onnx_ir.Model) -> None:
+    """Fold constants and shapes, drop what is unused or computed twice.
+
+    The exporter's own `optimize` does this too, and then tries 160 rewrites on every node, which
+    takes longer than the whole export and brings nothing that a runtime does not do when it loads.
+    """
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        _open_one_axis(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for last in (
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        last(model)
+
+
+def _open_one_axis(model: onnx_ir.Model) -> None:
+    """Reshape to [batch, 4, 96, n], put together from the picture's shape, becomes [-1, 4, 96, n].
+
+    One node in place of four or five, for each of the hundred views of a TFANet.
+    """
+    for node in model.graph:
+        target = node.inputs[1].producer() if node.op_type == "Reshape" else None
+        if target is None or target.op_type != "Concat":
+            continue
+        parts = [onnx_ir.convenience.get_const_tensor(part) for part in target.inputs]
+        sizes = [[-1] if part is None else part.numpy().tolist() for part in parts]
+        known = [size for part, size in zip(parts, sizes, strict=True) if part is not None]
+        made = node.outputs[0].shape
+        one_open = len(sizes) - len(known) == 1 and made is not None
+        if not one_open or len(made) != sum(map(len, sizes)) or min(map(min, known)) < 1:
+            continue
+        shape = np.concatenate(sizes).astype(np.int64)
+        name = f"{node.name}_shape"
+        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(shape, name=name))
+        model.graph.register_initializer(value)
+        node.replace_input_with(1, value)
