@@ -154,6 +154,7 @@ def _write(
         dynamic_batch=dynamic_batch,
         versions={name: metadata.version(name) for name in VERSIONS},
         files={name: file_facts(work / name) for name in FILES},
+        engines=[],
         parity=figures,
     )
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -22,7 +22,16 @@ from tfanet.plugins import ort_library_path
 from tfanet.runtime.bundle import Bundle
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "MAX_REL_ERROR", "check", "check_bundle"]
+__all__ = [
+    "MAX_PIXEL_SHARE",
+    "MAX_REL_ERROR",
+    "Case",
+    "check",
+    "check_bundle",
+    "compare",
+    "make_cases",
+    "run_case",
+]
 
 MAX_REL_ERROR = 1e-4
 MAX_PIXEL_SHARE = 1e-5
@@ -38,7 +47,9 @@ _BACKENDS: dict[str, Callable[[], Path | None]] = {
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """Inputs of both graphs."""
+
     name: str
     image: np.ndarray  # (batch, 3, H, W) float32
     token_ids: np.ndarray  # (batch, L) int64
@@ -67,7 +78,7 @@ def check(
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
     """
-    cases = _make_cases(model, size, dynamic_batch)
+    cases = make_cases(model.config.text_length, size, dynamic_batch)
     expected = [_run_torch(model, case) for case in cases]
     results: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
@@ -80,8 +91,8 @@ def check(
             skipped[backend] = str(error).replace(f"{image.parent}/", "")
             continue
         for case, logits in zip(cases, expected, strict=True):
-            got = _run_sessions(*sessions, case)
-            results.append(_compare(case, backend, logits, got, threshold))
+            got = run_case(*sessions, case)
+            results.append(compare(case, backend, logits, got, threshold))
         del sessions
         if progress is not None:
             progress("comparing with PyTorch", index + 1, len(_BACKENDS))
@@ -133,9 +144,9 @@ def check_bundle(
     )
 
 
-def _make_cases(model: TFANet, size: tuple[int, int], dynamic_batch: bool) -> list[_Case]:
+def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
+    """One fixed and some random pictures of `size` (H, W), each with a random sentence."""
     rng = np.random.default_rng(0)
-    length = model.config.text_length
 
     def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.full((batch, length), EOS_ID, np.int64)
@@ -150,28 +161,30 @@ def _make_cases(model: TFANet, size: tuple[int, int], dynamic_batch: bool) -> li
     height, width = size
     waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
     fixed = np.stack([waves, waves[::-1], waves[:, ::-1]])[None].astype(np.float32)
-    cases = [_Case("fixed", fixed, *sentences(1))]
+    cases = [Case("fixed", fixed, *sentences(1))]
     for batch in (1, 2) if dynamic_batch else (1,):
         image = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
-        cases.append(_Case(f"random, batch {batch}", image, *sentences(batch)))
+        cases.append(Case(f"random, batch {batch}", image, *sentences(batch)))
     return cases
 
 
-def _run_torch(model: TFANet, case: _Case) -> np.ndarray:
+def _run_torch(model: TFANet, case: Case) -> np.ndarray:
     with torch.no_grad():
         logits = model(*map(torch.from_numpy, (case.image, case.token_ids, case.word_mask)))
     return logits.numpy()
 
 
-def _run_sessions(text: Any, image: Any, case: _Case) -> np.ndarray:
+def run_case(text: Any, image: Any, case: Case) -> np.ndarray:
+    """Mask logits of a case through the two sessions."""
     features = text.run(None, {"token_ids": case.token_ids})
     values = (case.image, *features, case.word_mask)
     return image.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
 
 
-def _compare(
-    case: _Case, backend: str, expected: np.ndarray, got: np.ndarray, threshold: float
+def compare(
+    case: Case, backend: str, expected: np.ndarray, got: np.ndarray, threshold: float
 ) -> dict[str, Any]:
+    """One row of a report. Raises GateError where a logit is not finite."""
     error = np.abs(got - expected).max() / np.abs(expected).max()
     if not np.isfinite(error):
         raise GateError(f"parity: {backend} gives logits that are not finite in case {case.name!r}")

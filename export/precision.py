@@ -42,6 +42,9 @@ POLICY = {
     "Softplus": "exponentials",
     "Softmax": "exponentials",
 }
+# Where the time goes: these stay only for a reason of their own.
+_WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TYPED_BY_ATTRIBUTE = ("Cast", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform")
 # A value may come this near to the largest FP16 number on calibration pictures.
 MARGIN = 0.5
 _LARGEST = {"fp16": 65504.0, "bf16": 3.38e38}
@@ -88,7 +91,9 @@ class _Graph:
         All of one type variable of the operator's schema change together; others, such as the
         scales of a Resize, keep theirs.
         """
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, self.opset):
+        if node.op_type in _TYPED_BY_ATTRIBUTE or node.domain not in ("", "ai.onnx"):
+            return None
+        if not onnx.defs.has(node.op_type, self.opset):
             return None
         schema = onnx.defs.get_schema(node.op_type, self.opset)
         floats = [
@@ -144,6 +149,8 @@ def cast_graph(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "bf16":
+        model = _with_bf16_operators(model)
     graph = _Graph(model)
     others = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     if any(tensor.data_type in others for tensor in model.graph.initializer):
@@ -157,6 +164,25 @@ def cast_graph(
         for n, (why, value) in sorted(kept.items())
     ]
     return result, table
+
+
+def _with_bf16_operators(model: ModelProto) -> ModelProto:
+    """Opset 22, where ONNX first allows BF16 in Conv, Resize and the activations.
+
+    From 20 on the versions only add types to the operators of an exported graph, but for
+    GroupNormalization.
+    """
+    opset = next((o for o in model.opset_import if o.domain == ""), None)
+    if opset is None or opset.version >= 22:
+        return model
+    if opset.version < 20 or any(n.op_type == "GroupNormalization" for n in model.graph.node):
+        raise InputError(f"bf16 needs opset 20 or newer, the model has {opset.version}")
+    result = ModelProto()
+    result.CopyFrom(model)
+    for place in (result, *result.functions):
+        for entry in place.opset_import:
+            entry.version = 22 if entry.domain == "" else entry.version
+    return result
 
 
 _Reasons = dict[int, tuple[str, float | None]]
@@ -219,14 +245,14 @@ def _keep_logits(graph: _Graph, name: str, reasons: _Reasons) -> None:
 
 
 def _keep_between(graph: _Graph, reasons: _Reasons) -> None:
-    """What lies between nodes that stay, stays: a cast there and back would only lose digits."""
+    """Light nodes between nodes that stay, stay: casts there and back would only lose digits."""
     changed = True
     while changed:
         changed = False
         for n, node in enumerate(graph.nodes):
             sources = [i for i in node.input if i in graph.floats and i in graph.maker]
             readers = [r for o in node.output if o in graph.floats for r in graph.readers[o]]
-            if n in reasons or not sources or not readers:
+            if n in reasons or not sources or not readers or node.op_type in _WORK:
                 continue
             if all(graph.maker[i] in reasons for i in sources) and all(
                 r in reasons for r in readers

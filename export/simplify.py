@@ -44,15 +44,29 @@ def _open_one_axis(model: onnx_ir.Model) -> None:
         target = node.inputs[1].producer() if node.op_type == "Reshape" else None
         if target is None or target.op_type != "Concat":
             continue
-        parts = [onnx_ir.convenience.get_const_tensor(part) for part in target.inputs]
-        sizes = [[-1] if part is None else part.numpy().tolist() for part in parts]
-        known = [size for part, size in zip(parts, sizes, strict=True) if part is not None]
+        parts = [_sizes(part) for part in target.inputs]
+        known = sum(len(part) for part in parts if part is not None)
         made = node.outputs[0].shape
-        one_open = len(sizes) - len(known) == 1 and made is not None
-        if not one_open or len(made) != sum(map(len, sizes)) or min(map(min, known)) < 1:
+        if None in parts and (made is None or len(made) != known + parts.count(None)):
+            continue  # a part that may hold more than one size
+        shape = np.concatenate([[-1] if part is None else part for part in parts]).astype(np.int64)
+        if (shape == -1).sum() != 1 or (shape == 0).any():
             continue
-        shape = np.concatenate(sizes).astype(np.int64)
         name = f"{node.name}_shape"
         value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(shape, name=name))
         model.graph.register_initializer(value)
         node.replace_input_with(1, value)
+
+
+def _sizes(value: onnx_ir.Value | None) -> list[int] | None:
+    """The sizes that a part of a shape holds, -1 for an open one; None where it is unknown."""
+    constant = onnx_ir.convenience.get_const_tensor(value)
+    if constant is not None:
+        return constant.numpy().reshape(-1).tolist()
+    node = None if value is None else value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Shape" else None
+    if node is None or source is None or source.shape is None:
+        return None
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(source.shape))
+    return [size if isinstance(size, int) else -1 for size in source.shape[start:end]]

@@ -100,8 +100,8 @@ def attach_by_length(model: ModelProto) -> ModelProto:
         **{name: _given(scans[0], INPUTS.index(name)) for name in ("D", "delta_bias", "z")},
     )
     made = set()
-    for scan in scans:
-        own = _measure(result, [scan], "parallel")
+    measured = [_measure(result, [scan], "parallel") for scan in scans]  # before names change
+    for scan, own in zip(scans, measured, strict=True):
         scan.op_type = f"{OP_TYPE}_{own.max_length}" + ("" if own.single_state else "_N")
         if scan.op_type not in made:
             made.add(scan.op_type)

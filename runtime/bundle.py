@@ -43,6 +43,8 @@ class Manifest:
         text: length, pad_id, sos_id, eos_id. threshold: a pixel is set where its logit is above.
         scan: domain, op, version, function, calls. precision: fp32. dynamic_batch: 1 or any batch.
         versions: of the libraries that wrote it. files: size and sha256 by name.
+        engines: built from the graphs, each with name, target, precision, library, version,
+            profile, compute and files, the engine file of each graph.
         parity: largest relative error and changed pixels against PyTorch, and the cases.
     """
 
@@ -59,6 +61,7 @@ class Manifest:
     dynamic_batch: bool
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
+    engines: list[dict[str, Any]]
     parity: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,13 +117,37 @@ class Manifest:
             raise BundleError(f"{path}: preprocessing is not RGB with the resize pillow-bilinear")
         if not all(isinstance(text.get(k), int) for k in ("length", "pad_id", "sos_id", "eos_id")):
             raise BundleError(f"{path}: text lacks length, pad_id, sos_id or eos_id")
-        if set(self.files) != set(FILES):
-            raise BundleError(
-                f"{path} lists the files {sorted(self.files)}, expected {list(FILES)}"
-            )
+        expected = [*FILES, *(name for record in self.engines for name in _engine(record, path))]
+        if sorted(self.files) != sorted(expected):
+            raise BundleError(f"{path} lists the files {sorted(self.files)}, expected {expected}")
         for name, facts in self.files.items():
             if not isinstance(facts, Mapping) or set(facts) != {"size", "sha256"}:
                 raise BundleError(f"{path}: the facts of {name} are not size and sha256")
+
+
+_ENGINE_FIELDS = {
+    "name": str,
+    "target": str,
+    "precision": str,
+    "library": str,
+    "version": str,
+    "profile": dict,
+    "compute": list,
+    "files": dict,
+}
+
+
+def _engine(record: Any, path: Path) -> list[str]:
+    """The file names of an engine's record, checked."""
+    for field, kind in _ENGINE_FIELDS.items():
+        if not isinstance(record, Mapping) or not isinstance(record.get(field), kind):
+            raise BundleError(f"{path}: an engine has no '{field}': build it again")
+    names = list(record["files"].values())
+    if set(record["files"]) != {"text.onnx", "image.onnx"} or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise BundleError(f"{path}: engine {record['name']!r:.40} lacks a file: build it again")
+    return names
 
 
 _TYPES: dict[str, Any] = {

@@ -152,6 +152,10 @@ class Predictor:
                 self._cache.popitem(last=False)
         return encoded
 
+    def tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (1, L) int64 and word mask (1, L) float32 of a sentence."""
+        return self._tokenizer(check_text(text))
+
     def predict_tensors(self, image: np.ndarray, sentence: Sentence) -> np.ndarray:
         """Logits (B, 1, h, w) of a preprocessed image (B, 3, h, w), as `image_to_tensor` makes it.
 

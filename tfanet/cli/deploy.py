@@ -9,7 +9,9 @@ from typing import Any
 from tfanet.cli.output import Verbs, add_verb, image_size, progress_line, table
 from tfanet.errors import InputError
 
-__all__ = ["add_verbs", "parity_table"]
+__all__ = ["add_verbs", "engine_table", "parity_table"]
+
+RANGE_SAMPLES = 32
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -34,6 +36,11 @@ def add_verbs(verbs: Verbs) -> None:
         help="leave the batch open (default) or fix it at 1",
     )
     export.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
+    _add_engine_options(export, required=False)
+
+    engine = add_verb(verbs, "engine", run_engine)
+    engine.add_argument("--bundle", required=True)
+    _add_engine_options(engine, required=True)
 
     predict = add_verb(verbs, "predict", run_predict, extra="runtime")
     predict.add_argument("--bundle", required=True)
@@ -51,9 +58,91 @@ def add_verbs(verbs: Verbs) -> None:
     )
 
 
+def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--target",
+        required=required,
+        help="build engine files: tensorrt (on the GPU they are for) or tensorrt-rtx (anywhere)",
+    )
+    parser.add_argument("--precision", default="fp32", help="of the engine: fp32, fp16 or bf16")
+    parser.add_argument("--profile", help="batch sizes of the engine: 4, or min,opt,max")
+    parser.add_argument(
+        "--compute",
+        nargs="+",
+        default=[],
+        metavar="X.Y",
+        help="GPUs to compile for (tensorrt-rtx), such as 8.9 12.0; default: 8.0 and later",
+    )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="nodes that stay in FP32, by name, such as 'decoder.*'",
+    )
+    parser.add_argument("--range-data", help="a dataset whose pictures show what would overflow")
+    parser.add_argument("--timing-cache", help="a file of tactic timings to use again (tensorrt)")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds for one engine")
+
+
+def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
+    """The bundle with the engine that the options ask for."""
+    from tfanet.export.bundle_engine import add_engine
+    from tfanet.export.engine import Profile
+
+    samples: list[tuple[Path, str]] = []
+    if args.range_data:
+        from tfanet.data import ReferDataset
+
+        dataset = ReferDataset(args.range_data, split="val")
+        step = max(1, len(dataset) // RANGE_SAMPLES)
+        samples = [(s.image_path, s.sentence) for s in dataset[::step][:RANGE_SAMPLES]]
+    return add_engine(
+        bundle,
+        target=args.target,
+        precision=args.precision,
+        profile=Profile.parse(args.profile) if args.profile else None,
+        compute=args.compute,
+        keep=args.keep,
+        samples=samples,
+        timing_cache=args.timing_cache,
+        timeout=args.timeout,
+        progress=progress_line(),
+    )
+
+
+def run_engine(args: argparse.Namespace) -> tuple[Any, str]:
+    """Build engine files of a bundle's graphs and add them to the bundle."""
+    bundle = _build(args.bundle, args)
+    record = bundle.manifest.engines[-1]
+    return record, f"{bundle.path}\n\n{engine_table(bundle.manifest.to_dict())}"
+
+
+def engine_table(manifest: dict[str, Any]) -> str:
+    """A bundle's engines, one row per file."""
+    rows = [
+        (
+            file,
+            f"{manifest['files'][file]['size'] / 1e6:.1f} MB",
+            f"{engine['library']} {engine['version']}",
+            "{min}-{max}".format(**engine["profile"]),
+            engine["build"][graph]["layers"],
+            f"{engine['build'][graph]['seconds']:.0f} s",
+        )
+        for engine in manifest["engines"]
+        for graph, file in sorted(engine["files"].items())
+    ]
+    return table(("engine", "size", "library", "batch", "layers", "built in"), rows)
+
+
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
     from tfanet.export import export_bundle
+
+    if args.target is None and args.precision != "fp32":
+        raise InputError(
+            f"precision {args.precision} is an engine's: name a --target, tensorrt or tensorrt-rtx"
+        )
 
     bundle = export_bundle(
         args.checkpoint or args.preset,
@@ -64,6 +153,8 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
         opset=args.opset,
         progress=progress_line(),
     )
+    if args.target:
+        bundle = _build(bundle.path, args)
     manifest = bundle.manifest.to_dict()
     sizes = [(name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()]
     text = (

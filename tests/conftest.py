@@ -1,4 +1,4 @@
-"""What the ONNX tests of the operator share: a float64 oracle, random operands, models of scans."""
+"""What the tests of scans share: a float64 oracle, random operands, models of scans."""
 
 from __future__ import annotations
 

@@ -1,0 +1,230 @@
+"""`add_engine`: engines of both graphs, built from a bundle and added to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from tfanet.errors import GateError, InputError
+from tfanet.export.engine import Profile, build_engine, engine_graph, load_graph
+from tfanet.export.parity import Case, compare, make_cases, run_case
+from tfanet.export.precision import PRECISIONS, Kept, cast_graph
+from tfanet.export.ranges import measure_ranges
+from tfanet.plugins import ort_library_path
+from tfanet.runtime import Predictor
+from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
+from tfanet.runtime.session import open_session
+
+__all__ = ["MAX_PIXEL_SHARE", "add_engine"]
+
+Progress = Callable[[str, int, int], None]
+GRAPHS = ("text.onnx", "image.onnx")
+# Of a low precision's masks against FP32's: beyond this something overflows or is lost.
+MAX_PIXEL_SHARE = 0.01
+
+
+def add_engine(
+    bundle: str | Path,
+    *,
+    target: str,
+    precision: str = "fp32",
+    profile: Profile | None = None,
+    compute: Sequence[str] = (),
+    keep: Iterable[str] = (),
+    samples: Sequence[tuple[Path, str]] = (),
+    timing_cache: str | Path | None = None,
+    timeout: float = 1800.0,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Build engines of text.onnx and image.onnx, add them to the bundle, and return it.
+
+    Args:
+        target, profile, compute, timing_cache, timeout: as in `build_engine`; the default profile
+            is the batch 1, or 1 to 4 where the bundle's batch is open.
+        precision: "fp32", "fp16" or "bf16". keep: patterns of node names that stay in FP32.
+        samples: pictures and sentences on which activations are measured, so that what would
+            overflow stays in FP32; without any, the inputs of the parity check serve.
+
+    An engine of the same target and precision is replaced. The manifest is written last, so that a
+    bundle is whole at every moment.
+
+    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs change more
+    than 1 % of the mask's pixels.
+    """
+    opened = Bundle.open(bundle)
+    if precision != "fp32" and precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}")
+    manifest = opened.manifest
+    if profile is None:
+        profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
+    name = f"{target}-{precision}"
+    facts: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    typed, report = _typed(opened, precision, list(keep), samples)
+    for graph in GRAPHS:
+        files[graph] = f"{graph.removesuffix('.onnx')}.{name}.engine"
+
+        def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
+            if progress is not None:
+                progress(f"{graph}: {phase}", step, steps)
+
+        facts[graph] = build_engine(
+            engine_graph(typed[graph]),
+            opened.path / files[graph],
+            target=target,
+            profile=profile,
+            compute=compute,
+            timing_cache=timing_cache,
+            timeout=timeout,
+            progress=tell,
+        )
+    record = {
+        "name": name,
+        "target": target,
+        "precision": precision,
+        "library": facts["image.onnx"]["library"],
+        "version": facts["image.onnx"]["version"],
+        "profile": asdict(profile),
+        "compute": list(compute),
+        "scan": "standard operators, one body for each length",
+        "files": files,
+        "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
+        "build": {
+            graph: {key: facts[graph][key] for key in ("layers", "seconds", "peak_bytes")}
+            for graph in GRAPHS
+        },
+        **report,
+    }
+    engines = [engine for engine in manifest.engines if engine["name"] != name]
+    listed = {**manifest.files, **{f: file_facts(opened.path / f) for f in files.values()}}
+    changed = replace(manifest, engines=[*engines, record], files=listed)
+    part = opened.path / f".{MANIFEST}.partial"
+    part.write_text(changed.to_json(), encoding="utf-8")
+    os.replace(part, opened.path / MANIFEST)
+    return Bundle.open(opened.path)
+
+
+def _typed(
+    bundle: Bundle, precision: str, keep: list[str], samples: Sequence[tuple[Path, str]]
+) -> tuple[dict[str, ModelProto], dict[str, Any]]:
+    """Both graphs in `precision`, and what the manifest says of them."""
+    graphs = {name: load_graph(bundle.file(name)) for name in GRAPHS}
+    if precision == "fp32":
+        return graphs, {"kept": {}, "typed_graph": None, "range_samples": 0}
+    cases = make_cases(bundle.manifest.text["length"], _size(bundle), bundle.manifest.dynamic_batch)
+    library = ort_library_path()
+    patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
+    unused = [p for p in keep if not any(p in found for found in patterns.values())]
+    if unused:
+        middle = graphs["image.onnx"].graph.node[len(graphs["image.onnx"].graph.node) // 2]
+        raise InputError(f"no node's name fits {unused[0]!r}: names are such as {middle.name!r}")
+    typed: dict[str, ModelProto] = {}
+    rounded: dict[str, ModelProto] = {}
+    kept: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        feeds = _feeds(bundle, samples, cases)
+        for name in GRAPHS:
+            ranges = measure_ranges(graphs[name], feeds[name], library=library, folder=folder)
+            options: dict[str, Any] = {"keep": patterns[name], "ranges": ranges}
+            typed[name], table = cast_graph(graphs[name], precision, **options)
+            rounded[name], _ = cast_graph(graphs[name], precision, emulate=True, **options)
+            kept[name] = _summary(table)
+        rows = _compare_typed(bundle, rounded, cases, library, folder)
+    return typed, {"kept": kept, "typed_graph": rows, "range_samples": len(samples)}
+
+
+def _size(bundle: Bundle) -> tuple[int, int]:
+    height, width = bundle.manifest.preprocessing["size"]
+    return height, width
+
+
+def _fits(pattern: str, model: ModelProto) -> bool:
+    return any(fnmatchcase(node.name, pattern) for node in model.graph.node)
+
+
+def _feeds(
+    bundle: Bundle, samples: Sequence[tuple[Path, str]], cases: list[Case]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Inputs of both graphs, from pictures and sentences, or from the cases of the parity check."""
+    predictor = Predictor(bundle.path)
+    text, image = [], []
+    for path, sentence in samples:
+        encoded = predictor.encode_text(sentence)
+        ids, mask = predictor.tokenize(sentence)
+        text.append({"token_ids": ids})
+        image.append(
+            _image_feed(predictor.preprocess(path)[0][None], encoded.words, encoded.sentence, mask)
+        )
+    if not samples:
+        session = open_session(bundle.file("text.onnx"), None)
+        for case in cases:
+            words, features = session.run(None, {"token_ids": case.token_ids})
+            text.append({"token_ids": case.token_ids})
+            image.append(_image_feed(case.image, words, features, case.word_mask))
+    return {"text.onnx": text, "image.onnx": image}
+
+
+def _image_feed(
+    image: np.ndarray, words: np.ndarray, sentence: np.ndarray, mask: np.ndarray
+) -> dict[str, np.ndarray]:
+    return {
+        "image": image,
+        "word_features": words,
+        "sentence_feature": sentence,
+        "word_mask": mask,
+    }
+
+
+def _compare_typed(
+    bundle: Bundle,
+    rounded: dict[str, ModelProto],
+    cases: list[Case],
+    library: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """The masks of graphs that round as the engine will, against FP32's."""
+    sessions = []
+    for name in GRAPHS:
+        path = folder / name
+        path.write_bytes(rounded[name].SerializeToString())
+        sessions.append(open_session(path, library))
+        path.unlink()
+    reference = [open_session(bundle.file(name), library) for name in GRAPHS]
+    threshold = bundle.manifest.threshold
+    rows = [
+        compare(case, "rounded", run_case(*reference, case), run_case(*sessions, case), threshold)
+        for case in cases
+    ]
+    changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))
+    if changed > MAX_PIXEL_SHARE * pixels:
+        raise GateError(
+            f"{changed} of {pixels} pixels change side in this precision, the limit is "
+            f"{MAX_PIXEL_SHARE:.0%}: keep more in FP32 (--keep PATTERN), or take another precision"
+        )
+    return {
+        "max_rel_error": max(row["max_rel_error"] for row in rows),
+        "pixels_changed": changed,
+        "pixels": pixels,
+    }
+
+
+def _summary(table: list[Kept]) -> list[dict[str, Any]]:
+    """Rows of one reason and operator together; those with a value, one by one."""
+    counts: dict[tuple[str, str], int] = {}
+    single = []
+    for row in table:
+        if row.value is None:
+            counts[row.why, row.op] = counts.get((row.why, row.op), 0) + 1
+        else:
+            value = float(f"{min(row.value, 1e38):.3g}")
+            single.append({"op": row.op, "why": row.why, "node": row.node, "value": value})
+    return [{"op": op, "why": why, "nodes": n} for (why, op), n in counts.items()] + single
