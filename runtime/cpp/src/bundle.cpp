@@ -1,0 +1,166 @@
+#include "bundle.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "error.h"
+#include "onnx_file.h"
+#include "sha256.h"
+
+namespace tfanet {
+namespace {
+
+constexpr char kManifest[] = "manifest.json";
+
+// A path as Python's pathlib prints it: without doubled slashes, "." and a slash at the end.
+std::string tidy(const std::string& path) {
+  std::string out;
+  for (size_t at = 0; at < path.size();) {
+    const size_t end = std::min(path.find('/', at), path.size());
+    const std::string part = path.substr(at, end - at);
+    if (!part.empty() && part != ".") {
+      if (!out.empty() || path[0] == '/') out += '/';
+      out += part;
+    }
+    at = end + 1;
+  }
+  if (out.empty()) return path.empty() || path[0] != '/' ? "." : "/";
+  return out;
+}
+
+std::string resolved(const std::string& path) {
+  char* real = ::realpath(path.c_str(), nullptr);
+  if (real == nullptr) {
+    fail(TFANET_BAD_BUNDLE, path, " cannot be opened (", std::strerror(errno), ")");
+  }
+  std::string out = real;
+  ::free(real);
+  return out;
+}
+
+// A file of the bundle's own, open for reading.
+class OwnFile {
+ public:
+  OwnFile(const std::string& root, const std::string& name) : path_(root + "/" + name) {
+    // Looked at before it is opened, for a device must not be opened at all; and again after,
+    // for it may have been exchanged in between.
+    struct stat facts;
+    if (::lstat(path_.c_str(), &facts) != 0) fail_to_open();
+    check(facts);
+    descriptor_ = ::open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor_ < 0) fail_to_open();
+    try {
+      if (::fstat(descriptor_, &facts) != 0) fail_to_open();
+      check(facts);
+    } catch (...) {
+      ::close(descriptor_);
+      throw;
+    }
+    size_ = facts.st_size;
+  }
+  ~OwnFile() { ::close(descriptor_); }
+  OwnFile(const OwnFile&) = delete;
+  OwnFile& operator=(const OwnFile&) = delete;
+
+  int64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+  FileBytes read() const {
+    FileBytes bytes{path_, nullptr, static_cast<size_t>(size_)};
+    bytes.data.reset(new unsigned char[bytes.size + 1]);
+    for (size_t done = 0; done < bytes.size;) {
+      const ssize_t count = ::read(descriptor_, bytes.data.get() + done, bytes.size - done);
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) {
+        fail(TFANET_BAD_BUNDLE, path_, " cannot be read (",
+             count < 0 ? std::strerror(errno) : "it became shorter", "): copy the bundle again");
+      }
+      done += static_cast<size_t>(count);
+    }
+    return bytes;
+  }
+
+ private:
+  [[noreturn]] void fail_to_open() const {
+    if (errno == ENOENT) {
+      fail(TFANET_BAD_BUNDLE, path_, " is missing: copy the bundle again, with all its files");
+    }
+    fail(TFANET_BAD_BUNDLE, path_, " cannot be opened (", std::strerror(errno),
+         "): make it readable");
+  }
+
+  void check(const struct stat& facts) const {
+    if (!S_ISREG(facts.st_mode) || facts.st_nlink != 1) {
+      fail(TFANET_BAD_BUNDLE, path_,
+           " is a link or no regular file: a bundle holds its own files only");
+    }
+  }
+
+  std::string path_;
+  int descriptor_ = -1;
+  int64_t size_ = 0;
+};
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+FileBytes verified(const std::string& root, const std::string& name, const Json& facts) {
+  const OwnFile file(root, name);
+  if (facts["size"] != file.size()) {
+    fail(TFANET_BAD_BUNDLE, file.path(), " has ", grouped(file.size()),
+         " bytes, the manifest says ", repr(facts["size"]),
+         ": it is truncated or altered, copy the bundle again");
+  }
+  FileBytes bytes = file.read();
+  Sha256 sum;
+  sum.update(bytes.data.get(), bytes.size);
+  if (facts["sha256"] != sum.hex()) {
+    fail(TFANET_BAD_BUNDLE, file.path(),
+         " does not match its SHA-256 in the manifest: it was altered or damaged, copy the bundle "
+         "again");
+  }
+  if (ends_with(name, ".onnx")) {
+    check_self_contained(file.path(), bytes.data.get(), bytes.size);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+Bundle open_bundle(const char* path) {
+  struct stat facts;
+  if (::stat(path, &facts) != 0 || !S_ISDIR(facts.st_mode)) {
+    fail(TFANET_BAD_BUNDLE, tidy(path),
+         " is not a bundle directory: make one with `tfanet export`");
+  }
+  Bundle bundle;
+  bundle.path = resolved(path);
+  const std::string manifest_path = bundle.path + "/" + kManifest;
+  if (::stat(manifest_path.c_str(), &facts) != 0 || !S_ISREG(facts.st_mode)) {
+    fail(TFANET_BAD_BUNDLE, bundle.path, " holds no ", kManifest, ": it is not a bundle");
+  }
+  const OwnFile file(bundle.path, kManifest);
+  if (file.size() > kMaxManifestBytes) {
+    fail(TFANET_BAD_BUNDLE, manifest_path, " has ", grouped(file.size()), " bytes, the limit is ",
+         grouped(kMaxManifestBytes));
+  }
+  const FileBytes bytes = file.read();
+  const auto* text = reinterpret_cast<const char*>(bytes.data.get());
+  bundle.manifest = read_manifest(text, bytes.size, manifest_path);
+  for (const auto& item : bundle.manifest.files.items()) {
+    FileBytes& place = item.key() == "image.onnx"  ? bundle.image
+                       : item.key() == "text.onnx" ? bundle.text
+                                                   : bundle.tokenizer;
+    place = verified(bundle.path, item.key(), item.value());
+  }
+  return bundle;
+}
+
+}  // namespace tfanet
