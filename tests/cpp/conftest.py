@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64
-from ctypes import c_size_t, c_uint8, c_void_p  # fmt: skip
+from ctypes import (  # fmt: skip
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint8,
+    c_void_p,
+)
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,6 +33,7 @@ import onnxruntime
 import pytest
 
 from tfanet.runtime import Predictor
+from tfanet.runtime.bundle import file_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CPP = ROOT / "runtime" / "cpp"
@@ -174,9 +189,7 @@ class Runtime:
     def preprocess(self, image: Image) -> np.ndarray:
         info = self.info()
         tensor = np.zeros((3, info.image_height, info.image_width), np.float32)
-        self.check(
-            self.api.preprocess(self.handle, byref(image), tensor.ctypes.data, tensor.size)
-        )
+        self.check(self.api.preprocess(self.handle, byref(image), tensor.ctypes.data, tensor.size))
         return tensor
 
 
@@ -206,6 +219,16 @@ def api(library: Path) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def image_of() -> Callable[..., Image]:
     return make_image
+
+
+@pytest.fixture(scope="session")
+def callback_type() -> Any:
+    return CALLBACK
+
+
+@pytest.fixture(scope="session")
+def ort_path() -> str:
+    return str(ort_library())
 
 
 @pytest.fixture
@@ -261,26 +284,50 @@ def bundle(shared_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shared_bundle, tmp_path / "bundle"))
 
 
+@pytest.fixture
+def seal() -> Callable[[Path], None]:
+    """Makes the manifest agree with files that a test has changed."""
+
+    def update(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"] = {name: file_facts(path / name) for name in manifest["files"]}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    return update
+
+
 @pytest.fixture(scope="session")
 def python(shared_bundle: Path) -> Predictor:
     return Predictor(shared_bundle, threads=1)
 
 
 @pytest.fixture(scope="session")
-def compile_program(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a C or C++ file against the library, with warnings as errors."""
-    compilers = {".c": (["cc", "-std=c11"]), ".cpp": (["c++", "-std=c++17"])}
+def sdk(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the files for C and C++ projects are installed."""
+    build = ROOT / "build" / "native"
+    if not (build / "CMakeCache.txt").is_file():
+        pytest.skip("build/native is not there: run `make native`")
+    prefix = tmp_path_factory.mktemp("sdk")
+    command = ["cmake", "--install", str(build), "--component", "sdk", "--prefix", str(prefix)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def compile_program(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a C or C++ file against the installed library, with warnings as errors."""
+    compilers = {".c": ["cc", "-std=c11", "-D_DEFAULT_SOURCE"], ".cpp": ["c++", "-std=c++17"]}
 
     def compile_one(source: Path, *flags: str, built: Path | None = None) -> Path:
         command, *standard = compilers[source.suffix]
         if shutil.which(command) is None:
             pytest.skip(f"{source.name} cannot be compiled: there is no `{command}`")
-        folder = (built or library).parent
+        folder = (built or next(sdk.rglob("libtfanet_runtime.so"))).parent
         program = tmp_path_factory.mktemp("program") / source.stem
         subprocess.run(
             [
                 command, *standard, "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror",
-                f"-I{CPP / 'include'}", str(source), "-o", str(program), f"-L{folder}",
+                f"-I{sdk / 'include'}", str(source), "-o", str(program), f"-L{folder}",
                 "-ltfanet_runtime", f"-Wl,-rpath,{folder}", "-pthread", *flags,
             ],
             check=True,
@@ -288,3 +335,50 @@ def compile_program(library: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return program
 
     return compile_one
+
+
+@pytest.fixture(scope="session")
+def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a file of this folder with the sources that it tests from the inside."""
+
+    def compile_one(source: str, *flags: str) -> Path:
+        if shutil.which("c++") is None:
+            pytest.skip(f"{source} cannot be compiled: there is no `c++`")
+        program = tmp_path_factory.mktemp("program") / Path(source).stem
+        parts = ["tokenizer", "tokenizer_file", "unicode", "python_text"]
+        sources = [str(CPP / "src" / f"{part}.cpp") for part in parts]
+        subprocess.run(
+            [
+                "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CPP / 'include'}",
+                f"-I{CPP / 'src'}", str(Path(__file__).parent / source), *sources,
+                "-o", str(program), *flags,
+            ],
+            check=True,
+        )  # fmt: skip
+        return program
+
+    return compile_one
+
+
+@pytest.fixture(scope="session")
+def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the library with a sanitizer, once per session."""
+    built: dict[str, Path] = {}
+
+    def build(sanitizer: str) -> Path:
+        if sanitizer not in built:
+            folder = tmp_path_factory.mktemp("sanitized")
+            cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
+            headers = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
+            assert headers, "build/native is not configured: run `make native`"
+            configure = [
+                "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+                f"-DTFANET_SANITIZE={sanitizer}", f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}",
+            ]  # fmt: skip
+            subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+            command = ["cmake", "--build", str(folder), "--target", "tfanet_runtime"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            built[sanitizer] = folder / "runtime" / "cpp" / "libtfanet_runtime.so"
+        return built[sanitizer]
+
+    return build

@@ -12,12 +12,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <future>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -41,9 +41,11 @@ class Span {
  public:
   Span() = default;
   Span(T* data, size_t size) : data_(data), size_(size) {}
-  template <typename Container, typename = decltype(std::declval<Container&>().data(),
-                                                    std::declval<Container&>().size())>
-  Span(Container& container) : data_(container.data()), size_(container.size()) {}
+  // Of a vector, array or string; a temporary one is good until the end of the call.
+  template <typename Container,
+            typename = std::enable_if_t<!std::is_same_v<std::decay_t<Container>, Span>>,
+            typename = decltype(static_cast<T*>(std::declval<Container&>().data()))>
+  Span(Container&& container) : data_(container.data()), size_(container.size()) {}
 
   T* data() const noexcept { return data_; }
   size_t size() const noexcept { return size_; }

@@ -134,11 +134,11 @@ FileBytes verified(const std::string& root, const std::string& name, const Json&
 
 }  // namespace
 
-Bundle open_bundle(const char* path) {
+Bundle open_bundle(const char* given) {
+  const std::string path = tidy(given);
   struct stat facts;
-  if (::stat(path, &facts) != 0 || !S_ISDIR(facts.st_mode)) {
-    fail(TFANET_BAD_BUNDLE, tidy(path),
-         " is not a bundle directory: make one with `tfanet export`");
+  if (::stat(path.c_str(), &facts) != 0 || !S_ISDIR(facts.st_mode)) {
+    fail(TFANET_BAD_BUNDLE, path, " is not a bundle directory: make one with `tfanet export`");
   }
   Bundle bundle;
   bundle.path = resolved(path);

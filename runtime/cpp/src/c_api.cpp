@@ -112,10 +112,10 @@ std::string_view text_of(const char* text, size_t bytes) {
 }
 
 std::vector<SharedSentence> sentences_of(const tfanet_sentence* const* sentences, size_t count) {
-  require(sentences, "sentences");
   if (count == 0) {
     fail(TFANET_INVALID_ARGUMENT, "the list of sentences is empty: pass one or more");
   }
+  require(sentences, "sentences");
   std::vector<SharedSentence> out;
   for (size_t i = 0; i < count; ++i) {
     require(sentences[i], "a sentence");
@@ -275,12 +275,12 @@ tfanet_status tfanet_predict_batch(tfanet_runtime* runtime, const tfanet_image* 
   if (out != nullptr) std::fill_n(out, count, nullptr);
   return call(runtime, [&](Predictor& predictor) {
     require(out, "out");
-    require(images, "images");
     const std::vector<SharedSentence> encoded = sentences_of(sentences, count);
     if (image_count != 1 && image_count != count) {
       fail(TFANET_INVALID_ARGUMENT, "image_count is ", image_count, " for ", count,
            " sentences: give 1 or as many");
     }
+    require(images, "images");
     // All images of an array have the size of its first one.
     std::vector<tfanet_image> pictures;
     const size_t step = images->size;

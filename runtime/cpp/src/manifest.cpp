@@ -79,7 +79,7 @@ Json parse(const char* data, size_t size, const std::string& path) {
   try {
     return Json::parse(data, data + size, limit_depth);
   } catch (const Json::exception& error) {
-    fail(TFANET_BAD_BUNDLE, path, " is not JSON (", error.what(), "): export again");
+    fail(TFANET_BAD_BUNDLE, path, " is not JSON (", printable(error.what()), "): export again");
   }
 }
 
@@ -145,10 +145,6 @@ void read_preprocessing(const Json& pre, Manifest& manifest, const std::string& 
 void read_text(const Json& text, Manifest& manifest, const std::string& path) {
   const auto read = [&](const char* name, int64_t& out) {
     const Json& value = member(text, name);
-    if (value.is_boolean()) {
-      out = value.get<bool>();  // an int in Python
-      return;
-    }
     if (!value.is_number_integer()) {
       fail(TFANET_BAD_BUNDLE, path, ": text lacks length, pad_id, sos_id or eos_id");
     }

@@ -88,6 +88,13 @@ std::string first_characters(const std::string& text, size_t count) {
   return text.substr(0, end);
 }
 
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if (c < 0x20 || c > 0x7E) c = '?';
+  }
+  return text;
+}
+
 std::string grouped(int64_t value) {
   std::string out = std::to_string(value);
   const size_t digits_from = value < 0 ? 1 : 0;

@@ -20,6 +20,9 @@ std::string repr(std::string_view text);
 // The first `count` characters of UTF-8 text.
 std::string first_characters(const std::string& text, size_t count);
 
+// The text with every byte that is not printable ASCII as "?", for messages that quote a file.
+std::string printable(std::string text);
+
 // A number with a comma between thousands.
 std::string grouped(int64_t value);
 

@@ -100,8 +100,9 @@ Tokenizer::Tokenizer(const std::string& path, const char* data, size_t size, int
   std::string whole;
   for (size_t rank = 0; rank < file.merges.size(); ++rank) {
     const auto& [first, second] = file.merges[rank];
+    const int32_t left = id_of(first), right = id_of(second);
     whole.assign(first).append(second);
-    merges_.add(id_of(first), id_of(second), {static_cast<int32_t>(rank), id_of(whole)});
+    merges_.add(left, right, {static_cast<int32_t>(rank), id_of(whole)});
   }
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "error.h"
+#include "python_text.h"
 
 namespace tfanet {
 namespace {
@@ -53,7 +54,7 @@ class Reader {
   bool start_array(size_t) { return enter(true); }
   bool end_array() { return leave(); }
   bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& error) {
-    return reject(error.what());
+    return reject(printable(error.what()));
   }
 
   std::vector<char> text;
