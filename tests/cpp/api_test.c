@@ -115,10 +115,10 @@ static void bad_images(tfanet_runtime* runtime) {
   image = good_image();
   image.stride = INT64_MAX;
   CHECK(try_image(runtime, image) == TFANET_BAD_IMAGE && SAYS("beyond any memory"));
-  static const int formats[] = {0, -1, 6, 1000};
+  static const int32_t formats[] = {0, -1, 6, 1000};
   for (size_t i = 0; i < sizeof formats / sizeof *formats; ++i) {
     image = good_image();
-    image.format = (tfanet_format)formats[i];
+    image.format = formats[i];
     CHECK(try_image(runtime, image) == TFANET_INVALID_ARGUMENT && SAYS("image.format"));
   }
   for (size_t size = 0; size < sizeof image; ++size) {
@@ -283,9 +283,9 @@ int main(int argc, char** argv) {
   closing(argv[1]);
   bad_options(argv[1]);
   for (int status = TFANET_OK; status >= TFANET_FAILED; --status) {
-    CHECK(strcmp(tfanet_status_name((tfanet_status)status), "UNKNOWN") != 0);
+    CHECK(strcmp(tfanet_status_name(status), "UNKNOWN") != 0);
   }
-  CHECK(strcmp(tfanet_status_name((tfanet_status)-99), "UNKNOWN") == 0);
+  CHECK(strcmp(tfanet_status_name(-99), "UNKNOWN") == 0);
   puts("all as the header says");
   return 0;
 }

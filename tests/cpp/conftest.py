@@ -227,6 +227,11 @@ def callback_type() -> Any:
 
 
 @pytest.fixture(scope="session")
+def runtime_type() -> type[Runtime]:
+    return Runtime
+
+
+@pytest.fixture(scope="session")
 def ort_path() -> str:
     return str(ort_library())
 

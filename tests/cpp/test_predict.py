@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from ctypes import byref, c_void_p
 from pathlib import Path
@@ -264,6 +265,72 @@ def test_many_threads_give_equal_masks(
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_closing_waits_for_a_call_in_another_thread(
+    image_of: Any, api: SimpleNamespace, runtime_type: Any, shared_bundle: Path
+) -> None:
+    runtime = runtime_type(api, shared_bundle)
+    sentence, pixels = runtime.encode(TEXT), picture((1280, 960), "RGB")
+    image, count = image_of(pixels, "RGB"), 60
+    handles, out = (c_void_p * count)(*[sentence.value] * count), (c_void_p * count)()
+    out[count - 1] = 1  # set to null when the call begins
+    statuses: list[int] = []
+
+    def predict() -> None:
+        arguments = runtime.handle, byref(image), 1, handles, count, out
+        statuses.append(api.predict_batch(*arguments))
+
+    thread = threading.Thread(target=predict)
+    thread.start()
+    while out[count - 1]:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert statuses == []
+    assert api.close(runtime.handle) == 0
+    thread.join()
+    assert statuses == [0]
+    for one in out:
+        assert runtime.take(one).mask.shape == (960, 1280)
+    api.sentence_free(sentence)
+
+
+def test_closing_waits_for_callbacks_and_lets_no_call_in(
+    callback_type: Any,
+    image_of: Any,
+    api: SimpleNamespace,
+    runtime_type: Any,
+    shared_bundle: Path,
+) -> None:
+    runtime = runtime_type(api, shared_bundle)
+    sentence, pixels = runtime.encode(TEXT), picture((40, 40), "RGB")
+    image, info = image_of(pixels, "RGB"), runtime.info()
+    told, order = threading.Event(), []
+
+    def take(user: int, status: int, prediction: int, message: bytes) -> None:
+        assert told.wait(30)
+        order.append("callback")
+        api.prediction_free(prediction)
+
+    callback = callback_type(take)
+    assert api.predict_async(runtime.handle, byref(image), sentence, callback, None) == 0
+
+    def close() -> None:
+        assert api.close(runtime.handle) == 0
+        order.append("closed")
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while (status := api.get_info(runtime.handle, byref(info))) == 0:
+        assert time.monotonic() < deadline
+    assert status == -8  # TFANET_CLOSED
+    assert b"the runtime is being closed" in api.error(runtime.handle)
+    assert order == []
+    told.set()
+    thread.join()
+    assert order == ["callback", "closed"]
+    api.sentence_free(sentence)
 
 
 def test_timings_and_facts(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 import subprocess
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -233,3 +234,11 @@ def test_100_000_texts_uncut(compile_parts: Callable[..., Path], reference: Toke
     assert len(lines) == len(corpus)
     for text, line in zip(corpus, lines, strict=True):
         assert list(map(int, line.split())) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.full
+def test_tables_are_those_of_tokenizers() -> None:
+    """What the C++ code knows about Unicode is what the installed `tokenizers` does."""
+    root = Path(__file__).resolve().parents[2]
+    made = runpy.run_path(str(root / "tools" / "make_unicode_tables.py"))["text"]()
+    assert made == (root / "runtime/cpp/src/unicode_tables.inc").read_text()

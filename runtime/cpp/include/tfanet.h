@@ -8,7 +8,7 @@
  *   if (tfanet_predict_text(runtime, &image, "the red circle", TFANET_STRLEN, &prediction))
  *     die(tfanet_error(runtime));
  *
- *   tfanet_result result = {sizeof result};
+ *   tfanet_result result = {.size = sizeof result};
  *   tfanet_prediction_get(prediction, &result);
  *   use(result.mask, result.width, result.height);
  *
@@ -71,7 +71,7 @@ typedef struct tfanet_image {
   const void* pixels;
   int32_t width, height;
   int64_t stride;
-  tfanet_format format;
+  int32_t format; /* a tfanet_format */
 } tfanet_image;
 
 /* All zeros except `size` are the defaults. */
@@ -121,7 +121,7 @@ typedef struct tfanet_result {
 TFANET_API const char* tfanet_version(void);
 
 /* "BAD_BUNDLE" for TFANET_BAD_BUNDLE, and so on. The string is constant. */
-TFANET_API const char* tfanet_status_name(tfanet_status status);
+TFANET_API const char* tfanet_status_name(int status);
 
 /* What went wrong in the last call of this thread that failed on this runtime: one sentence, never
  * NULL, valid until the next one fails, or the runtime is closed. */

@@ -135,7 +135,7 @@ using namespace tfanet;
 
 const char* tfanet_version(void) { return TFANET_VERSION; }
 
-const char* tfanet_status_name(tfanet_status status) {
+const char* tfanet_status_name(int status) {
   switch (status) {
     case TFANET_OK:
       return "OK";

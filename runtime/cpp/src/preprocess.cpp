@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kBlock = 64;  // rows that are converted together, so that they stay in the cache
 
-int bytes_per_pixel(tfanet_format format) {
+int bytes_per_pixel(int32_t format) {
   switch (format) {
     case TFANET_RGB:
     case TFANET_BGR:
@@ -25,8 +25,7 @@ int bytes_per_pixel(tfanet_format format) {
     case TFANET_GREY:
       return 1;
   }
-  fail(TFANET_INVALID_ARGUMENT, "image.format is ", static_cast<int>(format),
-       ": give one of tfanet_format");
+  fail(TFANET_INVALID_ARGUMENT, "image.format is ", format, ": give one of tfanet_format");
 }
 
 // A channel laid on white, with the rounding of Pillow's alpha_composite.
@@ -37,7 +36,7 @@ uint8_t on_white(uint32_t value, uint32_t alpha) {
 }
 
 // One row as RGBX. The fourth byte is never read for its value.
-void convert_row(const uint8_t* source, uint8_t* target, size_t width, tfanet_format format) {
+void convert_row(const uint8_t* source, uint8_t* target, size_t width, int32_t format) {
   const bool swap = format == TFANET_BGR || format == TFANET_BGRA;
   const int red = swap ? 2 : 0, blue = 2 - red;
   switch (format) {

@@ -193,25 +193,31 @@ void resize_float_rows(const float* source, float* target, size_t rows, const Fi
   }
 }
 
-// Each output row is a weighted sum of whole rows, added up in the order of Pillow.
+// Each output row is a weighted sum of whole rows, added up in the order of Pillow. Enlargements,
+// the rule for masks, take two or three rows.
 void resize_float_columns(const float* source, float* target, size_t width, const Filter& filter) {
-  constexpr size_t kBlock = 256;  // sums that stay in the cache
-  double sums[kBlock];
-  for (size_t out = 0; out < filter.spans.size(); ++out) {
+  std::vector<double> sums(width);
+  for (size_t out = 0; out < filter.spans.size(); ++out, target += width) {
     const auto [first, count] = filter.spans[out];
-    const double* weights = &filter.weights[out * static_cast<size_t>(filter.taps)];
-    for (size_t at = 0; at < width; at += kBlock) {
-      const size_t length = std::min(kBlock, width - at);
-      const float* row = source + static_cast<size_t>(first) * width + at;
-      for (size_t x = 0; x < length; ++x) sums[x] = 0.0 + row[x] * weights[0];
-      for (int i = 1; i < count; ++i) {
-        row += width;
-        const double factor = weights[i];
-        for (size_t x = 0; x < length; ++x) sums[x] += row[x] * factor;
+    const double* weight = &filter.weights[out * static_cast<size_t>(filter.taps)];
+    const float* a = source + static_cast<size_t>(first) * width;
+    const float *b = a + width, *c = b + width;
+    if (count == 2) {
+      for (size_t x = 0; x < width; ++x) {
+        target[x] = static_cast<float>(0.0 + a[x] * weight[0] + b[x] * weight[1]);
       }
-      for (size_t x = 0; x < length; ++x) target[at + x] = static_cast<float>(sums[x]);
+    } else if (count == 3) {
+      for (size_t x = 0; x < width; ++x) {
+        target[x] =
+            static_cast<float>(0.0 + a[x] * weight[0] + b[x] * weight[1] + c[x] * weight[2]);
+      }
+    } else {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (int i = 0; i < count; ++i, a += width) {
+        for (size_t x = 0; x < width; ++x) sums[x] += a[x] * weight[i];
+      }
+      for (size_t x = 0; x < width; ++x) target[x] = static_cast<float>(sums[x]);
     }
-    target += width;
   }
 }
 
