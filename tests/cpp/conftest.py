@@ -366,24 +366,35 @@ def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
-def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds the library with a sanitizer, once per session."""
-    built: dict[str, Path] = {}
+def build_native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Configures and builds a target of the project in a folder of its own, once per setting."""
+    built: dict[tuple[str, ...], Path] = {}
 
-    def build(sanitizer: str) -> Path:
-        if sanitizer not in built:
-            folder = tmp_path_factory.mktemp("sanitized")
+    def build(target: str, *settings: str) -> Path:
+        if (target, *settings) not in built:
+            folder = tmp_path_factory.mktemp("build")
             cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
             headers = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
             assert headers, "build/native is not configured: run `make native`"
             configure = [
                 "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-                f"-DTFANET_SANITIZE={sanitizer}", f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}",
+                f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}", *settings,
             ]  # fmt: skip
             subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-            command = ["cmake", "--build", str(folder), "--target", "tfanet_runtime"]
+            command = ["cmake", "--build", str(folder), "--target", target]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            built[sanitizer] = folder / "runtime" / "cpp" / "libtfanet_runtime.so"
-        return built[sanitizer]
+            built[(target, *settings)] = folder
+        return built[(target, *settings)]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def sanitized_library(build_native: Callable[..., Path]) -> Callable[[str], Path]:
+    """The library with a sanitizer."""
+
+    def build(sanitizer: str) -> Path:
+        folder = build_native("tfanet_runtime", f"-DTFANET_SANITIZE={sanitizer}")
+        return folder / "runtime" / "cpp" / "libtfanet_runtime.so"
 
     return build

@@ -67,7 +67,7 @@ inline float exp_negative(float x) {
   x = std::max(x, -87.0f);
   // x = n ln 2 + rest, with n found by letting the sum round to a whole number.
   const float shifted = x * 1.44269504f + 12582912.0f;
-  int32_t n;
+  uint32_t n, bits;
   std::memcpy(&n, &shifted, sizeof n);
   const float whole = shifted - 12582912.0f;
   const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -75,9 +75,8 @@ inline float exp_negative(float x) {
   for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
     power = power * rest + term;
   }
-  int32_t bits;
   std::memcpy(&bits, &power, sizeof bits);
-  bits += static_cast<int32_t>(static_cast<uint32_t>(n) << 23);
+  bits += n << 23;  // adds n to the exponent
   std::memcpy(&power, &bits, sizeof power);
   return power;
 }
