@@ -75,15 +75,15 @@ Tokenizer::Tokenizer(const std::string& path, const char* data, size_t size, int
   length_ = static_cast<size_t>(length);
   const TokenizerFile file = read_tokenizer_file(path, data, size);
   const auto id_of = [&](std::string_view token) {
-    const auto found = file.vocabulary.find(token);
-    if (found == file.vocabulary.end()) {
+    const int32_t* found = file.vocabulary.find(token);
+    if (found == nullptr) {
       fail(TFANET_BAD_BUNDLE, path, " is not a tokenizer file (it lacks the token ", repr(token),
            "): copy it again");
     }
-    return found->second;
+    return *found;
   };
   for (const char* token : {kStartToken, kEndToken}) {
-    if (file.vocabulary.count(token) == 0) {
+    if (file.vocabulary.find(token) == nullptr) {
       fail(TFANET_BAD_BUNDLE, path, " lacks CLIP's start and end tokens: use a CLIP tokenizer");
     }
   }

@@ -1,5 +1,7 @@
 #include "tokenizer_file.h"
 
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -201,7 +203,45 @@ void check_settings(std::map<std::string, std::string> settings, const std::stri
   }
 }
 
+// Eight bytes at a time; most tokens have fewer.
+uint32_t hash_of(std::string_view text) {
+  uint64_t hash = text.size();
+  for (size_t at = 0; at < text.size(); at += 8) {
+    uint64_t part = 0;
+    std::memcpy(&part, text.data() + at, std::min<size_t>(8, text.size() - at));
+    hash = (hash ^ part) * 0x9E3779B97F4A7C15u;
+    hash ^= hash >> 32;
+  }
+  return static_cast<uint32_t>(hash);
+}
+
 }  // namespace
+
+Vocabulary::Vocabulary(size_t count) {
+  size_t size = 16;
+  while (size < 2 * count) size *= 2;
+  mask_ = size - 1;
+  slots_.resize(size);
+}
+
+size_t Vocabulary::slot_of(std::string_view token, uint32_t hash) const {
+  size_t at = hash & mask_;
+  while (slots_[at].token.data() != nullptr &&
+         (slots_[at].hash != hash || slots_[at].token != token)) {
+    at = (at + 1) & mask_;
+  }
+  return at;
+}
+
+void Vocabulary::set(std::string_view token, int32_t id) {
+  const uint32_t hash = hash_of(token);
+  slots_[slot_of(token, hash)] = {hash, id, token};
+}
+
+const int32_t* Vocabulary::find(std::string_view token) const {
+  const Slot& slot = slots_[slot_of(token, hash_of(token))];
+  return slot.token.data() == nullptr ? nullptr : &slot.id;
+}
 
 TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size) {
   Reader reader;
@@ -221,8 +261,9 @@ TokenizerFile read_tokenizer_file(const std::string& path, const char* data, siz
   const auto view = [&](Piece piece) {
     return std::string_view(file.text.data() + piece.begin, piece.size);
   };
-  file.vocabulary.reserve(reader.tokens.size());
-  for (const auto& [piece, id] : reader.tokens) file.vocabulary[view(piece)] = id;
+  file.vocabulary = Vocabulary(reader.tokens.size());
+  for (const auto& [piece, id] : reader.tokens) file.vocabulary.set(view(piece), id);
+  file.merges.reserve(reader.merges.size() / 2);
   for (size_t i = 0; i < reader.merges.size(); i += 2) {
     file.merges.emplace_back(view(reader.merges[i]), view(reader.merges[i + 1]));
   }
