@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <future>
@@ -77,8 +78,27 @@ class OwnFile {
   FileBytes read() const {
     FileBytes bytes{path_, nullptr, static_cast<size_t>(size_)};
     bytes.data.reset(new unsigned char[bytes.size + 1]);
-    for (size_t done = 0; done < bytes.size;) {
-      const ssize_t count = ::read(descriptor_, bytes.data.get() + done, bytes.size - done);
+    read_to(bytes.data.get(), bytes.size);
+    return bytes;
+  }
+
+  // The checksum of a file that is not used itself, without room for all of it.
+  std::string sha256() const {
+    Sha256 sum;
+    std::vector<unsigned char> part(1 << 20);
+    for (int64_t left = size_; left > 0;) {
+      const size_t count = static_cast<size_t>(std::min<int64_t>(left, int64_t(part.size())));
+      read_to(part.data(), count);
+      sum.update(part.data(), count);
+      left -= static_cast<int64_t>(count);
+    }
+    return sum.hex();
+  }
+
+ private:
+  void read_to(unsigned char* out, size_t size) const {
+    for (size_t done = 0; done < size;) {
+      const ssize_t count = ::read(descriptor_, out + done, size - done);
       if (count < 0 && errno == EINTR) continue;
       if (count <= 0) {
         fail(TFANET_BAD_BUNDLE, path_, " cannot be read (",
@@ -86,10 +106,8 @@ class OwnFile {
       }
       done += static_cast<size_t>(count);
     }
-    return bytes;
   }
 
- private:
   [[noreturn]] void fail_to_open() const {
     if (errno == ENOENT) {
       fail(TFANET_BAD_BUNDLE, path_, " is missing: copy the bundle again, with all its files");
@@ -114,22 +132,36 @@ bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-FileBytes verified(const std::string& root, const std::string& name, const Json& facts) {
+// Checks a file against its size and checksum. Its bytes are returned if they are `used`.
+FileBytes verified(const std::string& root, const std::string& name, const Json& facts, bool used) {
+  const bool leaves = name.empty() || name == "." || name == ".." ||
+                      name.find_first_of(std::string_view("/\\\0", 3)) != name.npos;
+  if (leaves) {
+    fail(TFANET_BAD_BUNDLE, root, ": the file name ", repr(std::string_view(name)),
+         " leaves the bundle");
+  }
   const OwnFile file(root, name);
   if (facts["size"] != file.size()) {
     fail(TFANET_BAD_BUNDLE, file.path(), " has ", grouped(file.size()),
          " bytes, the manifest says ", repr(facts["size"]),
          ": it is truncated or altered, copy the bundle again");
   }
-  FileBytes bytes = file.read();
-  Sha256 sum;
-  sum.update(bytes.data.get(), bytes.size);
-  if (facts["sha256"] != sum.hex()) {
+  FileBytes bytes;
+  std::string found;
+  if (used) {
+    bytes = file.read();
+    Sha256 sum;
+    sum.update(bytes.data.get(), bytes.size);
+    found = sum.hex();
+  } else {
+    found = file.sha256();
+  }
+  if (facts["sha256"] != found) {
     fail(TFANET_BAD_BUNDLE, file.path(),
          " does not match its SHA-256 in the manifest: it was altered or damaged, copy the bundle "
          "again");
   }
-  if (ends_with(name, ".onnx")) {
+  if (used && ends_with(name, ".onnx")) {
     check_self_contained(file.path(), bytes.data.get(), bytes.size);
   }
   return bytes;
@@ -161,12 +193,18 @@ Bundle open_bundle(const char* given) {
   // is reported, as in Python.
   std::vector<std::pair<FileBytes*, std::future<FileBytes>>> waiting;
   for (const auto& item : bundle.manifest.files.items()) {
-    FileBytes* place = item.key() == "image.onnx"  ? &bundle.image
-                       : item.key() == "text.onnx" ? &bundle.text
-                                                   : &bundle.tokenizer;
-    waiting.emplace_back(place, std::async(verified, bundle.path, item.key(), item.value()));
+    const std::string& name = item.key();
+    FileBytes* place = name == "image.onnx"       ? &bundle.image
+                       : name == "text.onnx"      ? &bundle.text
+                       : name == "tokenizer.json" ? &bundle.tokenizer
+                                                  : nullptr;
+    waiting.emplace_back(place,
+                         std::async(verified, bundle.path, name, item.value(), place != nullptr));
   }
-  for (auto& [place, file] : waiting) *place = file.get();
+  for (auto& [place, file] : waiting) {
+    FileBytes bytes = file.get();
+    if (place != nullptr) *place = std::move(bytes);
+  }
   return bundle;
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -13,7 +14,7 @@ namespace {
 constexpr int kMaxDepth = 64;  // a manifest has 6
 constexpr int kMaxSide = 16384;
 
-enum class Kind { kInteger, kNumber, kString, kBoolean, kObject };
+enum class Kind { kInteger, kNumber, kString, kBoolean, kObject, kList };
 
 struct Field {
   const char* name;
@@ -49,6 +50,8 @@ bool is_kind(const Json& value, Kind kind) {
       return value.is_boolean();
     case Kind::kObject:
       return value.is_object();
+    case Kind::kList:
+      return value.is_array();
   }
   return false;
 }
@@ -99,6 +102,7 @@ void check_fields(const Json& data, const std::string& path) {
   for (const auto& item : data.items()) unknown.insert(item.key());
   for (const auto& [name, kind] : kFields) {
     if (!unknown.erase(name)) {
+      if (kind == Kind::kList) continue;  // bundles without engines may leave them out
       fail(TFANET_BAD_BUNDLE, path, " lacks the field '", name, "': export the model again");
     }
     if (const Json& value = data[name]; !is_kind(value, kind)) {
@@ -157,12 +161,39 @@ void read_text(const Json& text, Manifest& manifest, const std::string& path) {
   read("eos_id", manifest.eos_id);
 }
 
-void check_files(const Json& files, const std::string& path) {
-  // Only these names are ever opened, so no name can lead out of the bundle.
-  const std::set<std::string> expected = {"image.onnx", "text.onnx", "tokenizer.json"};
-  std::set<std::string> names;
-  for (const auto& item : files.items()) names.insert(item.key());
-  if (names != expected) {
+// Adds the file names of an engine's record. Engines are checked, though nothing here runs them.
+void add_engine_files(const Json& record, std::vector<std::string>& names,
+                      const std::string& path) {
+  constexpr Field kEngineFields[] = {
+      {"name", Kind::kString},    {"target", Kind::kString},  {"precision", Kind::kString},
+      {"library", Kind::kString}, {"version", Kind::kString}, {"profile", Kind::kObject},
+      {"compute", Kind::kList},   {"files", Kind::kObject},
+  };
+  for (const auto& [name, kind] : kEngineFields) {
+    if (!record.is_object() || !is_kind(member(record, name), kind)) {
+      fail(TFANET_BAD_BUNDLE, path, ": an engine has no '", name, "': build it again");
+    }
+  }
+  const Json& files = record["files"];
+  bool good = files.size() == 2;
+  for (const char* graph : {"text.onnx", "image.onnx"})
+    good = good && member(files, graph).is_string();
+  if (!good) {
+    fail(TFANET_BAD_BUNDLE, path, ": engine ", first_characters(repr(record["name"]), 40),
+         " lacks a file: build it again");
+  }
+  for (const auto& item : files.items()) names.push_back(item.value().get<std::string>());
+}
+
+void check_files(const Json& data, const std::string& path) {
+  const Json& files = data["files"];
+  std::vector<std::string> expected = {"image.onnx", "text.onnx", "tokenizer.json"};
+  for (const Json& record : member(data, "engines")) add_engine_files(record, expected, path);
+  std::vector<std::string> names, sorted = expected;
+  for (const auto& item : files.items()) names.push_back(item.key());
+  std::sort(names.begin(), names.end());
+  std::sort(sorted.begin(), sorted.end());
+  if (names != sorted) {
     fail(TFANET_BAD_BUNDLE, path, " lists the files ", repr(Json(names)), ", expected ",
          repr(Json(expected)));
   }
@@ -196,7 +227,7 @@ Manifest read_manifest(const char* bytes, size_t size, const std::string& path) 
     fail(TFANET_BAD_BUNDLE, path, ": preprocessing is not RGB with the resize pillow-bilinear");
   }
   read_text(data["text"], manifest, path);
-  check_files(data["files"], path);
+  check_files(data, path);
   const Json& preset = member(data["model"], "preset");
   manifest.preset = preset.is_string() ? preset.get<std::string>() : "";
   manifest.dynamic_batch = data["dynamic_batch"].get<bool>();
