@@ -130,6 +130,33 @@ def test_missing_onnxruntime(
     assert "ONNX Runtime cannot be loaded (/no/such/library.so" in result.stderr
 
 
+def test_server(
+    examples: Path, shared_bundle: Path, ort_path: str, python: Predictor, tmp_path: Path
+) -> None:
+    picture().save(tmp_path / "good.png")
+    texts = ["red", "a blue dog", "the left one", "2"]
+    requests = [f"{tmp_path / 'good.png'}\t{text}\t{tmp_path / text}.png" for text in texts]
+    requests[2:2] = ["not a request", f"{tmp_path / 'none.png'}\tred\tx.png", "\t\t"]
+    result = subprocess.run(
+        [examples / "serve", shared_bundle, "3"],
+        env=os.environ | {"TFANET_ONNXRUNTIME": ort_path},
+        input="\n".join(requests),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = sorted(result.stdout.splitlines())
+    assert len(lines) == len(requests)
+    assert sum(line.startswith("error: ") for line in lines) == 3
+    for text in texts:
+        expected = python(tmp_path / "good.png", text)
+        found = np.asarray(Image.open(tmp_path / f"{text}.png")) == 255
+        np.testing.assert_array_equal(found, expected.mask)
+        answer = next(line for line in lines if line.startswith(f"{tmp_path / text}.png\t"))
+        assert float(answer.split("\t")[1]) == pytest.approx(expected.score, abs=2e-6)
+
+
 def test_pkg_config(sdk: Path, tmp_path: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("there is no pkg-config")

@@ -75,19 +75,27 @@ class OwnFile {
   int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  FileBytes read() const {
+  // All bytes, and their checksum.
+  FileBytes read(std::string& sha256) const {
     FileBytes bytes{path_, nullptr, static_cast<size_t>(size_)};
     bytes.data.reset(new unsigned char[bytes.size + 1]);
-    read_to(bytes.data.get(), bytes.size);
+    Sha256 sum;
+    // In parts, which are still in the cache when they are added up.
+    for (size_t done = 0; done < bytes.size; done += kPart) {
+      const size_t count = std::min(kPart, bytes.size - done);
+      read_to(bytes.data.get() + done, count);
+      sum.update(bytes.data.get() + done, count);
+    }
+    sha256 = sum.hex();
     return bytes;
   }
 
   // The checksum of a file that is not used itself, without room for all of it.
   std::string sha256() const {
     Sha256 sum;
-    std::vector<unsigned char> part(1 << 20);
+    std::vector<unsigned char> part(kPart);
     for (int64_t left = size_; left > 0;) {
-      const size_t count = static_cast<size_t>(std::min<int64_t>(left, int64_t(part.size())));
+      const auto count = static_cast<size_t>(std::min<int64_t>(left, kPart));
       read_to(part.data(), count);
       sum.update(part.data(), count);
       left -= static_cast<int64_t>(count);
@@ -96,6 +104,8 @@ class OwnFile {
   }
 
  private:
+  static constexpr size_t kPart = 1 << 17;
+
   void read_to(unsigned char* out, size_t size) const {
     for (size_t done = 0; done < size;) {
       const ssize_t count = ::read(descriptor_, out + done, size - done);
@@ -149,10 +159,7 @@ FileBytes verified(const std::string& root, const std::string& name, const Json&
   FileBytes bytes;
   std::string found;
   if (used) {
-    bytes = file.read();
-    Sha256 sum;
-    sum.update(bytes.data.get(), bytes.size);
-    found = sum.hex();
+    bytes = file.read(found);
   } else {
     found = file.sha256();
   }
@@ -186,7 +193,8 @@ Bundle open_bundle(const char* given) {
     fail(TFANET_BAD_BUNDLE, manifest_path, " has ", grouped(file.size()), " bytes, the limit is ",
          grouped(kMaxManifestBytes));
   }
-  const FileBytes bytes = file.read();
+  std::string unused;
+  const FileBytes bytes = file.read(unused);
   const auto* text = reinterpret_cast<const char*>(bytes.data.get());
   bundle.manifest = read_manifest(text, bytes.size, manifest_path);
   // The files are read side by side, where there are cores for it; what is wrong with the first one

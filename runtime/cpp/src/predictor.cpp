@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <functional>
+#include <future>
 
 #include "error.h"
 
@@ -73,9 +75,10 @@ const tfanet_options& checked(const tfanet_options& options) {
   return options;
 }
 
-Tokenizer make_tokenizer(const Bundle& bundle) {
+std::unique_ptr<const Tokenizer> make_tokenizer(const Bundle& bundle) {
   const auto* text = reinterpret_cast<const char*>(bundle.tokenizer.data.get());
-  return Tokenizer(bundle.tokenizer.path, text, bundle.tokenizer.size, bundle.manifest.text_length);
+  return std::make_unique<Tokenizer>(bundle.tokenizer.path, text, bundle.tokenizer.size,
+                                     bundle.manifest.text_length);
 }
 
 }  // namespace
@@ -106,13 +109,23 @@ void SentenceCache::add(const std::string& text, SharedSentence sentence) {
 
 Predictor::Predictor(const char* path, const tfanet_options& options)
     : bundle_((checked(options), open_bundle(path))),
-      tokenizer_(make_tokenizer(bundle_)),
-      op_library_(find_op_library(options.op_library)),
-      onnxruntime_(options.onnxruntime),
-      text_(onnxruntime_, bundle_.text, op_library_, options.threads),
-      image_(onnxruntime_, bundle_.image, op_library_, options.threads),
       cache_(options.cache < 0 ? 0
                                : static_cast<size_t>(options.cache == 0 ? kCache : options.cache)) {
+  // The tokenizer is read beside the graphs. What is wrong with it is reported first, as in Python.
+  auto tokenizer = std::async(make_tokenizer, std::cref(bundle_));
+  try {
+    op_library_ = find_op_library(options.op_library);
+    onnxruntime_ = std::make_unique<OnnxRuntime>(options.onnxruntime);
+    const auto open = [&](const FileBytes& file) {
+      return std::make_unique<Session>(*onnxruntime_, file, op_library_, options.threads);
+    };
+    text_ = open(bundle_.text);
+    image_ = open(bundle_.image);
+  } catch (...) {
+    tokenizer.get();
+    throw;
+  }
+  tokenizer_ = tokenizer.get();
   check_parts();
   for (FileBytes* file : {&bundle_.image, &bundle_.text, &bundle_.tokenizer}) file->data.reset();
 }
@@ -123,9 +136,9 @@ void Predictor::check_parts() const {
   struct {
     const char* name;
     int64_t said, found;
-  } const ids[] = {{"sos_id", says.sos_id, tokenizer_.sos_id()},
-                   {"eos_id", says.eos_id, tokenizer_.eos_id()},
-                   {"pad_id", says.pad_id, tokenizer_.pad_id()}};
+  } const ids[] = {{"sos_id", says.sos_id, tokenizer_->sos_id()},
+                   {"eos_id", says.eos_id, tokenizer_->eos_id()},
+                   {"pad_id", says.pad_id, tokenizer_->pad_id()}};
   for (const auto& [name, said, found] : ids) {
     if (said != found) {
       fail(TFANET_BAD_BUNDLE, bundle_.path, ": the tokenizer's ", name, " is ", found,
@@ -135,8 +148,8 @@ void Predictor::check_parts() const {
   const int64_t length = says.text_length, height = says.height, width = says.width;
   const Expected words = {"word_features", kFloat, {-1, length}};
   const Expected sentence = {"sentence_feature", kFloat, {-1}};
-  text_.check_interface({{"token_ids", kInt64, {length}}}, {words, sentence});
-  image_.check_interface(
+  text_->check_interface({{"token_ids", kInt64, {length}}}, {words, sentence});
+  image_->check_interface(
       {{"image", kFloat, {3, height, width}}, words, sentence, {"word_mask", kFloat, {length}}},
       {{"mask_logit", kFloat, {1, height, width}}});
 }
@@ -146,9 +159,9 @@ size_t Predictor::plane() const {
 }
 
 SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
-  const auto length = static_cast<int64_t>(tokenizer_.length());
+  const auto length = static_cast<int64_t>(tokenizer_->length());
   auto results =
-      text_.run({{"token_ids", kInt64, ids, {1, length}}}, {"word_features", "sentence_feature"});
+      text_->run({{"token_ids", kInt64, ids, {1, length}}}, {"word_features", "sentence_feature"});
   Result &words = results[0], &feature = results[1];
   const int64_t width = words.shape.size() == 3 ? words.shape[1] : 0;
   if (words.shape != std::vector<int64_t>{1, width, length} ||
@@ -165,9 +178,9 @@ SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
 }
 
 SharedSentence Predictor::encode(std::string_view text) const {
-  std::vector<int64_t> ids(tokenizer_.length());
+  std::vector<int64_t> ids(tokenizer_->length());
   std::vector<float> mask(ids.size());
-  const size_t tokens = tokenizer_.encode(text, ids.data(), mask.data());
+  const size_t tokens = tokenizer_->encode(text, ids.data(), mask.data());
   const SharedSentence encoded = encode(ids.data(), mask.data());
   const size_t room = ids.size() - 2;
   if (tokens <= room) return encoded;
@@ -221,7 +234,7 @@ std::vector<float> Predictor::run(const float* tensors, const Sentence* const* s
          "encode it with this runtime");
   }
   const int64_t height = manifest().height, columns = manifest().width;
-  auto results = image_.run(
+  auto results = image_->run(
       {{"image", kFloat, tensors, {count, 3, height, columns}},
        {"word_features", kFloat, stacked(&Sentence::words, words), {count, width, length}},
        {"sentence_feature", kFloat, stacked(&Sentence::feature, feature), {count, width}},

@@ -65,10 +65,10 @@ class Predictor {
   Predictor(const char* path, const tfanet_options& options);
 
   const Manifest& manifest() const { return bundle_.manifest; }
-  const Tokenizer& tokenizer() const { return tokenizer_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& path() const { return bundle_.path; }
   const std::string& op_library() const { return op_library_; }
-  const std::string& backend_version() const { return onnxruntime_.version(); }
+  const std::string& backend_version() const { return onnxruntime_->version(); }
 
   SharedSentence encode(std::string_view text) const;
   SharedSentence encode(const int64_t* ids, const float* mask) const;
@@ -90,10 +90,10 @@ class Predictor {
   size_t plane() const;
 
   Bundle bundle_;
-  Tokenizer tokenizer_;
   std::string op_library_;
-  OnnxRuntime onnxruntime_;
-  Session text_, image_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const OnnxRuntime> onnxruntime_;
+  std::unique_ptr<const Session> text_, image_;
   SentenceCache cache_;
 };
 
