@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -182,3 +183,33 @@ def test_pkg_config(sdk: Path, tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout.strip()  # fmt: skip
+
+
+DECLARED = """
+#include <stdint.h>
+#include "tfanet.hpp"
+struct Frame { const uint8_t* pixels; int32_t width, height; int64_t stride; };
+void show(tfanet::Span<const uint8_t>, float);
+void die(const char*);
+void use(const uint8_t*, int32_t, int32_t);
+using Video = std::vector<Frame>;
+void example(const uint8_t* pixels, int32_t width, int32_t height, const Video& video) {
+"""
+
+
+def test_code_in_the_documentation_compiles(sdk: Path, tmp_path: Path) -> None:
+    root = EXAMPLES.parents[1]
+    blocks = []
+    for page in (root / "README.md", root / "runtime" / "cpp" / "README.md"):
+        blocks += re.findall(r"^```cpp\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    header = (sdk / "include" / "tfanet.h").read_text()
+    blocks.append("\n".join(re.findall(r"^ \*   (.*)$", header.split("*/")[0], flags=re.M)))
+    assert len(blocks) == 3
+    for number, block in enumerate(blocks):
+        code = block.replace('#include "tfanet.hpp"\n', "")
+        source = tmp_path / f"block{number}.cpp"
+        unused = "(void)pixels; (void)width; (void)height; (void)video;\n"
+        source.write_text(f"{DECLARED}{unused}{code}\n}}\n")
+        # The C example names a field of its initialiser, which C++17 has as an extension.
+        command = ["c++", "-std=gnu++17", "-Wall", "-Werror", "-fsyntax-only"]
+        subprocess.run([*command, f"-I{sdk / 'include'}", source], check=True)
