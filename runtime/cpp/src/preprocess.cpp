@@ -8,11 +8,10 @@
 
 #include "error.h"
 #include "resample.h"
+#include "simd.h"
 
 namespace tfanet {
 namespace {
-
-constexpr size_t kBlock = 64;  // rows that are converted together, so that they stay in the cache
 
 int bytes_per_pixel(int32_t format) {
   switch (format) {
@@ -35,53 +34,62 @@ uint8_t on_white(uint32_t value, uint32_t alpha) {
   return static_cast<uint8_t>(((sum >> 8) + sum) >> 15);
 }
 
-// One row as RGBX. The fourth byte is never read for its value.
-void convert_row(const uint8_t* source, uint8_t* target, size_t width, int32_t format) {
-  const bool swap = format == TFANET_BGR || format == TFANET_BGRA;
-  const int red = swap ? 2 : 0, blue = 2 - red;
-  switch (format) {
-    case TFANET_GREY:
-      for (size_t x = 0; x < width; ++x, target += 4) {
-        target[0] = target[1] = target[2] = target[3] = source[x];
-      }
-      return;
-    case TFANET_RGB:
-    case TFANET_BGR:
-      for (size_t x = 0; x < width; ++x, source += 3, target += 4) {
-        target[0] = source[red], target[1] = source[1], target[2] = source[blue], target[3] = 0;
-      }
-      return;
-    default:
-      for (size_t x = 0; x < width; ++x, source += 4, target += 4) {
-        const uint32_t alpha = source[3];
-        target[0] = on_white(source[red], alpha);
-        target[1] = on_white(source[1], alpha);
-        target[2] = on_white(source[blue], alpha);
-        target[3] = 0;
-      }
+// One row as 4-byte pixels, red and blue where they were. The fourth byte is never used.
+void convert_row(const uint8_t* source, uint8_t* target, size_t width, int bytes) {
+  for (size_t x = 0; x < width; ++x, source += bytes, target += 4) {
+    for (int c = 0; c < 3; ++c) {
+      target[c] = bytes == 1 ? source[0] : bytes == 3 ? source[c] : on_white(source[c], source[3]);
+    }
+    target[3] = 0;
+  }
+}
+
+// The picture at the model's width, as 4-byte pixels.
+void resize_width(const uint8_t* pixels, size_t stride, int bytes, size_t height, uint8_t* rows,
+                  const FixedFilter& filter) {
+  const auto width = static_cast<size_t>(filter.inputs), out_width = filter.spans.size();
+  if (width == out_width) {
+    for (size_t y = 0; y < height; ++y) {
+      convert_row(pixels + y * stride, rows + 4 * out_width * y, width, bytes);
+    }
+  } else if (bytes == 3) {
+    // Only behind the last row there may be nothing to read.
+    resize_rows(pixels, stride, 3, rows, height - 1, filter);
+    std::vector<uint8_t> last(3 * width + 2);
+    std::copy_n(pixels + (height - 1) * stride, 3 * width, last.data());
+    resize_rows(last.data(), 0, 3, rows + 4 * out_width * (height - 1), 1, filter);
+  } else {
+    std::vector<uint8_t> row(4 * width);
+    for (size_t y = 0; y < height; ++y) {
+      convert_row(pixels + y * stride, row.data(), width, bytes);
+      resize_rows(row.data(), 0, 4, rows + 4 * out_width * y, 1, filter);
+    }
   }
 }
 
 // Approximates exp(x) for x <= 0 to a few units in the last place, in a form that vectorises.
-inline float exp_negative(float x) {
-  x = std::max(x, -87.0f);
+TFANET_INLINE float exp_negative(float x) {
+  x = x > -87.0f ? x : -87.0f;
   // x = n ln 2 + rest, with n found by letting the sum round to a whole number.
   const float shifted = x * 1.44269504f + 12582912.0f;
   uint32_t n, bits;
   std::memcpy(&n, &shifted, sizeof n);
   const float whole = shifted - 12582912.0f;
   const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float power = 1.0f / 5040;
-  for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    power = power * rest + term;
-  }
+  float power = 1.0f / 5040 * rest + 1.0f / 720;
+  power = power * rest + 1.0f / 120;
+  power = power * rest + 1.0f / 24;
+  power = power * rest + 1.0f / 6;
+  power = power * rest + 0.5f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
   std::memcpy(&bits, &power, sizeof bits);
   bits += n << 23;  // adds n to the exponent
   std::memcpy(&power, &bits, sizeof power);
   return power;
 }
 
-inline float sigmoid(float x) {
+TFANET_INLINE float sigmoid(float x) {
   const float e = exp_negative(-std::fabs(x));
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
@@ -115,33 +123,19 @@ void check_image(const tfanet_image& image) {
 void image_to_tensor(const tfanet_image& image, const Manifest& manifest, float* tensor) {
   const auto width = static_cast<size_t>(image.width), height = static_cast<size_t>(image.height);
   const auto out_width = static_cast<size_t>(manifest.width);
+  const int pixel = bytes_per_pixel(image.format);
   const size_t bytes = 4 * out_width;
-  const int64_t packed = image.width * int64_t{bytes_per_pixel(image.format)};
-  const auto stride = static_cast<size_t>(image.stride != 0 ? image.stride : packed);
-  const auto* pixels = static_cast<const uint8_t*>(image.pixels);
-
+  const auto stride = image.stride != 0 ? static_cast<size_t>(image.stride) : width * size_t(pixel);
   std::unique_ptr<uint8_t[]> rows(new uint8_t[height * bytes]);
-  if (width == out_width) {
-    for (size_t y = 0; y < height; ++y) {
-      convert_row(pixels + y * stride, &rows[y * bytes], width, image.format);
-    }
-  } else {
-    const FixedFilter filter(image.width, manifest.width);
-    std::unique_ptr<uint8_t[]> block(new uint8_t[4 * width * std::min(kBlock, height)]);
-    for (size_t y = 0; y < height; y += kBlock) {
-      const size_t count = std::min(kBlock, height - y);
-      for (size_t i = 0; i < count; ++i) {
-        convert_row(pixels + (y + i) * stride, &block[4 * width * i], width, image.format);
-      }
-      resize_rows(block.get(), &rows[y * bytes], count, filter);
-    }
-  }
+  resize_width(static_cast<const uint8_t*>(image.pixels), stride, pixel, height, rows.get(),
+               FixedFilter(image.width, manifest.width));
 
   std::array<float, 3> scale, shift;
   for (size_t c = 0; c < 3; ++c) {
     scale[c] = static_cast<float>(1.0 / (255.0 * manifest.std[c]));
     shift[c] = static_cast<float>(manifest.mean[c] / manifest.std[c]);
   }
+  const bool swap = image.format == TFANET_BGR || image.format == TFANET_BGRA;
   const bool resizes = image.height != manifest.height;
   const FixedFilter filter(image.height, manifest.height);
   std::vector<uint8_t> resized(bytes);
@@ -155,10 +149,57 @@ void image_to_tensor(const tfanet_image& image, const Manifest& manifest, float*
     }
     float* out = tensor + static_cast<size_t>(y) * out_width;
     for (size_t x = 0; x < out_width; ++x) {
-      for (size_t c = 0; c < 3; ++c) out[c * plane + x] = row[4 * x + c] * scale[c] - shift[c];
+      for (size_t c = 0; c < 3; ++c) {
+        out[c * plane + x] = row[4 * x + (swap ? 2 - c : c)] * scale[c] - shift[c];
+      }
     }
   }
 }
+
+namespace {
+
+struct Inside {
+  double probability = 0;  // of all pixels in the mask, added up
+  size_t count = 0;
+};
+
+// Sets the pixels of the mask.
+TFANET_INLINE void set_mask(const float* logits, size_t count, float threshold, uint8_t* pixels,
+                            Inside& inside) {
+  constexpr size_t kPart = 1024;
+  float probability[kPart];
+  for (size_t begin = 0; begin < count; begin += kPart) {
+    const size_t length = std::min(kPart, count - begin);
+    const float* logit = logits + begin;
+    uint8_t* pixel = pixels + begin;
+    uint32_t set = 0;
+    for (size_t i = 0; i < length; ++i) {
+      pixel[i] = logit[i] > threshold ? 255 : 0;
+      set += logit[i] > threshold;
+    }
+    if (set == 0) continue;
+    for (size_t i = 0; i < length; ++i) {
+      const float value = sigmoid(logit[i]);
+      probability[i] = logit[i] > threshold ? value : 0.0f;
+    }
+    // Side by side, for an addition has to wait for the one before it.
+    double sums[4] = {};
+    size_t i = 0;
+    for (; i + 4 <= length; i += 4) {
+      for (size_t lane = 0; lane < 4; ++lane) sums[lane] += probability[i + lane];
+    }
+    for (; i < length; ++i) sums[0] += probability[i];
+    inside.probability += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    inside.count += set;
+  }
+}
+
+TFANET_DISPATCH(set_pixels, set_mask,
+                (const float* logits, size_t count, float threshold, uint8_t* pixels,
+                 Inside& inside),
+                (logits, count, threshold, pixels, inside))
+
+}  // namespace
 
 Mask logits_to_mask(const float* logits, const Manifest& manifest, int32_t width, int32_t height) {
   const size_t count = static_cast<size_t>(width) * static_cast<size_t>(height);
@@ -170,26 +211,11 @@ Mask logits_to_mask(const float* logits, const Manifest& manifest, int32_t width
   }
   Mask mask;
   mask.pixels.resize(count);
-  const float threshold = manifest.threshold;
-  constexpr size_t kPart = 1024;
-  float probability[kPart];
-  double sum = 0;
-  size_t inside = 0;
-  for (size_t begin = 0; begin < count; begin += kPart) {
-    const size_t length = std::min(kPart, count - begin);
-    const float* logit = logits + begin;
-    uint8_t* pixel = mask.pixels.data() + begin;
-    int32_t set = 0;
-    for (size_t i = 0; i < length; ++i) {
-      pixel[i] = logit[i] > threshold ? 255 : 0;
-      set += logit[i] > threshold;
-    }
-    if (set == 0) continue;
-    for (size_t i = 0; i < length; ++i) probability[i] = sigmoid(logit[i]);
-    for (size_t i = 0; i < length; ++i) sum += pixel[i] ? probability[i] : 0.0f;
-    inside += static_cast<size_t>(set);
+  Inside inside;
+  set_pixels(logits, count, manifest.threshold, mask.pixels.data(), inside);
+  if (inside.count > 0) {
+    mask.score = static_cast<float>(inside.probability / static_cast<double>(inside.count));
   }
-  mask.score = inside > 0 ? static_cast<float>(sum / static_cast<double>(inside)) : 0.0f;
   return mask;
 }
 

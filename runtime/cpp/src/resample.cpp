@@ -8,6 +8,8 @@
 #include <emmintrin.h>
 #endif
 
+#include "simd.h"
+
 namespace tfanet {
 namespace {
 
@@ -55,6 +57,46 @@ __m128i load_pixel(const uint8_t* at) {
 __m128i load_8(const uint8_t* at) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)); }
 #endif
 
+// A row of pixels of kBytes bytes to one of 4-byte pixels.
+template <int kBytes>
+void resize_row(const uint8_t* source, uint8_t* target, const FixedFilter& filter) {
+  const size_t width = filter.spans.size(), taps = static_cast<size_t>(filter.taps);
+  for (size_t out = 0; out < width; ++out) {
+    const auto [first, count] = filter.spans[out];
+    const uint8_t* pixel = source + kBytes * static_cast<size_t>(first);
+    const size_t weights = out * taps;
+#if defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128();
+    const int16_t *upper = &filter.upper[weights], *lower = &filter.lower[weights];
+    Sums sums;
+    int i = 0;
+    for (; i + 1 < count; i += 2, pixel += 2 * kBytes) {
+      // r0 r1 g0 g1 b0 b1 and, of 4-byte pixels, x0 x1
+      const __m128i two = load_8(pixel);
+      const __m128i mixed = _mm_unpacklo_epi8(two, _mm_srli_si128(two, kBytes));
+      sums.add(_mm_unpacklo_epi8(mixed, zero), pair(upper + i), pair(lower + i));
+    }
+    if (i < count) {  // the second weight of the last pair is 0
+      const __m128i mixed = _mm_unpacklo_epi8(load_pixel(pixel), zero);
+      sums.add(_mm_unpacklo_epi8(mixed, zero), pair(upper + i), pair(lower + i));
+    }
+    const __m128i words = _mm_packs_epi32(sums.result(), zero);
+    const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, zero));
+    std::memcpy(target + 4 * out, &bytes, sizeof bytes);
+#else
+    uint32_t sums[kBytes];
+    std::fill_n(sums, kBytes, kHalf);
+    for (int i = 0; i < count; ++i, pixel += kBytes) {
+      const uint32_t factor = weight(filter, weights + static_cast<size_t>(i));
+      for (int channel = 0; channel < kBytes; ++channel) sums[channel] += pixel[channel] * factor;
+    }
+    for (int channel = 0; channel < kBytes; ++channel) {
+      target[4 * out + channel] = rounded(sums[channel]);
+    }
+#endif
+  }
+}
+
 }  // namespace
 
 Filter::Filter(int inputs, int outputs) : inputs(inputs) {
@@ -90,42 +132,10 @@ FixedFilter::FixedFilter(int inputs, int outputs)
   }
 }
 
-void resize_rows(const uint8_t* source, uint8_t* target, size_t rows, const FixedFilter& filter) {
-  const size_t width = filter.spans.size(), taps = static_cast<size_t>(filter.taps);
-  const size_t stride = 4 * static_cast<size_t>(filter.inputs);
-  for (size_t row = 0; row < rows; ++row, source += stride, target += 4 * width) {
-    for (size_t out = 0; out < width; ++out) {
-      const auto [first, count] = filter.spans[out];
-      const uint8_t* pixel = source + 4 * static_cast<size_t>(first);
-      const size_t weights = out * taps;
-#if defined(__SSE2__)
-      const __m128i zero = _mm_setzero_si128();
-      const int16_t *upper = &filter.upper[weights], *lower = &filter.lower[weights];
-      Sums sums;
-      int i = 0;
-      for (; i + 1 < count; i += 2, pixel += 8) {
-        // r0 r1 g0 g1 b0 b1 x0 x1
-        const __m128i two = load_8(pixel);
-        const __m128i mixed = _mm_unpacklo_epi8(two, _mm_srli_si128(two, 4));
-        sums.add(_mm_unpacklo_epi8(mixed, zero), pair(upper + i), pair(lower + i));
-      }
-      if (i < count) {  // the second weight of the last pair is 0
-        const __m128i mixed = _mm_unpacklo_epi8(load_pixel(pixel), zero);
-        sums.add(_mm_unpacklo_epi8(mixed, zero), pair(upper + i), pair(lower + i));
-      }
-      const __m128i words = _mm_packs_epi32(sums.result(), zero);
-      const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, zero));
-      std::memcpy(target + 4 * out, &bytes, sizeof bytes);
-#else
-      uint32_t sums[4] = {kHalf, kHalf, kHalf, kHalf};
-      for (int i = 0; i < count; ++i, pixel += 4) {
-        const uint32_t factor = weight(filter, weights + static_cast<size_t>(i));
-        for (int channel = 0; channel < 4; ++channel) sums[channel] += pixel[channel] * factor;
-      }
-      for (int channel = 0; channel < 4; ++channel)
-        target[4 * out + channel] = rounded(sums[channel]);
-#endif
-    }
+void resize_rows(const uint8_t* source, size_t stride, int bytes, uint8_t* target, size_t rows,
+                 const FixedFilter& filter) {
+  for (; rows > 0; --rows, source += stride, target += 4 * filter.spans.size()) {
+    bytes == 3 ? resize_row<3>(source, target, filter) : resize_row<4>(source, target, filter);
   }
 }
 
@@ -177,7 +187,8 @@ void resize_column(const uint8_t* source, uint8_t* target, size_t bytes, int row
 
 namespace {
 
-void resize_float_rows(const float* source, float* target, size_t rows, const Filter& filter) {
+TFANET_INLINE void float_rows(const float* source, float* target, size_t rows,
+                              const Filter& filter) {
   const size_t width = filter.spans.size();
   for (size_t row = 0; row < rows; ++row) {
     for (size_t out = 0; out < width; ++out) {
@@ -195,7 +206,8 @@ void resize_float_rows(const float* source, float* target, size_t rows, const Fi
 
 // Each output row is a weighted sum of whole rows, added up in the order of Pillow. Enlargements,
 // the rule for masks, take two or three rows.
-void resize_float_columns(const float* source, float* target, size_t width, const Filter& filter) {
+TFANET_INLINE void float_columns(const float* source, float* target, size_t width,
+                                 const Filter& filter) {
   std::vector<double> sums(width);
   for (size_t out = 0; out < filter.spans.size(); ++out, target += width) {
     const auto [first, count] = filter.spans[out];
@@ -220,6 +232,13 @@ void resize_float_columns(const float* source, float* target, size_t width, cons
     }
   }
 }
+
+TFANET_DISPATCH(resize_float_rows, float_rows,
+                (const float* source, float* target, size_t rows, const Filter& filter),
+                (source, target, rows, filter))
+TFANET_DISPATCH(resize_float_columns, float_columns,
+                (const float* source, float* target, size_t width, const Filter& filter),
+                (source, target, width, filter))
 
 }  // namespace
 

@@ -28,8 +28,10 @@ struct FixedFilter : Filter {
   std::vector<int16_t> upper, lower;
 };
 
-// Rows of RGBX pixels (4 bytes each) of one width to another.
-void resize_rows(const uint8_t* source, uint8_t* target, size_t rows, const FixedFilter& filter);
+// Rows of pixels to rows of 4-byte pixels of another width. `bytes` of a source pixel is 3 or 4; a
+// row of 3-byte pixels must have 2 readable bytes behind it.
+void resize_rows(const uint8_t* source, size_t stride, int bytes, uint8_t* target, size_t rows,
+                 const FixedFilter& filter);
 
 // One row of the output from rows of `bytes` bytes, the first of which is filter.spans[row].first.
 void resize_column(const uint8_t* source, uint8_t* target, size_t bytes, int row,
