@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import (  # fmt: skip
     POINTER,
     Structure,
@@ -43,7 +43,7 @@ STATUS = {
     -5: "MISSING_DEPENDENCY", -6: "OUT_OF_MEMORY", -7: "BUSY", -8: "CLOSED", -9: "FAILED",
 }  # fmt: skip
 FORMATS = {"RGB": 1, "BGR": 2, "RGBA": 3, "BGRA": 4, "GREY": 5}
-STRLEN = ctypes.c_size_t(-1).value
+TOKENIZER = ("tokenizer", "tokenizer_file", "unicode", "python_text")  # its source files
 
 
 def ort_library() -> Path:
@@ -346,11 +346,10 @@ def compile_program(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a file of this folder with the sources that it tests from the inside."""
 
-    def compile_one(source: str, *flags: str) -> Path:
+    def compile_one(source: str, *flags: str, parts: Sequence[str] = TOKENIZER) -> Path:
         if shutil.which("c++") is None:
             pytest.skip(f"{source} cannot be compiled: there is no `c++`")
         program = tmp_path_factory.mktemp("program") / Path(source).stem
-        parts = ["tokenizer", "tokenizer_file", "unicode", "python_text"]
         sources = [str(CPP / "src" / f"{part}.cpp") for part in parts]
         subprocess.run(
             [

@@ -343,3 +343,18 @@ def test_timings_and_facts(image_of: Any, open_runtime: Callable, shared_bundle:
     assert min(parts) > 0
     assert result.total_ms == pytest.approx(sum(parts))
     assert ctypes.string_at(runtime.api.version()).decode()
+
+
+def test_memory_does_not_grow(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:
+    """Over 10,000 predictions of pictures and sentences of many sizes: below one percent."""
+    runtime = open_runtime(shared_bundle, cache=16)
+    pixels = [picture((40 + 7 * i, 90 - 5 * i), "RGB", seed=i) for i in range(10)]
+    images = [image_of(one, "RGB") for one in pixels]
+
+    def predict(count: int) -> int:
+        for number in range(count):
+            runtime.predict(images[number % 10], f"circle {number % 50}")
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = predict(1_000)
+    assert predict(10_000) < 1.01 * before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -33,6 +34,17 @@ def test_program(
 ) -> None:
     program = compile_program(HERE / source)
     assert "all as the header says" in run(program, shared_bundle, TFANET_ONNXRUNTIME=ort_path)
+
+
+def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
+    """What is written for x86 gives the bits of what other machines run."""
+    outputs = [
+        run(compile_parts("print_portable.cpp", *flags, parts=("resample", "sha256")))
+        for flags in (["-ffp-contract=off"], ["-ffp-contract=off", "-DTFANET_PORTABLE"])
+    ]
+    assert outputs[0] == outputs[1]
+    texts = [line.split()[1] for line in outputs[0].splitlines() if line.startswith("text")]
+    assert texts == [hashlib.sha256(b"a" * size).hexdigest() for size in range(301)]
 
 
 @pytest.mark.full

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(TFANET_PORTABLE)
+#define TFANET_SSE2
 #include <emmintrin.h>
 #endif
 
@@ -17,7 +18,7 @@ constexpr int kBits = 22;       // of a weight's fraction: Pillow's 32 - 8 - 2
 constexpr int kLowerBits = 11;  // of them in the lower part
 constexpr int32_t kHalf = 1 << (kBits - 1);
 
-#if !defined(__SSE2__)
+#if !defined(TFANET_SSE2)
 // Sums wrap around, as those of Pillow do, where a picture has millions of pixels in a row.
 uint8_t rounded(uint32_t sum) {
   return static_cast<uint8_t>(std::clamp(static_cast<int32_t>(sum) >> kBits, 0, 255));
@@ -65,7 +66,7 @@ void resize_row(const uint8_t* source, uint8_t* target, const FixedFilter& filte
     const auto [first, count] = filter.spans[out];
     const uint8_t* pixel = source + kBytes * static_cast<size_t>(first);
     const size_t weights = out * taps;
-#if defined(__SSE2__)
+#if defined(TFANET_SSE2)
     const __m128i zero = _mm_setzero_si128();
     const int16_t *upper = &filter.upper[weights], *lower = &filter.lower[weights];
     Sums sums;
@@ -144,7 +145,7 @@ void resize_column(const uint8_t* source, uint8_t* target, size_t bytes, int row
   const int count = filter.spans[static_cast<size_t>(row)].count;
   const size_t weights = static_cast<size_t>(row) * static_cast<size_t>(filter.taps);
   // All rows are of RGBX pixels, resized to the model's width.
-#if defined(__SSE2__)
+#if defined(TFANET_SSE2)
   const __m128i zero = _mm_setzero_si128();
   const int16_t *upper = &filter.upper[weights], *lower = &filter.lower[weights];
   for (size_t at = 0; at < bytes; at += 4) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TFANET_PORTABLE)
 #include <cpuid.h>
 #include <immintrin.h>
 #endif
@@ -49,7 +49,7 @@ void add_blocks_portable(uint32_t* state, const unsigned char* data, size_t bloc
   }
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TFANET_PORTABLE)
 
 bool has_sha_instructions() {
   unsigned a, b, c, d;
@@ -101,7 +101,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) void add_blocks_sha(uint32_t* state,
 #endif
 
 void add_blocks(uint32_t* state, const unsigned char* data, size_t blocks) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TFANET_PORTABLE)
   static const bool native = has_sha_instructions();
   if (native) return add_blocks_sha(state, data, blocks);
 #endif

@@ -1,10 +1,11 @@
 // One source, compiled for the baseline and for AVX2; the CPU decides. Only loops that GCC
 // vectorises by itself are written this way, and both give the same bits: nothing is contracted.
+// With TFANET_PORTABLE nothing is written for one kind of CPU, here and elsewhere: for tests.
 #pragma once
 
 #define TFANET_INLINE inline __attribute__((always_inline))
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TFANET_PORTABLE)
 #define TFANET_AVX2 __attribute__((target("avx2")))
 
 namespace tfanet {
