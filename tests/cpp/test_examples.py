@@ -193,7 +193,12 @@ void show(tfanet::Span<const uint8_t>, float);
 void die(const char*);
 void use(const uint8_t*, int32_t, int32_t);
 using Video = std::vector<Frame>;
-void example(const uint8_t* pixels, int32_t width, int32_t height, const Video& video) {
+"""
+FUNCTION = """
+void example_%d(const uint8_t* pixels, int32_t width, int32_t height, const Video& video) {
+(void)pixels; (void)width; (void)height; (void)video;
+%s
+}
 """
 
 
@@ -205,11 +210,9 @@ def test_code_in_the_documentation_compiles(sdk: Path, tmp_path: Path) -> None:
     header = (sdk / "include" / "tfanet.h").read_text()
     blocks.append("\n".join(re.findall(r"^ \*   (.*)$", header.split("*/")[0], flags=re.M)))
     assert len(blocks) == 3
-    for number, block in enumerate(blocks):
-        code = block.replace('#include "tfanet.hpp"\n', "")
-        source = tmp_path / f"block{number}.cpp"
-        unused = "(void)pixels; (void)width; (void)height; (void)video;\n"
-        source.write_text(f"{DECLARED}{unused}{code}\n}}\n")
-        # The C example names a field of its initialiser, which C++17 has as an extension.
-        command = ["c++", "-std=gnu++17", "-Wall", "-Werror", "-fsyntax-only"]
-        subprocess.run([*command, f"-I{sdk / 'include'}", source], check=True)
+    code = [block.replace('#include "tfanet.hpp"\n', "") for block in blocks]
+    source = tmp_path / "blocks.cpp"
+    source.write_text(DECLARED + "".join(FUNCTION % one for one in enumerate(code)))
+    # The C example names a field in an initialiser, which to C++17 is an extension.
+    command = ["c++", "-std=gnu++17", "-Wall", "-Werror", "-fsyntax-only"]
+    subprocess.run([*command, f"-I{sdk / 'include'}", source], check=True)

@@ -184,7 +184,8 @@ TFANET_API tfanet_status tfanet_predict_batch(tfanet_runtime* runtime, const tfa
                                               tfanet_prediction** out);
 
 /* Called once for each prediction that was started, in a thread of the runtime. The callee frees
- * `prediction`, which is NULL unless status is TFANET_OK. `message` lives during the call. */
+ * `prediction`, which is NULL unless status is TFANET_OK. `message` lives during the call. It must
+ * not throw. */
 typedef void (*tfanet_callback)(void* user, tfanet_status status, tfanet_prediction* prediction,
                                 const char* message);
 

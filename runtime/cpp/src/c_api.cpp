@@ -101,9 +101,7 @@ void give(const Struct& facts, Struct* out, const char* name) {
 }
 
 tfanet_image taken_image(const tfanet_image* image) {
-  const tfanet_image out = taken(image, sizeof(tfanet_image), "image");
-  check_image(out);
-  return out;
+  return taken(image, sizeof(tfanet_image), "image");
 }
 
 std::string_view text_of(const char* text, size_t bytes) {
@@ -325,6 +323,7 @@ tfanet_status tfanet_preprocess(tfanet_runtime* runtime, const tfanet_image* ima
   return call(runtime, [&](Predictor& predictor) {
     require(tensor, "tensor");
     const tfanet_image picture = taken_image(image);
+    check_image(picture);
     const Manifest& manifest = predictor.manifest();
     require_length(count, size_t{3} * static_cast<size_t>(manifest.height * manifest.width),
                    "count");

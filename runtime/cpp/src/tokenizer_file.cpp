@@ -12,6 +12,7 @@ namespace tfanet {
 namespace {
 
 constexpr size_t kMaxDepth = 16;
+constexpr size_t kMaxName = 200;  // paths are kept, so their length must have an end
 
 // Where each token or merge lies in the text; views are made once the text no longer moves.
 struct Piece {
@@ -46,10 +47,11 @@ class Reader {
   bool key(std::string& name) {
     if (in_vocabulary_) {
       key_ = keep(name.data(), name.size());
-    } else {
-      path_.resize(levels_.back().path_size);
-      path_ += '/' + name;
+      return true;
     }
+    if (name.size() > kMaxName) return reject("a setting has a name of more than 200 bytes");
+    path_.resize(levels_.back().path_size);
+    path_ += '/' + name;
     return true;
   }
   bool end_object() { return leave(); }
