@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,27 @@ def test_program(
     source: str, compile_program: Callable, shared_bundle: Path, ort_path: str
 ) -> None:
     program = compile_program(HERE / source)
-    assert "all as the header says" in run(program, shared_bundle, TFANET_ONNXRUNTIME=ort_path)
+    # The library itself prints nothing, whatever goes wrong.
+    assert run(program, shared_bundle, TFANET_ONNXRUNTIME=ort_path) == "all as the header says\n"
+
+
+def test_library(sdk: Path) -> None:
+    """It exports what the header declares, brings its own C++ runtime, and is small."""
+    header = (sdk / "include" / "tfanet.h").read_text()
+    library = next(sdk.rglob("libtfanet_runtime.so"))
+    symbols = output_of("nm", "-D", "--defined-only", library).split()
+    exported = {name.removesuffix("@@TFANET_1") for name in symbols if name.startswith("tfanet_")}
+    assert exported == set(re.findall(r"^TFANET_API .*?(tfanet_\w+)\(", header, flags=re.M))
+    needed = re.findall(r"NEEDED +(\S+)", output_of("objdump", "-p", library))
+    assert all(name.startswith(("libc.", "libm.", "ld-linux")) for name in needed)
+    assert library.stat().st_size < 2_000_000
+    assert header.count("\n") < 250
+
+
+def output_of(*command: object) -> str:
+    return subprocess.run(
+        list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:

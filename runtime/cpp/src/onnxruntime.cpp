@@ -11,7 +11,8 @@ namespace tfanet {
 namespace {
 
 constexpr uint32_t kApiVersion = 20;  // the oldest ONNX Runtime that has all that is called here
-constexpr int kLogErrors = 3;
+// Errors come back as statuses; a library does not print them too.
+constexpr OrtLoggingLevel kLogLevel = ORT_LOGGING_LEVEL_FATAL;
 
 std::string first_line(const char* message) {
   const std::string text = message;
@@ -106,7 +107,7 @@ OnnxRuntime::OnnxRuntime(const char* path) {
          ": install 1.20 or newer");
   }
   OrtEnv* environment = nullptr;
-  check(api_->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "tfanet", &environment));
+  check(api_->CreateEnv(kLogLevel, "tfanet", &environment));
   environment_ = {environment, api_->ReleaseEnv};
   OrtMemoryInfo* memory = nullptr;
   check(api_->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
@@ -127,7 +128,7 @@ Session::Session(const OnnxRuntime& onnxruntime, const FileBytes& file,
   OrtSessionOptions* made = nullptr;
   onnxruntime.check(api.CreateSessionOptions(&made));
   const OrtPointer<OrtSessionOptions> options(made, api.ReleaseSessionOptions);
-  onnxruntime.check(api.SetSessionLogSeverityLevel(made, kLogErrors));
+  onnxruntime.check(api.SetSessionLogSeverityLevel(made, kLogLevel));
   if (threads > 0) onnxruntime.check(api.SetIntraOpNumThreads(made, threads));
   if (!op_library.empty()) {
     try {
