@@ -84,6 +84,17 @@ def test_masks_equal_those_of_python(
     assert mixed == len(files) - 1
 
 
+def test_operator_library_is_installed_beside(
+    segment: Callable, scan_bundle: Path, tmp_path: Path
+) -> None:
+    picture().save(tmp_path / "good.png")
+    result = segment("segment", scan_bundle, tmp_path / "good.png", TEXT, tmp_path / "mask.png")
+    assert result.returncode == 0, result.stderr
+    expected = Predictor(scan_bundle, threads=1)(tmp_path / "good.png", TEXT).mask
+    found = np.asarray(Image.open(tmp_path / "mask.png")) == 255
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_mistakes_get_one_line(
     program: str, segment: Callable, shared_bundle: Path, tmp_path: Path
