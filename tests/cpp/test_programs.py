@@ -16,9 +16,10 @@ HERE = Path(__file__).parent
 SOURCES = ["api_test.c", "api_test.cpp"]
 
 
-def run(program: Path, *arguments: object, **variables: str) -> str:
+def run(*command: object, **variables: str) -> str:
+    """What a command prints; it must succeed."""
     result = subprocess.run(
-        [program, *map(str, arguments)],
+        list(map(str, command)),
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -29,32 +30,30 @@ def run(program: Path, *arguments: object, **variables: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_program(
-    source: str, compile_program: Callable, shared_bundle: Path, ort_path: str
+def test_programs_under_ctest(
+    sdk: Path, shared_bundle: Path, ort_path: str, tmp_path: Path
 ) -> None:
-    program = compile_program(HERE / source)
-    # The library itself prints nothing, whatever goes wrong.
-    assert run(program, shared_bundle, TFANET_ONNXRUNTIME=ort_path) == "all as the header says\n"
+    settings = [f"-DCMAKE_PREFIX_PATH={sdk}", f"-DBUNDLE={shared_bundle}"]
+    for command in (
+        ["cmake", "-S", HERE, "-B", tmp_path, *settings],
+        ["cmake", "--build", tmp_path],
+        ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
+    ):
+        output = run(*command, TFANET_ONNXRUNTIME=ort_path)
+    assert f"100% tests passed, 0 tests failed out of {len(SOURCES)}" in output
 
 
 def test_library(sdk: Path) -> None:
     """It exports what the header declares, brings its own C++ runtime, and is small."""
     header = (sdk / "include" / "tfanet.h").read_text()
     library = next(sdk.rglob("libtfanet_runtime.so"))
-    symbols = output_of("nm", "-D", "--defined-only", library).split()
+    symbols = run("nm", "-D", "--defined-only", library).split()
     exported = {name.removesuffix("@@TFANET_1") for name in symbols if name.startswith("tfanet_")}
     assert exported == set(re.findall(r"^TFANET_API .*?(tfanet_\w+)\(", header, flags=re.M))
-    needed = re.findall(r"NEEDED +(\S+)", output_of("objdump", "-p", library))
+    needed = re.findall(r"NEEDED +(\S+)", run("objdump", "-p", library))
     assert all(name.startswith(("libc.", "libm.", "ld-linux")) for name in needed)
     assert library.stat().st_size < 2_000_000
     assert header.count("\n") < 250
-
-
-def output_of(*command: object) -> str:
-    return subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
 
 
 def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
