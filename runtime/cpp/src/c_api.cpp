@@ -42,10 +42,11 @@ tfanet_status caught(Body body, Report report) noexcept {
 template <typename Body>
 tfanet_status call(tfanet_runtime* runtime, Body body) noexcept {
   if (runtime == nullptr) return TFANET_INVALID_ARGUMENT;
+  const Gate::Pass pass(runtime->gate);
   const auto report = [&](tfanet_status, const char* message) { runtime->errors.set(message); };
   return caught(
       [&] {
-        const Gate::Pass pass(runtime->gate);
+        pass.require_open();
         if (runtime->predictor == nullptr) {
           fail(TFANET_INVALID_ARGUMENT, "the runtime did not open: close it, and open it again");
         }

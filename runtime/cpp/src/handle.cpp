@@ -8,10 +8,12 @@ namespace tfanet {
 
 Gate::Pass::Pass(Gate& gate) : gate_(gate) {
   const std::lock_guard<std::mutex> lock(gate_.mutex_);
-  if (gate_.closed_) {
-    fail(TFANET_CLOSED, "the runtime is being closed: call nothing on it any more");
-  }
+  closed_ = gate_.closed_;
   ++gate_.inside_;
+}
+
+void Gate::Pass::require_open() const {
+  if (closed_) fail(TFANET_CLOSED, "the runtime is being closed: call nothing on it any more");
 }
 
 Gate::Pass::~Pass() {

@@ -19,15 +19,18 @@ namespace tfanet {
 // Lets calls in until it is closed, and knows when the last one has left.
 class Gate {
  public:
+  // Held during a call; one that comes too late is counted too, until it has said so.
   class Pass {
    public:
-    explicit Pass(Gate& gate);  // throws CLOSED
+    explicit Pass(Gate& gate);
     ~Pass();
     Pass(const Pass&) = delete;
     Pass& operator=(const Pass&) = delete;
+    void require_open() const;  // throws CLOSED
 
    private:
     Gate& gate_;
+    bool closed_;
   };
   void close();  // returns when nobody is inside
 

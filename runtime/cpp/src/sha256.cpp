@@ -74,7 +74,11 @@ __attribute__((target("sha,sse4.1,ssse3"))) void add_blocks_sha(uint32_t* state,
       w[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(data) + i);
       w[i] = _mm_shuffle_epi8(w[i], big_endian);
     }
+#if defined(__clang__)
+#pragma unroll
+#else
 #pragma GCC unroll 16
+#endif
     for (int i = 0; i < 16; ++i) {
       __m128i& oldest = w[i % 4];
       const __m128i newest = w[(i + 3) % 4], middle = w[(i + 2) % 4], second = w[(i + 1) % 4];
