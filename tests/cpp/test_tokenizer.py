@@ -184,6 +184,7 @@ def test_longest_sentence(open_runtime: Callable, long_bundle: Path, reference: 
         (lambda d: d["model"]["merges"].append("ab"), "a merge has no space"),
         (lambda d: d["model"]["merges"].append(["a"]), "a merge has no second part"),
         (lambda d: d["model"]["merges"].append("a qqqq"), "lacks the token 'qqqq'"),
+        (lambda d: d.update({"model/vocab": d["model"].pop("vocab")}), "lacks CLIP's start"),
         (lambda d: d.update({"x" * 201: 1}), "a setting has a name of more than 200 bytes"),
         (lambda d: d.update(x=json.loads("[" * 16 + "]" * 16)), "it is nested too deeply"),
         (lambda d: d["added_tokens"].append({"content": "x"}), "/added_tokens/2/content is x"),

@@ -51,7 +51,8 @@ class Reader {
     }
     if (name.size() > kMaxName) return reject("a setting has a name of more than 200 bytes");
     path_.resize(levels_.back().path_size);
-    path_ += '/' + name;
+    path_ += '/';
+    for (const char c : name) path_ += c == '/' ? '|' : c;  // a slash stands for a level alone
     return true;
   }
   bool end_object() { return leave(); }
