@@ -19,6 +19,23 @@ from tfanet.runtime.bundle import MAX_MANIFEST_BYTES
 
 FILES = ["manifest.json", "image.onnx", "text.onnx", "tokenizer.json"]
 
+
+def engine(**changes: Any) -> dict[str, Any]:
+    """The record of an engine."""
+    files = {"text.onnx": "text.engine", "image.onnx": "image.engine"}
+    return {
+        "name": "fast", "target": "tensorrt", "precision": "fp16", "library": "TensorRT",
+        "version": "10", "profile": {}, "compute": [], "files": files,
+    } | changes  # fmt: skip
+
+
+def with_engine(data: dict[str, Any], name: str) -> None:
+    """A manifest with an engine of two files, of which the text's has this name."""
+    data["engines"] = [engine(files={"text.onnx": name, "image.onnx": "image.engine"})]
+    facts = {"size": 1, "sha256": ""}
+    data["files"] = {name: facts, "image.engine": facts} | data["files"]
+
+
 MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
     lambda d: d.pop("schema_version"),
     lambda d: d.update(schema_version=2),
@@ -29,7 +46,7 @@ MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
     lambda d: d.update(schema_version=True),
     lambda d: d.update(schema_version=1.0),
     lambda d: d.update(schema_version=None),
-    *(lambda d, name=name: d.pop(name) for name in ("tool", "model", "files", "parity", "scan")),
+    *(lambda d, name=name: d.pop(name) for name in ("tool", "model", "files", "engines", "scan")),
     lambda d: d.update(tool="tfanet"),
     lambda d: d.update(model=[1, 2.5, -0.0, 1e300, {"a": {}}, "längere Wörter, und noch mehr"]),
     lambda d: d.update(dynamic_batch=1),
@@ -72,6 +89,25 @@ MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
     lambda d: d["files"]["text.onnx"].update(sha256=None),
     lambda d: d["files"]["text.onnx"].update(sha256="0" * 64),
     lambda d: d["preprocessing"].update(size=[48, 32]),
+    lambda d: d.update(engines={}),
+    lambda d: d.update(engines=[1]),
+    *(
+        lambda d, name=name, value=value: d.update(engines=[engine(**{name: value})])
+        for name in engine()
+        for value in (None, 1)
+    ),
+    lambda d: d.update(engines=[engine(files={})]),
+    lambda d: d.update(engines=[engine(name="it's" * 20, files={"text.onnx": "a"})]),
+    lambda d: d.update(engines=[engine(files={"text.onnx": "a", "image.onnx": 1})]),
+    lambda d: d.update(engines=[engine(files={"text.onnx": "a", "image.onnx": "b", "c": "d"})]),
+    lambda d: d.update(engines=[engine()]),
+    lambda d: with_engine(d, "missing.engine"),
+    lambda d: with_engine(d, "../outside.engine"),
+    lambda d: with_engine(d, "/etc/passwd"),
+    lambda d: with_engine(d, "a\\b"),
+    lambda d: with_engine(d, ".."),
+    lambda d: with_engine(d, ""),
+    lambda d: with_engine(d, "image.onnx"),
 ]  # fmt: skip
 
 
@@ -321,6 +357,25 @@ def test_onnxruntime_that_is_missing(
     monkeypatch.setenv("TFANET_ONNXRUNTIME", "/nowhere/else.so")
     with pytest.raises(Exception, match=r"/nowhere/else\.so"):
         open_runtime(shared_bundle, onnxruntime=None)
+
+
+def test_engines_are_checked_and_left_alone(
+    bundle: Path, seal: Callable, open_runtime: Callable
+) -> None:
+    data = json.loads((bundle / "manifest.json").read_text())
+    data["engines"] = [engine()]
+    for name in ("text.engine", "image.engine"):
+        (bundle / name).write_bytes(os.urandom(3_000_000))
+        data["files"][name] = {}
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    seal(bundle)
+    assert open_runtime(bundle).info().backend == b"onnxruntime-cpu"
+    with open(bundle / "image.engine", "r+b") as file:
+        file.seek(2_500_000)
+        file.write(b"altered!")
+    assert "image.engine does not match its SHA-256" in assert_same_refusal(bundle, open_runtime)
+    os.truncate(bundle / "image.engine", 1_000_000)
+    assert "image.engine has 1,000,000 bytes" in assert_same_refusal(bundle, open_runtime)
 
 
 def test_other_backends_are_named_missing(shared_bundle: Path, open_runtime: Callable) -> None:

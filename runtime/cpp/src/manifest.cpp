@@ -35,6 +35,7 @@ constexpr Field kFields[] = {
     {"dynamic_batch", Kind::kBoolean},
     {"versions", Kind::kObject},
     {"files", Kind::kObject},
+    {"engines", Kind::kList},
     {"parity", Kind::kObject},
 };
 
@@ -102,7 +103,6 @@ void check_fields(const Json& data, const std::string& path) {
   for (const auto& item : data.items()) unknown.insert(item.key());
   for (const auto& [name, kind] : kFields) {
     if (!unknown.erase(name)) {
-      if (kind == Kind::kList) continue;  // bundles without engines may leave them out
       fail(TFANET_BAD_BUNDLE, path, " lacks the field '", name, "': export the model again");
     }
     if (const Json& value = data[name]; !is_kind(value, kind)) {
@@ -188,7 +188,7 @@ void add_engine_files(const Json& record, std::vector<std::string>& names,
 void check_files(const Json& data, const std::string& path) {
   const Json& files = data["files"];
   std::vector<std::string> expected = {"image.onnx", "text.onnx", "tokenizer.json"};
-  for (const Json& record : member(data, "engines")) add_engine_files(record, expected, path);
+  for (const Json& record : data["engines"]) add_engine_files(record, expected, path);
   std::vector<std::string> names, sorted = expected;
   for (const auto& item : files.items()) names.push_back(item.key());
   std::sort(names.begin(), names.end());
