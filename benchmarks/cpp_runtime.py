@@ -148,7 +148,7 @@ def measure(bundle: Path, runs: int, threads: int, memory_runs: int) -> dict[str
         facts["per_picture"].append(row)
 
     tensor, image = python.preprocess(own)[0][None], view(own)
-    ids, mask = python._tokenizer(SENTENCE)
+    ids, mask = python.tokenize(SENTENCE)
 
     def start_sessions() -> None:
         library = ort_library_path()

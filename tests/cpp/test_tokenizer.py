@@ -112,7 +112,7 @@ def test_cut_as_in_python(open_runtime: Callable, shared_bundle: Path, python: A
     runtime = open_runtime(shared_bundle)
     long = "a big red ball and seven small dogs"
     with pytest.warns(UserWarning, match="dropped 'seven small dogs'|8 tokens"):
-        ids, mask = python._tokenizer(long)
+        ids, mask = python.tokenize(long)
     native_ids, native_mask, count = runtime.tokenize(long.encode())
     np.testing.assert_array_equal(native_ids, ids[0])
     np.testing.assert_array_equal(native_mask, mask[0])
