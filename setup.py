@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildWithCMake(build_ext):
-    """Puts the libraries into `tfanet/plugins/lib` of a wheel, `plugins/lib` of a checkout."""
+    """Puts the libraries into `tfanet/*/lib` of a wheel, `*/lib` of a checkout."""
 
     def run(self) -> None:
         if shutil.which("cmake") is None:

@@ -7,9 +7,12 @@ Pillow alone (not with the generator of the training data) and asks for one of t
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from PIL import Image, ImageDraw
 
 from tfanet.cli.deploy import parity_table
@@ -19,6 +22,7 @@ from tfanet.metrics import Metrics
 from tfanet.runtime import Predictor
 from tfanet.runtime.overlay import save_mask, save_overlay
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZE = (320, 240)
 TEXT = "the red circle"
 
@@ -39,6 +43,35 @@ def draw_picture() -> tuple[Image.Image, np.ndarray]:
     )
     ImageDraw.Draw(target).ellipse(circle, fill=255)
     return picture.resize(SIZE, Image.Resampling.LANCZOS), np.asarray(target.resize(SIZE)) > 127
+
+
+def cpp_example(bundle: Path, output: Path) -> str:
+    """The C++ example on the same picture; or why it was not built."""
+    build = ROOT / "build"
+    sdk, programs = build / "sdk", build / "examples"
+    if not (ROOT / "runtime" / "lib" / "libtfanet_runtime.so").is_file():
+        return "not built: see the message of `make native`"
+    commands: list[list[str | Path]] = [
+        ["cmake", "--install", build / "native", "--component", "sdk", "--prefix", sdk],
+        ["cmake", "-S", ROOT / "examples/cpp", "-B", programs, f"-DCMAKE_PREFIX_PATH={sdk}"],
+        ["cmake", "--build", programs],
+    ]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            return f"not built: {done.stderr.strip() or done.stdout.strip()}"
+    library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+    mask = output / "mask_cpp.png"
+    done = subprocess.run(
+        [programs / "segment", bundle, output / "picture.png", TEXT, mask],
+        env=os.environ | {"TFANET_ONNXRUNTIME": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        return f"failed: {done.stderr.strip()}"
+    same = np.array_equal(Image.open(mask), Image.open(output / "mask.png"))
+    return f"{'the same mask' if same else 'ANOTHER MASK'} as in Python"
 
 
 def main() -> None:
@@ -63,6 +96,7 @@ def main() -> None:
     print(f"\nTimings\n{table(('step', 'ms'), timings)}")
     iou = Metrics().update(prediction.mask, truth)
     print(f"\n'{TEXT}': IoU {iou:.3f}, score {prediction.score:.2f}")
+    print(f"C++ example: {cpp_example(bundle.path, output)}")
     print(f"Bundle:  {bundle.path}\nOverlay: {(output / 'overlay.png').resolve()}")
 
 

@@ -89,8 +89,7 @@ def image_to_tensor(
     The aspect ratio is ignored; the resize is Pillow's bilinear filter on 8-bit pixels, which
     averages over the whole footprint when it reduces. Then (x / 255 - mean) / std per channel.
     """
-    height, width = size
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(_resize(image, size))
     scale = (1.0 / (255.0 * np.asarray(std))).astype(np.float32)
     shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
@@ -110,9 +109,16 @@ def logits_to_mask(
     height, width = size
     plane = np.ascontiguousarray(logits, dtype=np.float32)
     if plane.shape != (height, width):
-        image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
-        plane = np.asarray(image)
+        plane = np.asarray(_resize(Image.fromarray(plane), size))
     return plane > threshold, plane
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Along the rows first, then along the columns: Pillow 13 may take them the other way round,
+    earlier versions do not, and the pixels differ."""
+    height, width = size
+    rows = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

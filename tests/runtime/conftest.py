@@ -121,6 +121,7 @@ def manifest_of(path: Path, dynamic_batch: bool = True) -> Manifest:
         dynamic_batch=dynamic_batch,
         versions={},
         files={name: file_facts(path / name) for name in FILES},
+        engines=[],
         parity={},
     )  # fmt: skip
 

@@ -7,9 +7,9 @@ set(ONNXRUNTIME_INCLUDE_DIR "" CACHE PATH "Folder of onnxruntime_c_api.h, 1.20 o
 option(TFANET_FETCH_ONNXRUNTIME_HEADERS "Fetch the headers of ONNX Runtime if they are missing" ON)
 set(TFANET_ONNXRUNTIME_RELEASE 1.20.1 CACHE STRING "Release archive to take the headers from")
 
-# Unpacks Debian 13's headers into `folder` with apt lists of our own, from the mirror and with
-# the settings that apt has on this machine.
-function(tfanet_headers_from_debian folder)
+# Unpacks a package of headers of Debian 13 into `folder` with apt lists of our own, from the
+# mirror and with the settings that apt has on this machine.
+function(tfanet_headers_from_debian folder package_name)
   find_program(APT_GET apt-get)
   find_program(DPKG dpkg)
   file(GLOB keys /usr/share/keyrings/debian-archive-keyring.*)
@@ -37,9 +37,9 @@ function(tfanet_headers_from_debian folder)
   execute_process(
     COMMAND ${apt} update WORKING_DIRECTORY ${folder} TIMEOUT 180 OUTPUT_QUIET ERROR_QUIET)
   execute_process(
-    COMMAND ${apt} download libonnxruntime-dev
+    COMMAND ${apt} download ${package_name}
     WORKING_DIRECTORY ${folder} TIMEOUT 120 OUTPUT_QUIET ERROR_QUIET)
-  file(GLOB package ${folder}/libonnxruntime-dev_*.deb)
+  file(GLOB package ${folder}/${package_name}_*.deb)
   if(package)
     execute_process(COMMAND ${DPKG} -x ${package} ${folder} OUTPUT_QUIET ERROR_QUIET)
   endif()
@@ -91,7 +91,7 @@ function(tfanet_find_onnxruntime_headers result)
   if(NOT found AND TFANET_FETCH_ONNXRUNTIME_HEADERS)
     foreach(source IN ITEMS none debian release)
       if(source STREQUAL debian)
-        tfanet_headers_from_debian(${fetched})
+        tfanet_headers_from_debian(${fetched} libonnxruntime-dev)
       elseif(source STREQUAL release)
         tfanet_headers_from_release(${fetched})
       endif()

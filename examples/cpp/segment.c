@@ -1,0 +1,52 @@
+/* A picture and a sentence in, a mask out:
+ *
+ *   segment BUNDLE picture.jpg "the red circle" mask.png */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "picture.h"
+#include "tfanet.h"
+
+int main(int argc, char** argv) {
+  if (argc != 5) {
+    fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png\n", argv[0]);
+    return 1;
+  }
+  picture picture;
+  const char* problem = picture_read(argv[2], &picture);
+  if (problem != NULL) {
+    fprintf(stderr, "%s\n", problem);
+    return 1;
+  }
+
+  tfanet_runtime* runtime = NULL;
+  tfanet_prediction* prediction = NULL;
+  const tfanet_format format = picture.channels == 1   ? TFANET_GREY
+                               : picture.channels == 3 ? TFANET_RGB
+                                                       : TFANET_RGBA;
+  const tfanet_image image = {sizeof image, picture.pixels, picture.width, picture.height, 0,
+                              format};
+  tfanet_result result = {.size = sizeof result};
+
+  tfanet_status status = tfanet_open(argv[1], NULL, &runtime);
+  if (status == TFANET_OK) {
+    status = tfanet_predict_text(runtime, &image, argv[3], TFANET_STRLEN, &prediction);
+  }
+  if (status == TFANET_OK) status = tfanet_prediction_get(prediction, &result);
+  if (status != TFANET_OK) {
+    fprintf(stderr, "%s\n", tfanet_error(runtime));
+  } else {
+    problem = picture_write_grey(argv[4], result.mask, result.width, result.height);
+    if (problem != NULL) {
+      fprintf(stderr, "%s\n", problem);
+    } else {
+      printf("%s: score %.3f, %.1f ms\n", argv[4], result.score, result.total_ms);
+    }
+  }
+
+  tfanet_prediction_free(prediction);
+  tfanet_close(runtime);
+  free(picture.pixels);
+  if (status == TFANET_MISSING_DEPENDENCY) return 3;
+  return status != TFANET_OK || problem != NULL;
+}

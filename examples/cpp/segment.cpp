@@ -1,0 +1,53 @@
+// A picture and a sentence in, a mask out:
+//
+//   segment BUNDLE picture.jpg "the red circle" mask.png
+
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <stdexcept>
+
+#include "picture.h"
+#include "tfanet.hpp"
+
+namespace {
+
+void check(const char* problem) {
+  if (problem != nullptr) throw std::runtime_error(problem);
+}
+
+tfanet_format format_of(const picture& file) {
+  return file.channels == 1 ? TFANET_GREY : file.channels == 3 ? TFANET_RGB : TFANET_RGBA;
+}
+
+void segment(const char* bundle, const char* from, const char* text, const char* to) {
+  picture file;
+  check(picture_read(from, &file));
+  const std::unique_ptr<uint8_t, decltype(&std::free)> owner(file.pixels, &std::free);
+
+  const tfanet::Runtime runtime(bundle);
+  const tfanet::Image image(file.pixels, file.width, file.height, format_of(file));
+  const tfanet::Prediction prediction = runtime.predict(image, text);
+
+  check(picture_write_grey(to, prediction.mask().data(), prediction.width(), prediction.height()));
+  std::cout << to << ": score " << prediction.score() << ", " << prediction.result().total_ms
+            << " ms\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 5) {
+    std::cerr << "usage: " << argv[0] << " BUNDLE PICTURE TEXT MASK.png\n";
+    return 1;
+  }
+  try {
+    segment(argv[1], argv[2], argv[3], argv[4]);
+  } catch (const tfanet::Exception& error) {
+    std::cerr << error.what() << "\n";
+    return error.status() == TFANET_MISSING_DEPENDENCY ? 3 : 1;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}

@@ -1,0 +1,81 @@
+// Pictures of any geometry: what is not refused is read inside its buffer, which ends where the
+// last pixel does.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "error.h"
+#include "preprocess.h"
+
+namespace {
+
+constexpr int32_t kMaxSide = 200;  // of what is really resized, for speed
+
+struct Geometry {
+  int32_t width, height, format;
+  int64_t stride;
+  uint8_t model_width, model_height, shrink;
+};
+
+void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+int channels(int32_t format) {
+  return format == TFANET_GREY ? 1 : format == TFANET_RGB || format == TFANET_BGR ? 3 : 4;
+}
+
+void resize(tfanet_image image, const Geometry& geometry, const uint8_t* data, size_t size) {
+  const int64_t row = int64_t{image.width} * channels(image.format);
+  const int64_t stride = image.stride != 0 ? image.stride : row;
+  if (stride > 4096) return;
+  std::vector<uint8_t> pixels(static_cast<size_t>(stride * (image.height - 1) + row));
+  for (size_t i = 0; i < pixels.size() && size > 0; ++i) pixels[i] = data[i % size];
+  image.pixels = pixels.data();
+  tfanet::Manifest manifest;
+  manifest.width = geometry.model_width % 80 + 1;
+  manifest.height = geometry.model_height % 80 + 1;
+  manifest.mean = {0.5, 0.4, 0.3};
+  manifest.std = {0.2, 0.25, 0.3};
+  const auto plane = static_cast<size_t>(manifest.width * manifest.height);
+  std::vector<float> tensor(3 * plane);
+  tfanet::image_to_tensor(image, manifest, tensor.data());
+  for (const float value : tensor) require(std::fabs(value) < 6);
+  const tfanet::Mask mask =
+      tfanet::logits_to_mask(tensor.data(), manifest, image.width, image.height);
+  require(mask.pixels.size() == static_cast<size_t>(image.width) * size_t(image.height));
+  require(mask.score >= 0 && mask.score <= 1);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Geometry geometry;
+  if (size < sizeof geometry) return 0;
+  std::memcpy(&geometry, data, sizeof geometry);
+  if (geometry.shrink % 4 != 0) {  // mostly sizes that can be used
+    geometry.width %= kMaxSide;
+    geometry.height %= kMaxSide;
+    geometry.format = geometry.format % 4 + 2;
+    geometry.stride %= 1024;
+  }
+  const uint8_t pixel = 0;
+  const tfanet_image image = {sizeof image,    &pixel,          geometry.width,
+                              geometry.height, geometry.stride, geometry.format};
+  try {
+    tfanet::check_image(image);
+  } catch (const tfanet::Error& error) {
+    require(error.status == TFANET_BAD_IMAGE || error.status == TFANET_INVALID_ARGUMENT);
+    return 0;
+  }
+  require(image.width >= 2 && image.height >= 2 && image.stride >= 0);
+  if (std::max(image.width, image.height) <= kMaxSide) {
+    resize(image, geometry, data + sizeof geometry, size - sizeof geometry);
+  }
+  return 0;
+}

@@ -1,0 +1,47 @@
+// A bundle: a directory with a manifest, two ONNX graphs and a tokenizer, and every check on it.
+// The checks, their order and their words are those of runtime/bundle.py.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "python_text.h"
+
+namespace tfanet {
+
+inline constexpr int kSchemaVersion = 1;
+inline constexpr int64_t kMaxManifestBytes = 1 << 20;
+
+// What the runtime computes with.
+struct Manifest {
+  std::string preset;
+  int32_t height = 0, width = 0;  // of the model's input
+  std::array<double, 3> mean{}, std{};
+  float threshold = 0;
+  int64_t text_length = 0, pad_id = 0, sos_id = 0, eos_id = 0;
+  bool dynamic_batch = false;
+  Json files;  // size and sha256 by name, unchecked
+};
+
+// Throws BAD_BUNDLE, naming the field. `path` is for the message only.
+Manifest read_manifest(const char* data, size_t size, const std::string& path);
+
+// The contents of a file, read once, so that what was checked is what is used.
+struct FileBytes {
+  std::string path;
+  std::unique_ptr<unsigned char[]> data;
+  size_t size = 0;
+};
+
+struct Bundle {
+  std::string path;  // absolute, without links
+  Manifest manifest;
+  FileBytes image, text, tokenizer;
+};
+
+// Throws BAD_BUNDLE, naming the file or field and what to do.
+Bundle open_bundle(const char* path);
+
+}  // namespace tfanet

@@ -1,0 +1,100 @@
+// A bundle with its sessions: what runtime/predictor.py is in Python. All of it is free of locks,
+// but for the cache of sentences.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "bundle.h"
+#include "onnxruntime.h"
+#include "preprocess.h"
+#include "tfanet.h"
+#include "tokenizer.h"
+
+namespace tfanet {
+
+struct Sentence {
+  std::vector<float> words;    // (width, length)
+  std::vector<float> feature;  // (width)
+  std::vector<float> mask;     // (length)
+  size_t dropped = 0;          // tokens that found no room
+};
+using SharedSentence = std::shared_ptr<const Sentence>;
+
+struct Timings {
+  double preprocess = 0, text = 0, image = 0, postprocess = 0, total = 0;  // milliseconds
+};
+
+struct Prediction {
+  Mask mask;
+  int32_t width = 0, height = 0;
+  std::vector<float> logits;
+  int32_t logits_width = 0, logits_height = 0;
+  Timings timings;
+};
+
+// A picture as the model reads it, and its own size.
+struct Prepared {
+  std::vector<float> tensor;
+  int32_t width = 0, height = 0;
+  double milliseconds = 0;
+};
+
+// The last sentences that were encoded, by their text. Safe in many threads.
+class SentenceCache {
+ public:
+  explicit SentenceCache(size_t capacity) : capacity_(capacity) {}
+  SharedSentence find(const std::string& text);  // null where it is not known
+  void add(const std::string& text, SharedSentence sentence);
+
+ private:
+  using Entry = std::pair<std::string, SharedSentence>;
+  std::mutex mutex_;
+  size_t capacity_;
+  std::list<Entry> entries_;  // the one used last comes first
+  std::unordered_map<std::string_view, std::list<Entry>::iterator> places_;
+};
+
+class Predictor {
+ public:
+  Predictor(const char* path, const tfanet_options& options);
+
+  const Manifest& manifest() const { return bundle_.manifest; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const std::string& path() const { return bundle_.path; }
+  const std::string& op_library() const { return op_library_; }
+  const std::string& backend_version() const { return onnxruntime_->version(); }
+
+  SharedSentence encode(std::string_view text) const;
+  SharedSentence encode(const int64_t* ids, const float* mask) const;
+  SharedSentence encode_cached(std::string_view text);
+
+  Prepared prepare(const tfanet_image& image) const;
+  Prediction predict(const Prepared& prepared, const Sentence& sentence) const;
+  Prediction predict_text(const tfanet_image& image, std::string_view text);
+  // `image_count` is 1 or the number of sentences.
+  std::vector<Prediction> predict_batch(const tfanet_image* images, size_t image_count,
+                                        const std::vector<SharedSentence>& sentences) const;
+
+  // Logits (batch, height, width) of tensors (batch, 3, height, width).
+  std::vector<float> run(const float* tensors, const Sentence* const* sentences,
+                         size_t batch) const;
+
+ private:
+  void check_parts() const;
+  size_t plane() const;
+
+  Bundle bundle_;
+  std::string op_library_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const OnnxRuntime> onnxruntime_;
+  std::unique_ptr<const Session> text_, image_;
+  SentenceCache cache_;
+};
+
+}  // namespace tfanet

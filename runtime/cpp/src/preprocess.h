@@ -1,0 +1,29 @@
+// Pictures to tensors and logits to masks, equal to runtime/preprocess.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "bundle.h"
+#include "tfanet.h"
+
+namespace tfanet {
+
+inline constexpr int64_t kMaxPixels = 64'000'000;
+inline constexpr int32_t kMinSide = 2;
+
+// Throws INVALID_ARGUMENT or BAD_IMAGE where the picture's description cannot be right.
+void check_image(const tfanet_image& image);
+
+// A checked picture to 3 planes of the model's size: resized, scaled and normalised.
+void image_to_tensor(const tfanet_image& image, const Manifest& manifest, float* tensor);
+
+struct Mask {
+  std::vector<uint8_t> pixels;  // 255 or 0
+  float score = 0;
+};
+
+// Logits at the model's size to a mask at the picture's.
+Mask logits_to_mask(const float* logits, const Manifest& manifest, int32_t width, int32_t height);
+
+}  // namespace tfanet

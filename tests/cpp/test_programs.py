@@ -1,0 +1,92 @@
+"""C and C++ programs that use, and misuse, the library; once more under the sanitizers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+SOURCES = ["api_test.c", "api_test.cpp"]
+
+
+def run(*command: object, **variables: str) -> str:
+    """What a command prints; it must succeed."""
+    result = subprocess.run(
+        list(map(str, command)),
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_programs_under_ctest(
+    sdk: Path, shared_bundle: Path, ort_path: str, tmp_path: Path
+) -> None:
+    settings = [f"-DCMAKE_PREFIX_PATH={sdk}", f"-DBUNDLE={shared_bundle}"]
+    for command in (
+        ["cmake", "-S", HERE, "-B", tmp_path, *settings],
+        ["cmake", "--build", tmp_path],
+        ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
+    ):
+        output = run(*command, TFANET_ONNXRUNTIME=ort_path)
+    assert f"100% tests passed, 0 tests failed out of {len(SOURCES)}" in output
+
+
+def test_library(sdk: Path) -> None:
+    """It exports what the header declares, brings its own C++ runtime, and is small."""
+    header = (sdk / "include" / "tfanet.h").read_text()
+    library = next(sdk.rglob("libtfanet_runtime.so"))
+    symbols = run("nm", "-D", "--defined-only", library).split()
+    exported = {name.removesuffix("@@TFANET_1") for name in symbols if name.startswith("tfanet_")}
+    assert exported == set(re.findall(r"^TFANET_API .*?(tfanet_\w+)\(", header, flags=re.M))
+    needed = re.findall(r"NEEDED +(\S+)", run("objdump", "-p", library))
+    assert all(name.startswith(("libc.", "libm.", "ld-linux")) for name in needed)
+    assert library.stat().st_size < 2_000_000
+    assert header.count("\n") < 250
+
+
+def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
+    """What is written for x86 gives the bits of what other machines run."""
+    outputs = [
+        run(compile_parts("print_portable.cpp", *flags, parts=("resample", "sha256")))
+        for flags in (["-ffp-contract=off"], ["-ffp-contract=off", "-DTFANET_PORTABLE"])
+    ]
+    assert outputs[0] == outputs[1]
+    texts = [line.split()[1] for line in outputs[0].splitlines() if line.startswith("text")]
+    assert texts == [hashlib.sha256(b"a" * size).hexdigest() for size in range(301)]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_program_under_sanitizers(
+    source: str,
+    sanitizer: str,
+    compile_program: Callable,
+    sanitized_library: Callable,
+    shared_bundle: Path,
+    ort_path: str,
+) -> None:
+    library = sanitized_library(sanitizer)
+    program = compile_program(HERE / source, "-g", f"-fsanitize={sanitizer}", built=library)
+    extra = ["no-limit"] if source.endswith(".c") else []
+    output = run(
+        program,
+        shared_bundle,
+        *extra,
+        TFANET_ONNXRUNTIME=ort_path,
+        TSAN_OPTIONS=f"suppressions={HERE / 'tsan.supp'} report_mutex_bugs=0",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )
+    assert "all as the header says" in output

@@ -1,0 +1,143 @@
+"""Writes runtime/cpp/src/unicode_tables.inc: what the C++ tokenizer knows about Unicode.
+
+    python tools/make_unicode_tables.py runtime/cpp/src/unicode_tables.inc
+
+Every fact is asked of the `tokenizers` library itself, character by character, because its parts
+follow different versions of Unicode: C++ then agrees with it on every string. Rows are deltas from
+row to row, which keeps the file small; unicode.cpp sums them up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tokenizers import Regex, normalizers
+
+CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+HANGUL = range(0xAC00, 0xAC00 + 11172)  # composed by arithmetic
+WIDTH = 100
+nfd: Callable[[str], str] = normalizers.NFD().normalize_str
+nfc: Callable[[str], str] = normalizers.NFC().normalize_str
+lower: Callable[[str], str] = normalizers.Lowercase().normalize_str
+
+
+def class_ranges(pattern: str) -> list[tuple[int, int]]:
+    """(first, last) of the runs of characters that the pattern matches."""
+    erase = normalizers.Replace(Regex(pattern), "").normalize_str
+    runs: list[tuple[int, int]] = []
+    for c in CODE_POINTS:
+        if erase(chr(c)):
+            continue
+        if runs and runs[-1][1] == c - 1:
+            runs[-1] = (runs[-1][0], c)
+        else:
+            runs.append((c, c))
+    return runs
+
+
+def lower_runs() -> list[tuple[int, int, int, int]]:
+    """(first, count, step, distance) of runs of capitals; the one that grows is in the C++ code."""
+    runs: list[list[int]] = []
+    for c in CODE_POINTS:
+        small = lower(chr(c))
+        if small == chr(c):
+            continue
+        if len(small) != 1:
+            if (c, small) != (0x130, "i\u0307"):
+                raise SystemExit(f"U+{c:04X} becomes {small!r}: unicode.cpp knows only U+0130")
+            continue
+        distance = ord(small) - c
+        if runs and runs[-1][3] == distance:
+            first, count, step, _ = runs[-1]
+            gap = c - (first + (count - 1) * step)
+            if gap <= 2 and (count == 1 or gap == step):
+                runs[-1] = [first, count + 1, gap, distance]
+                continue
+        runs.append([c, 1, 1, distance])
+    return [(a, b, c, d) for a, b, c, d in runs]
+
+
+def combining_runs() -> list[tuple[int, int, int]]:
+    """(first, last, class): characters that NFC sorts behind a starter, and by which number."""
+    samples: dict[int, str] = {}
+    for c in CODE_POINTS:
+        samples.setdefault(unicodedata.combining(chr(c)), chr(c))
+
+    def moves(first: str, second: str) -> bool:
+        return first != second and nfd("a" + first + second) == "a" + nfd(second) + nfd(first)
+
+    low, high = samples[1], samples[max(samples)]
+    # A class that the library does not know yet has no part in its order.
+    order = [n for n in sorted(samples) if n == 1 or (n and moves(samples[n], low))]
+    runs: list[tuple[int, int, int]] = []
+    for c in CODE_POINTS:
+        char = chr(c)
+        if c in HANGUL or not (moves(char, low) or moves(high, char)):
+            continue
+        rank = next(n for n in order if not moves(char, samples[n]))
+        if runs and runs[-1][1] == c - 1 and runs[-1][2] == rank:
+            runs[-1] = (runs[-1][0], c, rank)
+        else:
+            runs.append((c, c, rank))
+    return runs
+
+
+def decompositions() -> list[tuple[int, int, int, int]]:
+    """(character, first, second or 0, whether NFC joins the two again)."""
+    whole = {c: nfd(chr(c)) for c in CODE_POINTS if c not in HANGUL}
+    whole = {c: text for c, text in whole.items() if text != chr(c)}
+    by_text = {text: c for c, text in whole.items()}
+    rows = []
+    for c, text in whole.items():
+        if len(text) == 1:
+            rows.append((c, ord(text), 0, 0))
+            continue
+        joined = nfc(text[:-1])
+        first = ord(joined) if len(joined) == 1 else by_text[text[:-1]]
+        composes = nfc(chr(first) + text[-1]) == chr(c)
+        rows.append((c, first, ord(text[-1]), int(composes)))
+    return rows
+
+
+def table(name: str, rows: Iterable[tuple[int, ...]], note: str) -> str:
+    """A C++ array of deltas, with a note of what a row holds."""
+    words, before = [], None
+    for row in rows:
+        before = before or (0,) * len(row)
+        words += [f"{value - last}," for value, last in zip(row, before, strict=True)]
+        before = row
+    lines, line = [], ""
+    for word in words:
+        if len(line) + len(word) > WIDTH:
+            lines.append(line)
+            line = ""
+        line += word
+    return "\n".join([f"// {note}", f"constexpr int32_t {name}[] = {{", *lines, line, "};", ""])
+
+
+def text() -> str:
+    """The whole file."""
+    return "\n".join(
+        [
+            "// Made by tools/make_unicode_tables.py; rows are deltas. Do not edit.\n",
+            table("kLetters", class_ranges(r"\p{L}"), "first, last"),
+            table("kNumbers", class_ranges(r"\p{N}"), "first, last"),
+            table("kSpaces", class_ranges(r"\s"), "first, last"),
+            table("kCapitals", lower_runs(), "first, count, step, distance to the small letter"),
+            table("kCombining", combining_runs(), "first, last, combining class"),
+            table("kDecompositions", decompositions(), "character, first, second, composes"),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.parse_args().output.write_text(text())
+
+
+if __name__ == "__main__":
+    main()
