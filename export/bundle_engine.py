@@ -201,7 +201,13 @@ def _compare_typed(
     reference = [open_session(bundle.file(name), library) for name in GRAPHS]
     threshold = bundle.manifest.threshold
     rows = [
-        compare(case, "rounded", run_case(*reference, case), run_case(*sessions, case), threshold)
+        compare(
+            case,
+            "rounded",
+            run_case(reference[0], reference[1], case),
+            run_case(sessions[0], sessions[1], case),
+            threshold,
+        )
         for case in cases
     ]
     changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))

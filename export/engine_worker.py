@@ -28,7 +28,7 @@ class _Refused(Exception):
 
 
 def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps errors; warnings go to the log of the parent."""
 
         def __init__(self) -> None:
@@ -44,7 +44,7 @@ def _make_logger(trt: Any) -> Any:
 
 
 def _make_monitor(trt: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         """Reports the outermost phases."""
 
         def __init__(self) -> None:

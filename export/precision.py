@@ -105,7 +105,10 @@ class _Graph:
         if not floats:
             return None
         variable = floats[0]  # an output's, if there is one
-        wanted = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
+        wanted: dict[int, str] = {
+            TensorProto.FLOAT16: "tensor(float16)",
+            TensorProto.BFLOAT16: "tensor(bfloat16)",
+        }
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
         if wanted[kind] not in allowed.get(variable, ()):
             return None

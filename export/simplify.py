@@ -41,7 +41,8 @@ def _open_one_axis(model: onnx_ir.Model) -> None:
     One node in place of four or five, for each of the hundred views of a TFANet.
     """
     for node in model.graph:
-        target = node.inputs[1].producer() if node.op_type == "Reshape" else None
+        shape_input = node.inputs[1] if node.op_type == "Reshape" else None
+        target = None if shape_input is None else shape_input.producer()
         if target is None or target.op_type != "Concat":
             continue
         parts = [_sizes(part) for part in target.inputs]
@@ -60,7 +61,7 @@ def _open_one_axis(model: onnx_ir.Model) -> None:
 
 def _sizes(value: onnx_ir.Value | None) -> list[int] | None:
     """The sizes that a part of a shape holds, -1 for an open one; None where it is unknown."""
-    constant = onnx_ir.convenience.get_const_tensor(value)
+    constant = None if value is None else onnx_ir.convenience.get_const_tensor(value)
     if constant is not None:
         return constant.numpy().reshape(-1).tolist()
     node = None if value is None else value.producer()

@@ -49,7 +49,7 @@ def _tower(config: TextConfig) -> CLIPTextModel:
         tower = CLIPTextModel(sizes)
         # CLIP's own 0.02 drowns in what the layers add: to fresh weights "red" and "blue" look the
         # same, and thousands of steps pass before they part.
-        nn.init.normal_(tower.get_input_embeddings().weight, std=1.0)
+        nn.init.normal_(tower.get_parameter("embeddings.token_embedding.weight"), std=1.0)
         return tower
     try:
         tower = CLIPTextModel.from_pretrained(config.pretrained)
