@@ -128,7 +128,8 @@ def _load_pth(path: Path) -> dict[str, Any]:
 
 
 def _fill(config: TFANetConfig, tensors: Mapping[str, Tensor], path: Path) -> TFANet:
-    model = TFANet(config)
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and overwritten
+        model = TFANet(config)
     _load_strictly(model, tensors, path)
     return model.eval()
 

@@ -183,7 +183,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_model(tmp_path / "c.pth")
 
 
-def test_base_preset_is_random_but_repeatable():
+def test_loading_leaves_the_random_state_alone():
     with torch.device("meta"):
         names = set(TFANet(SMALL).state_dict())
     assert any(name.startswith("decoder.") for name in names)
