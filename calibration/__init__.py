@@ -1,0 +1,1 @@
+"""Post-training INT8: ranges from a few hundred pictures, Q/DQ graphs, a guarantee on accuracy."""
