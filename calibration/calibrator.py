@@ -148,12 +148,17 @@ def prepare(source: Source, calibration: Calibration) -> tuple[Source, bool]:
 
 
 def apply(
-    source: Source, calibration: Calibration, keep_float: Collection[str] = ()
+    source: Source,
+    calibration: Calibration,
+    keep_float: Collection[str] = (),
+    *,
+    unsigned: bool = False,
 ) -> dict[str, ModelProto]:
     """Quantise a prepared source.
 
     Args:
         source: from `prepare`. keep_float: names of layers that stay in floating point.
+        unsigned: uint8 activations, for ONNX Runtime on x86; see `qdq`.
 
     Returns:
         The Q/DQ models by file name.
@@ -172,7 +177,7 @@ def apply(
         if ranges.means:
             means = {value: np.array(mean) for value, mean in ranges.means.items()}
             model = correct(model, layers, means)
-        result[name] = quantize(model, layers, ranges.amax)
+        result[name] = quantize(model, layers, ranges.amax, unsigned=unsigned)
     return result
 
 

@@ -3,6 +3,11 @@
 The pattern is what TensorRT and ONNX Runtime fuse: DQ on each input of a layer; behind a
 convolution Q straight after it or its fused Relu; both inputs of a residual add or neither; biases
 in FP32. A range is quantised once, however many layers read it.
+
+TensorRT takes signed activations only. ONNX Runtime's kernels for x86 take unsigned ones, and it
+turns signed pairs into unsigned ones by itself, but not where several nodes read a value: such
+convolutions then run in floating point. For it the same steps are written as uint8 around 128, and
+values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from .placement import INT8, WEIGHTS, Layer
 __all__ = ["LEVELS", "activation_ranges", "quantize", "quantize_weight", "scale_of"]
 
 LEVELS = 127  # symmetric: -127..127, so that a value and its negative are equally exact
+_NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
 
 
 def scale_of(amax: np.ndarray | float) -> np.ndarray:
@@ -61,7 +67,11 @@ def activation_ranges(graph: Graph, layers: Iterable[Layer]) -> list[str]:
 
 
 def quantize(
-    model: ModelProto, layers: Iterable[Layer], amax: Mapping[str, float]
+    model: ModelProto,
+    layers: Iterable[Layer],
+    amax: Mapping[str, float],
+    *,
+    unsigned: bool = False,
 ) -> ModelProto:
     """A copy of `model` with Q/DQ nodes around `layers`.
 
@@ -70,6 +80,7 @@ def quantize(
         layers: those of `find_layers` that are to be quantised; "weights" ones are stored in INT8
             only, "float" ones are left alone.
         amax: largest magnitude by value name, for `activation_ranges`.
+        unsigned: write activations as uint8, for ONNX Runtime on x86.
 
     Raises:
         InputError: where the model is quantised already, or a range is missing or not finite.
@@ -83,7 +94,7 @@ def quantize(
             "start from the FP32 model"
         )
     layers = [layer for layer in layers if layer.precision in (INT8, WEIGHTS)]
-    writer = _Writer(graph, amax)
+    writer = _Writer(graph, amax, unsigned)
     for layer in layers:
         node = _find(graph, layer)
         if layer.op == "Gather":
@@ -107,22 +118,31 @@ def quantize(
 class _Writer:
     """Collects new nodes and constants, and puts them in place once at the end."""
 
-    def __init__(self, graph: Graph, amax: Mapping[str, float]) -> None:
-        self.graph, self.amax = graph, amax
+    def __init__(self, graph: Graph, amax: Mapping[str, float], unsigned: bool) -> None:
+        self.graph, self.amax, self.unsigned = graph, amax, unsigned
         self.behind: dict[str, list[NodeProto]] = {}  # by the value that they read
         self.first: list[NodeProto] = []  # read constants only
         self.stored: dict[tuple[str, int], str] = {}
         self.ranged: dict[str, str] = {}
+        self.zero_points: set[str] = set()
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.graph.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def zero_point(self) -> str:
-        if "zero_point" not in self.graph.constants:
-            self.constant("zero_point", np.zeros((), np.int8))
-            self.graph.constants["zero_point"] = self.graph.model.graph.initializer[-1]
-        return "zero_point"
+    def step(self, name: str, amax: float) -> tuple[str, str]:
+        """Names of the constants scale and zero_point of an activation."""
+        scale, zero = scale_of(amax), np.zeros((), np.int8)
+        if self.unsigned:
+            producer = self.graph.producer.get(name)
+            positive = producer is not None and producer.op_type in _NOT_NEGATIVE
+            zero = np.array(0 if positive else LEVELS + 1, np.uint8)
+            if positive and amax > 0:
+                scale = (scale * np.float32(LEVELS / 255)).astype(np.float32)
+        shared = f"zero_point.{zero}"
+        if shared not in self.zero_points:
+            self.zero_points.add(self.constant(shared, zero))
+        return self.constant(f"{name}.scale", scale), shared
 
     def store_weight(self, node: NodeProto, layer: Layer) -> None:
         key = (layer.weight, layer.axis)
@@ -159,8 +179,8 @@ class _Writer:
                     f"the range of '{name}' is {amax}: the calibration is of another model, "
                     "calibrate this one"
                 )
-            scale = self.constant(f"{name}.scale", scale_of(amax))
-            zero, q, dq = self.zero_point(), f"{name}.q", f"{name}.dq"
+            scale, zero = self.step(name, amax)
+            q, dq = f"{name}.q", f"{name}.dq"
             self.behind.setdefault(name, []).extend(
                 [
                     helper.make_node("QuantizeLinear", [name, scale, zero], [q], q),

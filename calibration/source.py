@@ -14,7 +14,7 @@ from onnx import ModelProto
 from tfanet.errors import InputError
 from tfanet.runtime.bundle import Bundle
 
-from .collect import open_model, run_watched, turns
+from .collect import run_watched, turns
 from .graph import Graph, fold_weights, load
 from .layout import to_linear
 from .placement import Layer, find_layers
@@ -147,15 +147,6 @@ class Source:
         layers = self.layers[name]
         given = {layer.output: layer.name for layer in layers}
         return given | {value: layer.name for layer in layers for value in layer.inputs}
-
-
-def segment(models: Mapping[str, ModelProto], inputs: Inputs) -> Iterator[np.ndarray]:
-    """Mask logits (1, 1, H, W) float32 of each picture, with two graphs in memory."""
-    text, image = (open_model(models[name]) for name in GRAPHS)
-    for picture, ids, mask in inputs():
-        words, sentence = text.run(None, {"token_ids": ids})
-        feeds = {"image": picture, "word_features": words, "sentence_feature": sentence}
-        yield image.run(None, {**feeds, "word_mask": mask})[0]
 
 
 def _named(model: ModelProto, name: str) -> list[Layer]:
