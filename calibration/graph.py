@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -83,8 +84,8 @@ def _restore_names(model: ModelProto, origin: dict[str, str]) -> None:
 def _rename(node: NodeProto, names: dict[str, str]) -> None:
     for index, name in enumerate(node.input):
         node.input[index] = names.get(name, name)
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
+    for entry in node.attribute:
+        for inner in (entry.g, *entry.graphs):
             for child in inner.node:
                 _rename(child, names)
 
@@ -97,15 +98,15 @@ def _compute(
     single = onnx.helper.make_model(
         graph, opset_imports=model.opset_import, ir_version=model.ir_version
     )
-    value = ReferenceEvaluator(single).run(None, {})[0]
-    return numpy_helper.from_array(np.ascontiguousarray(value), node.output[0])
+    results: Any = ReferenceEvaluator(single).run(None, {})
+    return numpy_helper.from_array(np.ascontiguousarray(results[0]), node.output[0])
 
 
 def _read(node: NodeProto) -> set[str]:
     """Names that a node reads, those of its subgraphs included."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
+    for entry in node.attribute:
+        for inner in (entry.g, *entry.graphs):
             names |= {name for child in inner.node for name in _read(child)}
             names |= {value.name for value in inner.output}
     return names

@@ -84,9 +84,7 @@ def _expand_gemm(graph: Graph, node: NodeProto) -> list[NodeProto]:
     return _product(graph, node, node.input[0], weight, node.output[0])
 
 
-def _product(
-    graph: Graph, node: NodeProto, x: str, weight: np.ndarray, y: str
-) -> list[NodeProto]:
+def _product(graph: Graph, node: NodeProto, x: str, weight: np.ndarray, y: str) -> list[NodeProto]:
     """x @ weight + bias; weight (in, out) under the name of the one that it replaces."""
     name = f"{node.input[1]}.columns"
     while name in graph.constants:

@@ -13,7 +13,16 @@ import numpy as np
 
 from tfanet.errors import InputError
 
-__all__ = ["OBSERVERS", "Entropy", "MinMax", "MovingAverage", "Mse", "Observer", "PerChannel", "Percentile"]
+__all__ = [
+    "OBSERVERS",
+    "Entropy",
+    "MinMax",
+    "MovingAverage",
+    "Mse",
+    "Observer",
+    "PerChannel",
+    "Percentile",
+]
 
 BINS = 2048
 LEVELS = 127

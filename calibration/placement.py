@@ -8,8 +8,9 @@ last projection. Of a layer that cannot run in INT8 the weights are still stored
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
@@ -21,8 +22,8 @@ __all__ = ["MOVES", "Layer", "find_layers", "int8_share"]
 
 INT8, WEIGHTS, FLOAT = "int8", "weights", "float"
 # Nodes that only move or pick values: a range holds on both sides of them.
-MOVES = ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
-MOVES += ("Concat", "Gather", "Unsqueeze")
+MOVES = ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split")
+MOVES = (*MOVES, "Squeeze", "Transpose", "Unsqueeze")
 # A smaller weight is not worth the node that converts it back.
 LEAST_STORED = 4096
 
@@ -32,7 +33,7 @@ class Layer:
     """A node that can be quantised, or that a rule keeps in floating point.
 
     Attributes:
-        name: where it is in the model, from its weight's name. node: the ONNX node's name.
+        name: where it is in the model. node: the ONNX node's name.
         op: Conv, MatMul, Gemm or Gather (an embedding).
         inputs: activations that need a range, read by the node.
         weight: the constant operand, "" without one. axis: its axis of output channels.
@@ -66,17 +67,15 @@ def find_layers(graph: Graph) -> list[Layer]:
             "the model holds QuantizeLinear or DequantizeLinear nodes: it is quantised already, "
             "start from the FP32 model"
         )
-    layers: list[Layer] = []
-    taken: set[str] = set()
-    for node in graph.model.graph.node:
-        layer = _layer(graph, node)
-        if layer is None:
-            continue
-        if layer.name in taken:  # a weight with several readers
-            layer = Layer(**{**layer.__dict__, "name": f"{layer.name} ({node.output[0]})"})
-        taken.add(layer.name)
-        layers.append(layer)
-    return layers
+    found = [layer for node in graph.model.graph.node if (layer := _layer(graph, node))]
+    # Exports name nodes "module/op": the module is enough where it has one layer only.
+    modules = Counter(layer.name.partition("/")[0] for layer in found)
+    return [
+        replace(layer, name=module)
+        if modules[module := layer.name.partition("/")[0]] == 1
+        else layer
+        for layer in found
+    ]
 
 
 def int8_share(layers: list[Layer], chosen: set[str] | None = None) -> float:
@@ -100,7 +99,7 @@ def _layer(graph: Graph, node: NodeProto) -> Layer | None:
     output = _fused_output(graph, node) if node.op_type == "Conv" else ""
     precision, why = _precision(graph, node, weight)
     return Layer(
-        name=_label(graph, node, weight),
+        name=node.name or node.output[0],
         node=node.name,
         op=node.op_type,
         inputs=activations,
@@ -121,7 +120,9 @@ def _embedding(graph: Graph, node: NodeProto) -> Layer | None:
     shape = graph.shapes[table]
     if len(shape) != 2 or math.prod(shape) < LEAST_STORED:
         return None
-    return Layer(_label(graph, node, table), node.name, "Gather", (), table, 1, "", 0, WEIGHTS, "a table")
+    return Layer(
+        node.name or node.output[0], node.name, "Gather", (), table, 1, "", 0, WEIGHTS, "a table"
+    )
 
 
 def _precision(graph: Graph, node: NodeProto, weight: str) -> tuple[str, str]:
@@ -143,21 +144,6 @@ def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int:
         return 0 if attribute(node, "transB", 0) else 1
     rank = len(graph.shapes[weight])
     return rank - 1 if weight == node.input[1] else max(rank - 2, 0)
-
-
-def _label(graph: Graph, node: NodeProto, weight: str) -> str:
-    """model.layers.0.mlp.fc1.weight as layers.0.mlp.fc1.
-
-    Exporters drop some weights' names, then that of the bias tells; else the node's own does.
-    """
-    names = [weight, *node.input[2:3]]
-    for reader in graph.consumers[node.output[0]]:
-        if reader.op_type == "Add":
-            names.extend(name for name in reader.input if name in graph.constants)
-    name = next((name for name in names if "." in name.removesuffix(".columns")), "")
-    for suffix in (".columns", ".weight", "_weight", ".bias"):
-        name = name.removesuffix(suffix)
-    return name.removeprefix("model.") or node.name or node.output[0]
 
 
 def _fused_output(graph: Graph, node: NodeProto) -> str:

@@ -1,4 +1,4 @@
-"""`Calibration`: the ranges of a model's activations as a small JSON, to save, compare and reuse."""
+"""`Calibration`: ranges of a model's activations as a small JSON, to save, compare and reuse."""
 
 from __future__ import annotations
 
@@ -131,15 +131,16 @@ def diff(before: Calibration, after: Calibration) -> list[dict[str, Any]]:
         Rows of graph, value, before, after (None where a side lacks it) and ratio (the larger by
         the smaller, None where one is missing or zero).
     """
-    rows = []
+    rows: list[tuple[float, dict[str, Any]]] = []
     for name in sorted(set(before.graphs) | set(after.graphs)):
         sides = [c.graphs[name].amax if name in c.graphs else {} for c in (before, after)]
         for value in sorted(set(sides[0]) | set(sides[1])):
             a, b = (side.get(value) for side in sides)
             ratio = max(a, b) / min(a, b) if a and b else None
-            rows.append({"graph": name, "value": value, "before": a, "after": b, "ratio": ratio})
-    rows.sort(key=lambda row: (row["ratio"] is not None, -(row["ratio"] or 0.0)))
-    return rows
+            row = {"graph": name, "value": value, "before": a, "after": b, "ratio": ratio}
+            rows.append((math.inf if ratio is None else ratio, row))
+    rows.sort(key=lambda pair: -pair[0])
+    return [row for _, row in rows]
 
 
 def _check(document: Mapping[str, Any], path: Path) -> None:

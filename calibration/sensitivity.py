@@ -44,8 +44,7 @@ def measure_sensitivity(
     exact = list(logits(source.models, few))
     power = sum(float((z.astype(np.float64) ** 2).sum()) for z in exact) or 1.0
     layers = {
-        name: [layer for layer in source.layers[name] if layer.precision == INT8]
-        for name in GRAPHS
+        name: [layer for layer in source.layers[name] if layer.precision == INT8] for name in GRAPHS
     }
     total = sum(map(len, layers.values()))
     result: dict[str, float] = {}
@@ -78,9 +77,7 @@ def measure_sensitivity(
     return result
 
 
-def switched(
-    model: ModelProto, layers: Sequence[Layer], amax: Mapping[str, float]
-) -> ModelProto:
+def switched(model: ModelProto, layers: Sequence[Layer], amax: Mapping[str, float]) -> ModelProto:
     """`model` with an input `switches`, (len(layers),) bool: layer i is in INT8 where it is set.
 
     All layers must be of precision int8.

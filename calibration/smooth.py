@@ -1,9 +1,9 @@
 """Moves outliers of activations into weights, where each channel may have its own step.
 
-LayerNorm's channels often differ by orders of magnitude while one INT8 step must serve all. Dividing
-a channel by s in the norm's weight and bias, and multiplying the rows of the linear layers behind
-it by s, computes the same. With s = amax(x)^a / amax(w)^(1 - a) both sides become even (SmoothQuant,
-a = 1/2). s is rounded to a power of two: the migrated FP32 model is then exact to the last bit.
+LayerNorm's channels often differ by orders of magnitude while one INT8 step must serve all.
+Dividing a channel by s in the norm's weight and bias, and multiplying the rows of the linear layers
+behind it by s, computes the same. With s = amax(x)^a / amax(w)^(1 - a) both sides become even
+(SmoothQuant, a = 1/2). s is rounded to a power of two: the migrated model is exact to the bit.
 """
 
 from __future__ import annotations
