@@ -22,8 +22,10 @@ __all__ = ["MOVES", "Layer", "find_layers", "int8_share"]
 
 INT8, WEIGHTS, FLOAT = "int8", "weights", "float"
 # Nodes that only move or pick values: a range holds on both sides of them.
-MOVES = ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split")
-MOVES = (*MOVES, "Squeeze", "Transpose", "Unsqueeze")
+MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"}
+    | {"Squeeze", "Transpose", "Unsqueeze"}
+)
 # A smaller weight is not worth the node that converts it back.
 LEAST_STORED = 4096
 
@@ -132,6 +134,7 @@ def _precision(graph: Graph, node: NodeProto, weight: str) -> tuple[str, str]:
         return FLOAT, "a product of two activations, as around X-Norm and softmax"
     if _reaches_output(graph, node):
         return FLOAT, "the last projection"
+    # An integer convolution gives 8 bits, and so would the scan's input be; a product gives FP32.
     if node.op_type == "Conv" and _feeds_scan(graph, node.output[0]):
         return stored, "its result goes into the scan"
     return INT8, ""
@@ -154,7 +157,7 @@ def _fused_output(graph: Graph, node: NodeProto) -> str:
     return node.output[0]
 
 
-def _downstream(graph: Graph, name: str, through: tuple[str, ...]) -> Iterator[NodeProto]:
+def _downstream(graph: Graph, name: str, through: frozenset[str]) -> Iterator[NodeProto]:
     """Nodes that read a value, not its shape alone, directly or behind the kinds `through`."""
     for node in graph.consumers[name]:
         if node.op_type == "Shape":
@@ -166,11 +169,12 @@ def _downstream(graph: Graph, name: str, through: tuple[str, ...]) -> Iterator[N
 
 
 def _feeds_scan(graph: Graph, name: str) -> bool:
-    return any(n.op_type == "SelectiveScan" for n in _downstream(graph, name, MOVES))
+    through = MOVES | {"Mul", "Sigmoid"}  # the SiLU in front of a scan
+    return any(n.op_type == "SelectiveScan" for n in _downstream(graph, name, through))
 
 
 def _reaches_output(graph: Graph, node: NodeProto) -> bool:
-    through = (*MOVES, "Add", "Resize")  # the Add is the bias of a product
+    through = MOVES | {"Add", "Resize"}  # the Add is the bias of a product
     behind = list(_downstream(graph, node.output[0], through))
     if any(n.op_type not in through for n in behind):
         return False
