@@ -18,7 +18,7 @@ from .observers import OBSERVERS, Observer, PerChannel
 from .placement import INT8, Layer
 from .qdq import activation_ranges, quantize
 from .ranges import Calibration, GraphRanges
-from .sampler import CalibrationSet, choose
+from .sampler import CalibrationSet, choose, warn_if_small
 from .smooth import exponents, find_groups, migrate
 from .source import GRAPHS, Inputs, Progress, Source
 
@@ -73,6 +73,7 @@ def calibrate(
         images=images,
         sent_ids=sent_ids,
     )
+    warn_if_small(chosen, count if sent_ids is None else len(sent_ids))
     return measure_ranges(
         source,
         chosen,

@@ -132,6 +132,8 @@ def _precision(graph: Graph, node: NodeProto, weight: str) -> tuple[str, str]:
     stored = WEIGHTS if large else FLOAT
     if not weight:
         return FLOAT, "a product of two activations, as around X-Norm and softmax"
+    if node.op_type != "Conv" and len(graph.shapes.get(node.input[0], ())) == 2:
+        return stored, "a product of one vector, which is too small to gain"
     if _reaches_output(graph, node):
         return FLOAT, "the last projection"
     # An integer convolution gives 8 bits, and so would the scan's input be; a product gives FP32.

@@ -17,7 +17,7 @@ from tfanet.runtime.bundle import Bundle
 from tfanet.runtime.preprocess import image_to_tensor, load_image
 from tfanet.runtime.tokenizer import TextTokenizer
 
-__all__ = ["FEW", "CalibrationSet", "Item", "choose"]
+__all__ = ["FEW", "CalibrationSet", "Item", "choose", "warn_if_small"]
 
 FEW = 32  # ranges of fewer pictures miss what the others hold
 PARTS = 3  # small, middle and large objects; short, middle and long sentences
@@ -108,14 +108,18 @@ def choose(
     if not items:
         raise InputError(f"{files.path} has nothing to calibrate with in the split {split!r}")
     chosen = _by_id(items, sent_ids, split) if sent_ids is not None else _draw(items, count, seed)
-    wanted = count if sent_ids is None else FEW
-    if len(chosen) < min(wanted, FEW) or len(chosen) < wanted:
-        warnings.warn(
-            f"the calibration set has {len(chosen)} pictures, {max(wanted, FEW)} were asked for or "
-            "are advised: ranges may miss what others hold",
-            stacklevel=2,
-        )
     return CalibrationSet(tuple(chosen), files.dataset, files.split_by, split, seed)
+
+
+def warn_if_small(chosen: CalibrationSet, count: int) -> None:
+    """Warn where a set holds fewer pictures than `count`, or than ranges need."""
+    pictures = len({item.ref.image_path for item in chosen.items})
+    if pictures < max(FEW, count):
+        warnings.warn(
+            f"the calibration set has {pictures} pictures, {count} were asked for and {FEW} are "
+            "the least advised: ranges may miss what other pictures hold",
+            stacklevel=3,
+        )
 
 
 def _items(refs: list[Ref], files: ReferFiles) -> list[Item]:
