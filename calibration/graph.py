@@ -19,6 +19,7 @@ __all__ = ["Graph", "fold_weights", "load"]
 
 # Data movement that exporters leave between a stored weight and the node that reads it.
 _FOLDED = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+LARGE = 1024  # elements: a constant that shapes depend on is smaller
 _QDQ = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
@@ -175,8 +176,7 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
+    fixed = _without_weights(model)
     graph = fixed.graph
     batch = {
         dim.dim_param
@@ -199,6 +199,25 @@ def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
         if _known(value):
             found[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
     return found
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """A copy in which large constants are inputs: their sizes tell shapes, their values do not."""
+    copy = ModelProto(ir_version=model.ir_version)
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    graph = copy.graph
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) > LARGE:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+        else:
+            graph.initializer.append(tensor)
+    return copy
 
 
 def _known(value: onnx.ValueInfoProto) -> bool:

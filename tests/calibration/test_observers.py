@@ -51,6 +51,18 @@ def test_a_histogram_that_grew_is_the_histogram_of_all_values(seed):
     assert seen.counts.sum() == np.count_nonzero(magnitudes)
 
 
+def test_of_a_large_value_a_part_is_counted_but_its_largest_is_seen():
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((7, 400_000)).astype(np.float32)
+    x[5, 123_457] = -11
+    observer = observe(Histogram(), [x])
+    assert observer.largest == observer.limit == 11
+    assert 1 << 17 <= observer.counts.sum() <= 1 << 18
+    share = np.cumsum(observer.counts) / observer.counts.sum()
+    exact = np.searchsorted(np.sort(np.abs(x).ravel()), np.arange(1, BINS + 1) * 11 / BINS) / x.size
+    assert np.abs(share - exact).max() < 0.01
+
+
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_memory_does_not_grow_with_the_data(name):
     def held(observer) -> int:
@@ -132,11 +144,15 @@ def plain_entropy(counts: np.ndarray, limit: float, stride: int) -> float:
 def test_entropy_is_the_published_algorithm(seed):
     rng = np.random.default_rng(seed)
     x = rng.laplace(size=500000).astype(np.float32)
-    observer = Entropy(stride=64)
-    observer.update(x)
+    observer = observe(Entropy(stride=64), np.split(x, 4))
     expected = plain_entropy(observer.counts, observer.limit, 64)
     assert observer.amax() == pytest.approx(min(expected, float(np.abs(x).max())))
-    assert observer.amax() < 0.9 * np.abs(x).max()  # it does clip the tail here
+
+
+def test_entropy_leaves_rare_outliers_out():
+    x = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    x[:20] *= 40
+    assert 2 < observe(Entropy(), [x]).amax() < 0.2 * np.abs(x).max()
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
