@@ -7,7 +7,9 @@ in FP32. A range is quantised once, however many layers read it.
 TensorRT takes signed activations only. ONNX Runtime's kernels for x86 take unsigned ones, and it
 turns signed pairs into unsigned ones by itself, but not where several nodes read a value: such
 convolutions then run in floating point. For it the same steps are written as uint8 around 128, and
-values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step.
+values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step. It would also
+convert a whole table of embeddings in each run, so rows are looked up before DQ there; TensorRT
+takes INT8 constants in front of DQ alone.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def quantize(
     writer = _Writer(graph, amax, unsigned)
     for layer in layers:
         node = _find(graph, layer)
-        if layer.op == "Gather":
+        if layer.op == "Gather" and unsigned:
             writer.store_table(node, layer)
         elif layer.weight:
             writer.store_weight(node, layer)

@@ -147,7 +147,8 @@ def test_every_weight_step_is_that_of_its_largest_value():
             assert np.abs(levels * scale[channel] - row).max() <= 0.5001 * scale[channel]
 
 
-def test_rows_of_a_table_are_looked_up_in_int8(tools):
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possible(tools, unsigned):
     table = RNG.standard_normal((300, 16)).astype(np.float32)
     model = tools.make_model(
         [helper.make_node("Gather", ["table", "ids"], ["rows"], "e/embedding")],
@@ -155,13 +156,14 @@ def test_rows_of_a_table_are_looked_up_in_int8(tools):
         {"rows": ["batch", 7, 16]},
         {"table": table},
     )
-    got = quantize(model, find_layers(Graph(model)), {})
+    got = quantize(model, find_layers(Graph(model)), {}, unsigned=unsigned)
     ids = RNG.integers(0, 300, (2, 7))
     np.testing.assert_allclose(
         tools.run(got, ids=ids)[0], fake_weight(table, 1)[ids], rtol=1e-6, atol=1e-7
     )
     assert got.ByteSize() < 0.35 * model.ByteSize()
-    assert Counter(n.op_type for n in got.graph.node) == {"Gather": 1, "DequantizeLinear": 1}
+    order = ["DequantizeLinear", "Gather"]
+    assert [n.op_type for n in got.graph.node] == (order[::-1] if unsigned else order)
 
 
 def test_what_is_quantised_already_is_refused(residual):
