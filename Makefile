@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ORT_LOWEST := 1.20.1
-PARTS := export plugins runtime
+PARTS := calibration export plugins runtime
 
 .PHONY: demo test test-full setup native ort-lowest lint format bench clean
 

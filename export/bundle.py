@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,6 +15,7 @@ from tfanet.checkpoint import load_model
 from tfanet.config import PRESETS, check_image_size
 from tfanet.errors import InputError
 from tfanet.export import onnx_export, parity
+from tfanet.export.write import check_target, new_bundle
 from tfanet.model import TFANet
 from tfanet.plugins import onnx_op
 from tfanet.plugins.function_body import KINDS, count_scan_nodes
@@ -60,8 +58,7 @@ def export_bundle(
         InputError: for options that do not fit, or an output that is not a bundle.
         GateError: where the graphs do not compute what PyTorch does; nothing is written then.
     """
-    target = Path(output).absolute()
-    _check_target(target)
+    check_target(output)
     if function not in KINDS:
         raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
     if opset not in onnx_export.OPSETS:
@@ -72,15 +69,9 @@ def export_bundle(
     size = image_size or network.config.image_size
     check_image_size(size)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
+    with new_bundle(output) as work:
         _write(work, network, source, size, function, dynamic_batch, opset, progress)
-        _move_into_place(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return Bundle.open(target)
+    return Bundle.open(output)
 
 
 def _write(
@@ -167,32 +158,3 @@ def _save(model: ModelProto, path: Path) -> tuple[list[dict[str, Any]], list[dic
     onnx.checker.check_model(str(path), full_check=True)
     graph = model.graph
     return onnx_export.graph_interface(graph.input), onnx_export.graph_interface(graph.output)
-
-
-def _check_target(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise InputError(f"{target} is a file: name a directory for the bundle")
-    if any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise InputError(
-            f"{target} is a directory that holds no bundle: it is not replaced, name another one"
-        )
-
-
-def _move_into_place(work: Path, target: Path) -> None:
-    """Rename the finished directory; an old bundle steps aside first, and is removed last."""
-    for path in (*work.iterdir(), work):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    work.chmod(0o755)  # mkdtemp makes it private
-    if not target.exists():
-        work.rename(target)
-        return
-    aside = work.with_suffix(".replaced")
-    target.rename(aside)
-    work.rename(target)
-    shutil.rmtree(aside)

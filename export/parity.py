@@ -121,6 +121,11 @@ def check_bundle(
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
+    if manifest.precision == "int8":
+        raise InputError(
+            f"{opened.path} is INT8, which rounds: its certificate is checked instead, give the "
+            "data that it was measured on (--data FOLDER)"
+        )
     if checkpoint is None and manifest.model["source"] != "preset":
         raise InputError(
             f"{opened.path} was exported from a checkpoint: name that file to compare with it "

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_verb, image_size, progress_line, table
+from tfanet.cli.calibrate import add_int8_options, guard_options, run_int8
+from tfanet.cli.output import Verbs, add_data_options, add_verb, image_size, progress_line, table
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs", "engine_table", "parity_table"]
@@ -19,6 +20,7 @@ def add_verbs(verbs: Verbs) -> None:
     source = export.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="a .safetensors or .pth file made by `tfanet train`")
     source.add_argument("--preset", help="tfanet-tiny (trained) or tfanet-base (random weights)")
+    source.add_argument("--bundle", help="an FP32 bundle, to make an INT8 one of")
     export.add_argument("--output", required=True, help="the bundle directory to write")
     export.add_argument(
         "--function",
@@ -37,6 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     export.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
     _add_engine_options(export, required=False)
+    add_int8_options(export)
 
     engine = add_verb(verbs, "engine", run_engine)
     engine.add_argument("--bundle", required=True)
@@ -56,6 +59,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--checkpoint",
         help="the weights to compare with, if the bundle's preset does not hold them",
     )
+    add_data_options(parity, required=False)
 
 
 def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -64,7 +68,11 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
         required=required,
         help="build engine files: tensorrt (on the GPU they are for) or tensorrt-rtx (anywhere)",
     )
-    parser.add_argument("--precision", default="fp32", help="of the engine: fp32, fp16 or bf16")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="of the engine: fp32, fp16 or bf16; or int8 (`tfanet export`): of the graphs",
+    )
     parser.add_argument("--profile", help="batch sizes of the engine: 4, or min,opt,max")
     parser.add_argument(
         "--compute",
@@ -137,6 +145,12 @@ def engine_table(manifest: dict[str, Any]) -> str:
 
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
+    if args.precision == "int8":
+        return run_int8(args)
+    if args.bundle is not None:
+        raise InputError(
+            "--bundle makes an INT8 bundle: add --precision int8, or give --checkpoint or --preset"
+        )
     from tfanet.export import export_bundle
 
     if args.target is None and args.precision != "fp32":
@@ -193,7 +207,17 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
-    """Compare a bundle with PyTorch on every backend that can run here."""
+    """Compare a bundle with PyTorch on every backend that can run here; INT8 with its certificate.
+
+    An INT8 bundle is evaluated again on the data that its certificate was measured on (--data).
+    """
+    if args.data is not None:
+        from tfanet.calibration import recheck
+        from tfanet.runtime.bundle import Bundle
+
+        report = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
+        rows = [(report["metric"], *(f"{report[k]:.2f}" for k in ("certified", "measured")))]
+        return report, table(("metric", "certified", "measured here"), rows)
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())

@@ -105,4 +105,12 @@ def _manifest_text(manifest: dict[str, Any]) -> str:
         ("pixels changed", f"{parity['pixels_changed']} of {parity['pixels']}"),
         *((name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()),
     ]
+    certificate = parity.get("certificate")
+    if certificate:
+        rows.append(("arithmetic in INT8", f"{certificate['int8_share']:.1%}"))
+        accuracy = certificate["accuracy"]
+        if accuracy:
+            metric = accuracy["metric"]
+            rows.append((f"{metric} in FP32", f"{accuracy['fp32'][metric]:.2f}"))
+            rows.append((f"{metric} in INT8", f"{accuracy['int8'][metric]:.2f}"))
     return table(("fact", "value"), rows)

@@ -30,9 +30,11 @@ def add_verb(
     return parser
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The options that name a dataset."""
-    parser.add_argument("--data", required=True, help="the folder that holds refcoco, shapes, ...")
+def add_data_options(parser: Any, *, required: bool = True) -> None:
+    """The options that name a dataset, on a parser or an argument group."""
+    parser.add_argument(
+        "--data", required=required, help="the folder that holds refcoco, shapes, ..."
+    )
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, grefcoco or shapes")
     parser.add_argument("--split-by", help="for refcocog: umd (default) or google")
     parser.add_argument("--images", help="the picture folder, if it is not in the usual place")

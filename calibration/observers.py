@@ -1,0 +1,236 @@
+"""Ranges of activations: each observer sees a value batch by batch and keeps bounded memory.
+
+All are symmetric: the result is amax, the magnitude that INT8 127 stands for. An observer of the
+histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value comes, limit doubles
+and neighbouring bins merge, so no value is seen twice or stored.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from tfanet.errors import InputError
+
+__all__ = [
+    "OBSERVERS",
+    "Entropy",
+    "MinMax",
+    "MovingAverage",
+    "Mse",
+    "Observer",
+    "PerChannel",
+    "Percentile",
+]
+
+BINS = 2048
+LEVELS = 127
+MOST_COUNTED = 1 << 18  # values of an update that a histogram counts, evenly spaced; amax sees all
+
+
+class Observer(Protocol):
+    """update(x) with float arrays of any shape, then amax()."""
+
+    def update(self, x: np.ndarray) -> None: ...
+
+    def amax(self) -> float: ...
+
+
+class MinMax:
+    """The largest magnitude of all."""
+
+    def __init__(self) -> None:
+        self._amax = 0.0
+
+    def update(self, x: np.ndarray) -> None:
+        self._amax = max(self._amax, _largest(x))
+
+    def amax(self) -> float:
+        return self._amax
+
+
+class MovingAverage:
+    """Exponential moving average of each update's largest magnitude.
+
+    Args:
+        momentum: weight of the past, 0 to 1.
+    """
+
+    def __init__(self, momentum: float = 0.9) -> None:
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum is {momentum}: give a number from 0 to below 1")
+        self._momentum = momentum
+        self._amax: float | None = None
+
+    def update(self, x: np.ndarray) -> None:
+        largest, past = _largest(x), self._amax
+        self._amax = (
+            largest if past is None else self._momentum * past + (1 - self._momentum) * largest
+        )
+
+    def amax(self) -> float:
+        return self._amax or 0.0
+
+
+class Histogram:
+    """Counts of |x| in `BINS` equal bins over [0, limit]; exact zeros are not counted.
+
+    Zeros quantise to zero at every range, so they say nothing about which one is best.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.limit = 0.0
+        self.largest = 0.0
+
+    def update(self, x: np.ndarray) -> None:
+        largest = _largest(x)
+        if largest == 0.0:
+            return
+        flat = np.ascontiguousarray(x).reshape(-1)
+        values = np.abs(flat[:: -(-flat.size // MOST_COUNTED)], dtype=np.float32)
+        self.largest = max(self.largest, largest)
+        if self.limit == 0.0:
+            self.limit = largest
+        while self.limit < largest:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
+            self.limit *= 2
+        index = (values * np.float32(BINS / self.limit)).astype(np.int32)
+        np.minimum(index, BINS - 1, out=index)  # the limit itself is in the last bin
+        counts = np.bincount(index, minlength=BINS)
+        counts[0] -= int(np.count_nonzero(values == 0))
+        self.counts += counts
+
+    @property
+    def centers(self) -> np.ndarray:
+        return (np.arange(BINS) + 0.5) * (self.limit / BINS)
+
+
+class Percentile(Histogram):
+    """The magnitude that the given share of values does not exceed.
+
+    Args:
+        percent: above 0, up to 100.
+    """
+
+    def __init__(self, percent: float = 99.99) -> None:
+        super().__init__()
+        if not 0 < percent <= 100:
+            raise InputError(f"percent is {percent}: give a number above 0, up to 100")
+        self._percent = percent
+
+    def amax(self) -> float:
+        total = int(self.counts.sum())
+        if total == 0:
+            return 0.0
+        wanted = self._percent / 100 * total
+        index = int(np.searchsorted(np.cumsum(self.counts), wanted))
+        return min((index + 1) * self.limit / BINS, self.largest)
+
+
+class Mse(Histogram):
+    """The range with the least mean squared error of rounding and clipping.
+
+    Args:
+        candidates: ranges tried, evenly spaced up to the largest magnitude.
+    """
+
+    def __init__(self, candidates: int = 128) -> None:
+        super().__init__()
+        self._candidates = candidates
+
+    def amax(self) -> float:
+        if self.largest == 0.0:
+            return 0.0
+        tried = self.largest * np.arange(1, self._candidates + 1) / self._candidates
+        seen = np.flatnonzero(self.counts)
+        values, counts = self.centers[seen], self.counts[seen]
+        scale = (tried / LEVELS)[:, None]
+        error = np.minimum(np.rint(values / scale), LEVELS) * scale - values
+        return float(tried[np.argmin((error**2 * counts).sum(1))])
+
+
+class Entropy(Histogram):
+    """The range whose INT8 histogram tells most about the original: least KL divergence.
+
+    For each tried range the values beyond it are clipped into its last bin (P); the bins below are
+    merged into 128 levels, and each level is spread again over its bins that are not empty (Q).
+
+    Args:
+        stride: bins between the ranges tried.
+    """
+
+    def __init__(self, stride: int = 16) -> None:
+        super().__init__()
+        self._stride = stride
+
+    def amax(self) -> float:
+        if self.largest == 0.0:
+            return 0.0
+        levels = LEVELS + 1
+        used = int(np.flatnonzero(self.counts)[-1]) + 1
+        last = max(levels, -(-used // self._stride) * self._stride)
+        tried = range(levels, last + 1, self._stride)
+        divergence = [_divergence(self.counts, bins, levels) for bins in tried]
+        best = tried[int(np.argmin(divergence))]
+        return min(best * self.limit / BINS, self.largest)
+
+
+def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
+    """KL(P || Q) of the first `bins` bins; infinite where Q is 0 and P is not."""
+    inside = counts[:bins].astype(np.float64)
+    reference = inside.copy()
+    reference[-1] += counts[bins:].sum()
+    level = np.arange(bins) * levels // bins
+    filled = inside > 0
+    mass = np.bincount(level, inside, levels)
+    share = np.bincount(level, filled, levels)
+    spread = np.where(filled, mass[level] / np.maximum(share[level], 1), 0)
+    p, q = reference / reference.sum(), spread / max(spread.sum(), 1)
+    seen = p > 0
+    if np.any(q[seen] == 0):
+        return float("inf")
+    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+
+
+def _largest(x: np.ndarray) -> float:
+    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+
+
+OBSERVERS: dict[str, type[Observer]] = {
+    "minmax": MinMax,
+    "moving-average": MovingAverage,
+    "percentile": Percentile,
+    "entropy": Entropy,
+    "mse": Mse,
+}
+
+
+class PerChannel:
+    """Largest magnitude and mean of each channel.
+
+    Args:
+        axis: of the channels, counted from either end.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._amax: np.ndarray | float = 0.0
+        self._sum: np.ndarray | float = 0.0
+        self._count = 0
+
+    def update(self, x: np.ndarray) -> None:
+        rows = np.moveaxis(x, self._axis, 0).reshape(x.shape[self._axis], -1)
+        self._amax = np.maximum(self._amax, np.abs(rows).max(1))
+        self._sum = self._sum + rows.sum(1, dtype=np.float64)
+        self._count += rows.shape[1]
+
+    def amax(self) -> np.ndarray:
+        """(channels,) float32."""
+        return np.asarray(self._amax, np.float32)
+
+    def mean(self) -> np.ndarray:
+        """(channels,) float64."""
+        return np.asarray(self._sum, np.float64) / max(self._count, 1)

@@ -1,0 +1,164 @@
+"""`Calibration`: ranges of a model's activations as a small JSON, to save, compare and reuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tfanet import __version__
+from tfanet.errors import InputError
+
+__all__ = ["SCHEMA_VERSION", "Calibration", "GraphRanges", "diff"]
+
+SCHEMA_VERSION = 1
+MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class GraphRanges:
+    """What was measured in one graph.
+
+    Attributes:
+        amax: by value name, the magnitude that INT8 127 stands for.
+        smooth: by value name, log2 of what each channel is divided by (SmoothQuant).
+        means: by value name, the mean of each channel (bias correction).
+    """
+
+    amax: dict[str, float]
+    smooth: dict[str, list[int]]
+    means: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration of one model.
+
+    Attributes:
+        model: preset, image_size, fingerprint of the structure and weights of the values.
+        observer: its name. data: dataset, split, seed, sentence ids and fingerprint.
+        graphs: `GraphRanges` by file name.
+    """
+
+    model: dict[str, Any]
+    observer: str
+    data: dict[str, Any]
+    graphs: dict[str, GraphRanges]
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON, whole or not at all. The same calibration gives the same bytes."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "tfanet", "version": __version__},
+            **asdict(self),
+        }
+        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        target = Path(path).absolute()
+        if not target.parent.is_dir():
+            raise InputError(
+                f"cannot write {target}: its directory does not exist; create it first"
+            )
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(part, 0o644)
+            os.replace(part, target)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: naming what is wrong with the file.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise InputError(f"{source} is no file: make a calibration with `tfanet calibrate`")
+        if source.stat().st_size > MAX_BYTES:
+            raise InputError(f"{source} is larger than {MAX_BYTES:,} bytes: it is no calibration")
+        try:
+            document = json.loads(source.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source} is not JSON ({error}): calibrate again") from error
+        if not isinstance(document, Mapping) or document.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{source} is no calibration of schema version {SCHEMA_VERSION}: calibrate again "
+                f"with tfanet {__version__}"
+            )
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in document]
+        if missing:
+            raise InputError(f"{source} lacks the field '{missing[0]}': calibrate again")
+        _check(document, source)
+        graphs = {name: GraphRanges(**ranges) for name, ranges in document["graphs"].items()}
+        return cls(document["model"], document["observer"], document["data"], graphs)
+
+    def check_model(self, model: Mapping[str, Any]) -> bool:
+        """That the calibration is of a model of this structure; whether its weights are the same.
+
+        Args:
+            model: preset, image_size, fingerprint and weights, as in `Calibration.model`.
+
+        Raises:
+            InputError: where the structure or the image size is another one.
+        """
+        if list(self.model["image_size"]) != list(model["image_size"]):
+            raise InputError(
+                f"the calibration is for images of {self.model['image_size']}, the model takes "
+                f"{list(model['image_size'])} (H, W): calibrate this model"
+            )
+        if self.model["fingerprint"] != model["fingerprint"]:
+            raise InputError(
+                f"the calibration is of another model ({self.model['preset']}, this one is "
+                f"{model['preset']}), or of another export of it: calibrate this model"
+            )
+        return bool(self.model["weights"] == model["weights"])
+
+
+def diff(before: Calibration, after: Calibration) -> list[dict[str, Any]]:
+    """Ranges side by side, the most changed first.
+
+    Returns:
+        Rows of graph, value, before, after (None where a side lacks it) and ratio (the larger by
+        the smaller, None where one is missing or zero).
+    """
+    rows: list[tuple[float, dict[str, Any]]] = []
+    for name in sorted(set(before.graphs) | set(after.graphs)):
+        sides = [c.graphs[name].amax if name in c.graphs else {} for c in (before, after)]
+        for value in sorted(set(sides[0]) | set(sides[1])):
+            a, b = (side.get(value) for side in sides)
+            ratio = max(a, b) / min(a, b) if a and b else None
+            row = {"graph": name, "value": value, "before": a, "after": b, "ratio": ratio}
+            rows.append((math.inf if ratio is None else ratio, row))
+    rows.sort(key=lambda pair: -pair[0])
+    return [row for _, row in rows]
+
+
+def _check(document: Mapping[str, Any], path: Path) -> None:
+    model, data, graphs = (document[name] for name in ("model", "data", "graphs"))
+    for name, value in (("model", model), ("data", data), ("graphs", graphs)):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{path}: '{name}' is no JSON object: calibrate again")
+    for name in ("preset", "image_size", "fingerprint", "weights"):
+        if name not in model:
+            raise InputError(f"{path}: the model lacks '{name}': calibrate again")
+    if not isinstance(data.get("sent_ids"), list):
+        raise InputError(f"{path}: the data lack 'sent_ids': calibrate again")
+    for name, ranges in graphs.items():
+        if not isinstance(ranges, Mapping) or set(ranges) != {"amax", "smooth", "means"}:
+            raise InputError(f"{path}: the ranges of {name} are not amax, smooth and means")
+        for value, amax in ranges["amax"].items():
+            number = isinstance(amax, int | float) and not isinstance(amax, bool)
+            if not number or not math.isfinite(amax) or amax < 0:
+                raise InputError(
+                    f"{path}: the range of '{value}' is {amax!r}, expected a number of 0 or more"
+                )

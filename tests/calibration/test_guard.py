@@ -1,0 +1,136 @@
+"""The guard's search against trying every number of layers; sensitivities against single layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tfanet.calibration.accuracy import logits
+from tfanet.calibration.calibrator import apply, prepare
+from tfanet.calibration.guard import search
+from tfanet.calibration.placement import FLOAT, INT8, Layer, int8_share
+from tfanet.calibration.qdq import quantize
+from tfanet.calibration.sampler import choose
+from tfanet.calibration.sensitivity import SWITCHES, measure_sensitivity, switched
+from tfanet.calibration.source import GRAPHS
+from tfanet.errors import GateError, InputError
+
+BASELINE = {"mIoU": 70.0, "P@0.9": 40.0}
+
+
+def make_layers(count: int, seed: int = 0) -> tuple[list[Layer], dict[str, float]]:
+    rng = np.random.default_rng(seed)
+    layers = [
+        Layer(f"l{i}", f"l{i}", "MatMul", ("x",), "w", 1, "", int(rng.integers(1, 50)), INT8)
+        for i in range(count)
+    ]
+    layers.append(Layer("end", "end", "MatMul", ("x",), "w", 1, "", 10, FLOAT, "last"))
+    return layers, {f"l{i}": float(rng.exponential()) for i in range(count)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_least_number_of_layers_is_found_with_few_evaluations(seed):
+    count = 5 + 13 * seed
+    layers, sensitivity = make_layers(count, seed)
+    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name])
+    rng = np.random.default_rng(100 + seed)
+    drops = np.sort(rng.exponential(size=count + 1))[::-1]  # by layers given back
+    drops[-1] = 0
+    asked: list[int] = []
+
+    def evaluate(given_back):
+        asked.append(len(given_back))
+        assert given_back == set(ranked[: len(given_back)])
+        return {"mIoU": 70.0 - drops[len(given_back)], "P@0.9": 40.0}
+
+    bound = float(rng.uniform(0, drops[0] * 1.1))
+    result = search(layers, sensitivity, BASELINE, evaluate, max_drop=bound, min_share=0)
+    least = next(k for k in range(count + 1) if drops[k] <= bound)
+    assert len(result.keep_float) == least
+    assert list(result.keep_float) == ranked[:least]
+    assert result.drop == pytest.approx(drops[least]) and result.drop <= bound
+    assert result.share == int8_share(layers, set(ranked[least:]))
+    assert len(asked) == len(set(asked)) == result.evaluations == len(result.tried)
+    assert result.evaluations <= 2 * math.log2(count) + 2
+
+
+def test_one_evaluation_where_int8_is_good_enough():
+    layers, sensitivity = make_layers(40)
+    result = search(layers, sensitivity, BASELINE, lambda _: {"mIoU": 69.9}, max_drop=0.5)
+    assert result.evaluations == 1 and result.keep_float == ()
+
+
+def test_a_bound_that_cannot_be_met_says_what_can():
+    layers, sensitivity = make_layers(30)
+
+    def evaluate(given_back):
+        return {"mIoU": 70.0 - 9.0 + 0.1 * len(given_back)}
+
+    with pytest.raises(GateError) as caught:
+        search(layers, sensitivity, BASELINE, evaluate, max_drop=0.5, min_share=0.6)
+    message = str(caught.value)
+    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name])
+    most = max(k for k in range(31) if int8_share(layers, set(ranked[k:])) >= 0.6)
+    assert f"{9 - 0.1 * most:.2f} points with {most} layers" in message
+    assert "--max-drop" in message and "\n" not in message
+    with pytest.raises(GateError, match="below the 100% asked for"):
+        search(layers, sensitivity, BASELINE, evaluate, min_share=1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"metric": "mAP"}, {"metric": "gIoU"}, {"max_drop": -1}, {"max_drop": 101}, {"min_share": 2}],
+)
+def test_bounds_that_make_no_sense_are_one_line(options):
+    layers, sensitivity = make_layers(3)
+    with pytest.raises(InputError) as caught:
+        search(layers, sensitivity, BASELINE, lambda _: BASELINE, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_switch_turns_one_layer_and_nothing_else(source, calibration, tools):
+    prepared, _ = prepare(source, calibration)
+    model, amax = prepared.models["text.onnx"], calibration.graphs["text.onnx"].amax
+    layers = [layer for layer in prepared.layers["text.onnx"] if layer.precision == INT8]
+    ids = np.random.default_rng(2).integers(0, 49406, (1, 20))
+    both = switched(model, layers, amax)
+    off = np.zeros(len(layers), bool)
+    exact = tools.run(model, token_ids=ids)[0]
+    got = tools.run(both, token_ids=ids, **{SWITCHES: off})[0]
+    np.testing.assert_allclose(got, exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+    for index in (0, len(layers) - 1):
+        on = off.copy()
+        on[index] = True
+        got = tools.run(both, token_ids=ids, **{SWITCHES: on})[0]
+        expected = tools.run(quantize(model, [layers[index]], amax), token_ids=ids)[0]
+        moved = np.abs(expected - exact).max()
+        assert moved > 1e-4
+        assert np.abs(got - expected).max() < 0.05 * moved
+
+
+def test_sensitivity_is_the_change_that_one_layer_makes(source, calibration, shapes, small):
+    prepared, _ = prepare(source, calibration)
+    chosen = choose(shapes, "shapes", count=32)
+    amax = {name: calibration.graphs[name].amax for name in GRAPHS}
+
+    def inputs():
+        return chosen.tensors(small)
+
+    seen: list[int] = []
+    found = measure_sensitivity(
+        prepared, amax, inputs, count=1, progress=lambda _, done, total: seen.append(total - done)
+    )
+    inside = [layer for layer in prepared.all_layers() if layer.precision == INT8]
+    assert set(found) == {layer.name for layer in inside} and seen[-1] == 0
+    one = [next(iter(inputs()))]
+    exact = next(logits(prepared.models, lambda: one)).astype(np.float64)
+    image = [layer for layer in inside if layer in prepared.layers["image.onnx"]]
+    # An integer kernel rounds a sum at other places, so single layers agree to some percent.
+    for layer in sorted(image, key=lambda la: -found[la.name])[:3]:
+        others = [la.name for la in prepared.all_layers() if la != layer]
+        alone = next(logits(apply(prepared, calibration, others), lambda: one))
+        expected = np.sqrt(((alone - exact) ** 2).sum() / (exact**2).sum())
+        assert found[layer.name] == pytest.approx(expected, rel=0.3)
+    assert min(found.values()) >= 0 and max(found.values()) < 0.5

@@ -1,0 +1,130 @@
+"""The calibration file: reproducible, checked when it is read, compared, bound to its model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tfanet.calibration import Calibration, calibrate, diff
+from tfanet.calibration.calibrator import apply, model_facts, prepare
+from tfanet.calibration.ranges import GraphRanges
+from tfanet.calibration.sampler import choose
+from tfanet.calibration.source import Source
+from tfanet.errors import InputError
+
+
+def test_the_same_calibration_gives_the_same_bytes(calibration, small, shapes, tmp_path):
+    again = calibrate(small, shapes, "shapes", count=32)
+    calibration.save(tmp_path / "a.json")
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert Calibration.load(tmp_path / "a.json") == calibration
+    assert calibration.data["sent_ids"] == choose(shapes, "shapes", count=32).facts()["sent_ids"]
+
+
+def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes):
+    """Recomputed with every picture's values kept, at three places of the graph."""
+    measured = calibrate(small, shapes, "shapes", count=32, observer="minmax", smooth=False)
+    names = list(measured.graphs["image.onnx"].amax)
+    picked = [names[0], names[len(names) // 2], names[-1]]
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in picked}
+    chosen = choose(shapes, "shapes", count=32)
+    source.observe(
+        lambda: chosen.tensors(small),
+        {"image.onnx": picked},
+        lambda _, name, x: kept[name].append(x.copy()),
+        memory=1 << 30,
+        count=32,
+    )
+    for name in picked:
+        largest = max(float(np.abs(x).max()) for x in kept[name])
+        assert measured.graphs["image.onnx"].amax[name] == pytest.approx(largest, rel=1e-6)
+
+
+def test_another_model_or_image_size_is_refused(calibration, source):
+    facts = model_facts(source)
+    assert calibration.check_model(facts) is True
+    assert calibration.check_model({**facts, "weights": "0"}) is False
+    with pytest.raises(InputError, match="another model"):
+        calibration.check_model({**facts, "fingerprint": "0"})
+    with pytest.raises(InputError, match=r"\[64, 64\].*\[128, 128\]"):
+        calibration.check_model({**facts, "image_size": [128, 128]})
+
+
+def test_a_range_that_the_model_needs_and_the_file_lacks_is_named(calibration, source):
+    prepared, _ = prepare(source, calibration)
+    ranges = calibration.graphs["image.onnx"]
+    name = list(ranges.amax)[4]
+    fewer = {key: value for key, value in ranges.amax.items() if key != name}
+    graphs = {**calibration.graphs, "image.onnx": replace(ranges, amax=fewer)}
+    with pytest.raises(InputError, match=f"'{name}'"):
+        apply(prepared, replace(calibration, graphs=graphs))
+    with pytest.raises(InputError, match="no layer 'head'"):
+        apply(prepared, calibration, ["head"])
+
+
+def test_weights_of_a_retrained_model_are_told_apart(calibration, retrained):
+    prepared, same = prepare(Source.open(retrained), calibration)
+    assert not same
+    assert set(apply(prepared, calibration)) == {"text.onnx", "image.onnx"}
+
+
+def test_diff_lists_the_most_changed_first(calibration):
+    ranges = calibration.graphs["image.onnx"]
+    a, b, c = list(ranges.amax)[:3]
+    changed = {**ranges.amax, a: ranges.amax[a] * 3, b: ranges.amax[b] / 2}
+    del changed[c]
+    other = replace(
+        calibration,
+        graphs={**calibration.graphs, "image.onnx": replace(ranges, amax=changed)},
+    )
+    rows = diff(calibration, other)
+    assert [row["value"] for row in rows[:3]] == [c, a, b]
+    assert rows[0]["after"] is None and rows[0]["ratio"] is None
+    assert [row["ratio"] for row in rows[1:3]] == pytest.approx([3, 2])
+    assert all(row["ratio"] == 1 for row in rows[3:])
+    assert len(rows) == sum(len(g.amax) for g in calibration.graphs.values())
+
+
+def broken(document: dict, **changes) -> str:
+    return json.dumps({**document, **changes})
+
+
+def test_files_that_are_no_calibration_are_one_line(calibration, tmp_path):
+    calibration.save(tmp_path / "good.json")
+    document = json.loads((tmp_path / "good.json").read_text())
+    image = document["graphs"]["image.onnx"]
+    name = next(iter(image["amax"]))
+    bad_amax = {**document["graphs"], "image.onnx": {**image, "amax": {name: "wide"}}}
+    infinite = {**document["graphs"], "image.onnx": {**image, "amax": {name: float("inf")}}}
+    texts = [
+        "",
+        "[]",
+        "{",
+        broken(document, schema_version=2),
+        broken(document, model=[]),
+        broken(document, model={"preset": "x"}),
+        broken(document, data={}),
+        broken(document, graphs={"image.onnx": {}}),
+        broken(document, graphs=bad_amax),
+        broken(document, graphs=infinite),
+        json.dumps({key: value for key, value in document.items() if key != "observer"}),
+    ]
+    path = tmp_path / "bad.json"
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(InputError) as caught:
+            Calibration.load(path)
+        assert "bad.json" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        Calibration.load(tmp_path / "nowhere.json")
+    with pytest.raises(InputError, match="does not exist"):
+        calibration.save(tmp_path / "no" / "such.json")
+
+
+def test_a_range_of_zero_is_kept():
+    empty = GraphRanges({"dead": 0.0}, {}, {})
+    assert replace(empty, amax=dict(empty.amax)) == empty
