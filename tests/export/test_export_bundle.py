@@ -82,7 +82,7 @@ def test_the_manifest_says_what_is_there(bundle):
     assert manifest.scan["calls"] == 4 + 8
     parity = manifest.parity
     assert parity["max_rel_error"] <= 1e-4 and parity["pixels_changed"] == 0
-    assert {case["batch"] for case in parity["cases"]} == {1, 3}
+    assert {case["batch"] for case in parity["cases"]} == {1, 2}
     assert {case["backend"] for case in parity["cases"]} == {
         "onnxruntime", "onnxruntime, function body",
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
     assert len(set(names)) == len(names)
     assert sum(name.startswith("fusion.1.block.text_proj/conv1d") for name in names) == 1
     convs = [node.name for node in image.graph.node if node.op_type == "Conv"]
-    assert all(name.startswith(("backbone.", "fusion.", "decoder.")) for name in convs)
+    assert all(name.startswith(("backbone.", "fusion.", "decoder")) for name in convs)
     assert len(image.graph.node) < 1500
     assert [f.name for f in image.functions] == ["SelectiveScan"]
 
