@@ -9,8 +9,9 @@ from PIL import Image, ImageFilter
 
 __all__ = ["save_mask", "save_overlay"]
 
-TINT = (255, 48, 64)
-STRENGTH = 0.5
+# A tint would not show on an object of its own colour: what lies outside is darkened instead.
+OUTSIDE = 0.35
+OUTLINE = (255, 220, 0)
 
 
 def save_mask(mask: np.ndarray, path: str | Path) -> None:
@@ -19,10 +20,10 @@ def save_mask(mask: np.ndarray, path: str | Path) -> None:
 
 
 def save_overlay(image: Image.Image, mask: np.ndarray, path: str | Path) -> None:
-    """Write the RGB image with the mask (H, W) tinted and its outline drawn."""
+    """Write the RGB image as it is where the mask (H, W) is set, outlined, and dark elsewhere."""
     stencil = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
-    tinted = Image.blend(image, Image.new("RGB", image.size, TINT), STRENGTH)
     outline = np.asarray(stencil.filter(ImageFilter.MaxFilter(3))) > np.asarray(stencil)
-    result = np.array(Image.composite(tinted, image, stencil))
-    result[outline] = TINT
+    dark = Image.blend(Image.new("RGB", image.size), image, OUTSIDE)
+    result = np.array(Image.composite(image, dark, stencil))
+    result[outline] = OUTLINE
     Image.fromarray(result).save(path)
