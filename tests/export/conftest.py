@@ -1,12 +1,14 @@
-"""One small bundle for all tests of engines and precision; exporting takes most of their time."""
+"""One small bundle for all tests of exports and engines; exporting takes most of their time."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tfanet.checkpoint import save_checkpoint
 from tfanet.config import TextConfig, TFANetConfig, preset
 from tfanet.export import export_bundle
 from tfanet.model import TFANet
@@ -29,7 +31,18 @@ def small_config() -> TFANetConfig:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_config: TFANetConfig, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def model(small_config: TFANetConfig) -> TFANet:
     torch.manual_seed(0)
-    model = TFANet(small_config).eval()
-    return export_bundle(model, tmp_path_factory.mktemp("small") / "bundle")
+    return TFANet(small_config).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model: TFANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_checkpoint(path, model)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")

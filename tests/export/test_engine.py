@@ -77,8 +77,8 @@ def test_the_graph_for_builders_computes_the_scan(onnx_scans, length, states):
     assert len(expanded.graph.node) < 0.75 * len(general.graph.node)
 
 
-def test_scans_of_different_lengths_and_states_get_bodies_of_their_own(small_bundle):
-    model = onnx.load(small_bundle.file("image.onnx"))
+def test_scans_of_different_lengths_and_states_get_bodies_of_their_own(bundle):
+    model = onnx.load(bundle.file("image.onnx"))
     expanded = engine_graph(model)
     inputs = {
         v.name: [d.dim_value or 3 for d in v.type.tensor_type.shape.dim] for v in model.graph.input
@@ -196,9 +196,9 @@ def test_a_file_that_is_no_model(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def with_engine(small_bundle, tmp_path_factory) -> Bundle:
+def with_engine(bundle, tmp_path_factory) -> Bundle:
     folder = tmp_path_factory.mktemp("engines") / "bundle"
-    shutil.copytree(small_bundle.path, folder)
+    shutil.copytree(bundle.path, folder)
     return add_engine(
         folder,
         target="tensorrt-rtx",
@@ -209,14 +209,14 @@ def with_engine(small_bundle, tmp_path_factory) -> Bundle:
 
 
 @needs_rtx
-def test_a_bundle_holds_its_engines(with_engine, small_bundle):
+def test_a_bundle_holds_its_engines(with_engine, bundle):
     (record,) = with_engine.manifest.engines
     assert record["name"] == "tensorrt-rtx-fp16" and record["precision"] == "fp16"
     assert record["files"] == {
         "image.onnx": "image.tensorrt-rtx-fp16.engine",
         "text.onnx": "text.tensorrt-rtx-fp16.engine",
     }
-    assert record["source"]["image.onnx"] == small_bundle.manifest.files["image.onnx"]["sha256"]
+    assert record["source"]["image.onnx"] == bundle.manifest.files["image.onnx"]["sha256"]
     for name in record["files"].values():
         assert with_engine.file(name).stat().st_size > 10_000
     kept = record["kept"]["image.onnx"]
@@ -224,9 +224,7 @@ def test_a_bundle_holds_its_engines(with_engine, small_bundle):
     assert any(row["op"] == "SelectiveScan" and row["nodes"] == 12 for row in kept)
     assert 0 < record["typed_graph"]["max_rel_error"] < 0.01
     # The graphs, and so every runtime that reads them, are as before.
-    assert (
-        with_engine.file("image.onnx").read_bytes() == small_bundle.file("image.onnx").read_bytes()
-    )
+    assert with_engine.file("image.onnx").read_bytes() == bundle.file("image.onnx").read_bytes()
     Predictor(with_engine.path)(np.zeros((20, 30, 3), np.uint8), "the star")
 
 
@@ -253,9 +251,9 @@ def test_a_damaged_engine_is_found_before_it_is_loaded(with_engine, tmp_path, da
 
 
 @needs_rtx
-def test_a_failed_build_leaves_the_bundle_as_it_was(small_bundle, tmp_path):
+def test_a_failed_build_leaves_the_bundle_as_it_was(bundle, tmp_path):
     folder = tmp_path / "bundle"
-    shutil.copytree(small_bundle.path, folder)
+    shutil.copytree(bundle.path, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for options, error in (
         ({"precision": "fp8"}, InputError),

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from tfanet.checkpoint import save_checkpoint
-from tfanet.config import TextConfig, preset
+from tfanet.config import preset
 from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
 from tfanet.export.onnx_export import export_image
@@ -28,43 +27,14 @@ from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.session import open_session
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = replace(
-    preset("tfanet-tiny"),
-    dims=(8, 12, 16, 24),
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32),
-    text_length=8,
-    align_dim=8,
-    decoder_dim=8,
-    grid=2,
-    image_size=(64, 64),
-)
 
 
-@pytest.fixture(scope="module")
-def model() -> TFANet:
-    torch.manual_seed(0)
-    return TFANet(CONFIG).eval()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model: TFANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    save_checkpoint(path, model)
-    return path
-
-
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")
-
-
-def test_the_manifest_says_what_is_there(bundle):
+def test_the_manifest_says_what_is_there(model, bundle):
     manifest = bundle.manifest
     assert {p.name for p in bundle.path.iterdir()} == {
         "manifest.json", "image.onnx", "text.onnx", "tokenizer.json",
     }  # fmt: skip
-    assert manifest.model["config"] == json.loads(json.dumps(CONFIG.to_dict()))
+    assert manifest.model["config"] == json.loads(json.dumps(model.config.to_dict()))
     assert manifest.model["source"] == "checkpoint"
     assert manifest.inputs["text.onnx"] == [
         {"name": "token_ids", "dtype": "int64", "shape": ["batch", 8]}
@@ -179,7 +149,7 @@ def test_the_same_export_gives_the_same_bytes_in_another_process(checkpoint, bun
 def test_parity_fails_for_other_weights_and_nothing_is_written(
     model, bundle, tmp_path, monkeypatch
 ):
-    other = TFANet(CONFIG).eval()
+    other = TFANet(model.config).eval()
     with pytest.raises(GateError, match=r"parity failed.*largest relative error"):
         check(other, bundle.file("text.onnx"), bundle.file("image.onnx"), (64, 64))
     save_checkpoint(tmp_path / "other.safetensors", other)

@@ -148,8 +148,8 @@ def test_bad_requests():
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 3e-3), ("bf16", 3e-2)])
-def test_a_network_keeps_its_masks(small_bundle, precision, limit):
-    model = onnx.load(small_bundle.file("image.onnx"))
+def test_a_network_keeps_its_masks(bundle, precision, limit):
+    model = onnx.load(bundle.file("image.onnx"))
     rng = np.random.default_rng(2)
     shapes = {
         v.name: [d.dim_value or 2 for d in v.type.tensor_type.shape.dim] for v in model.graph.input
