@@ -19,31 +19,14 @@ import onnx
 
 from tfanet.data import ReferDataset
 from tfanet.evaluate import evaluate
+from tfanet.export.bundle_engine import range_feeds
 from tfanet.export.precision import cast_graph
 from tfanet.export.ranges import measure_ranges
 from tfanet.plugins import ort_library_path
-from tfanet.runtime import Bundle, Predictor
+from tfanet.runtime import Bundle
 from tfanet.runtime.bundle import MANIFEST, file_facts
 
 SAMPLES = 32
-
-
-def range_feeds(bundle: Bundle, data: str, split: str) -> dict[str, list[dict]]:
-    """Inputs of both graphs for some pictures of a split."""
-    predictor, text, image = Predictor(bundle.path), [], []
-    dataset = ReferDataset(data, split=split)
-    for sample in dataset[:: max(1, len(dataset) // SAMPLES)][:SAMPLES]:
-        encoded = predictor.encode_text(sample.sentence)
-        text.append({"token_ids": predictor.tokenize(sample.sentence)[0]})
-        image.append(
-            {
-                "image": predictor.preprocess(sample.image_path)[0][None],
-                "word_features": encoded.words,
-                "sentence_feature": encoded.sentence,
-                "word_mask": encoded.mask,
-            }
-        )
-    return {"text.onnx": text, "image.onnx": image}
 
 
 def rounded_bundle(bundle: Bundle, precision: str, feeds: dict[str, list[dict]], to: Path) -> int:
@@ -70,7 +53,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
-    feeds = range_feeds(bundle, args.data, args.range_split)
+    dataset = ReferDataset(args.data, split=args.range_split)
+    chosen = dataset[:: max(1, len(dataset) // SAMPLES)][:SAMPLES]
+    feeds = range_feeds(bundle, [(sample.image_path, sample.sentence) for sample in chosen])
     nothing: dict[str, list[dict]] = {name: [] for name in feeds}
     print(f"{'graph':22} {'kept in FP32':>12} {'mIoU':>7} {'oIoU':>7} {'P@0.9':>7}")
     for name, precision, inputs in (

@@ -23,7 +23,7 @@ from tfanet.runtime import Predictor
 from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "add_engine"]
+__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds"]
 
 Progress = Callable[[str, int, int], None]
 GRAPHS = ("text.onnx", "image.onnx")
@@ -131,7 +131,7 @@ def _typed(
     kept: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        feeds = _feeds(bundle, samples, cases)
+        feeds = range_feeds(bundle, samples) if samples else _case_feeds(bundle, cases)
         for name in GRAPHS:
             ranges = measure_ranges(graphs[name], feeds[name], library=library, folder=folder)
             options: dict[str, Any] = {"keep": patterns[name], "ranges": ranges}
@@ -151,25 +151,28 @@ def _fits(pattern: str, model: ModelProto) -> bool:
     return any(fnmatchcase(node.name, pattern) for node in model.graph.node)
 
 
-def _feeds(
-    bundle: Bundle, samples: Sequence[tuple[Path, str]], cases: list[Case]
+def range_feeds(
+    bundle: Bundle, samples: Sequence[tuple[Path, str]]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Inputs of both graphs, from pictures and sentences, or from the cases of the parity check."""
+    """Inputs of both graphs, by name, for pictures and their sentences."""
     predictor = Predictor(bundle.path)
     text, image = [], []
     for path, sentence in samples:
         encoded = predictor.encode_text(sentence)
-        ids, mask = predictor.tokenize(sentence)
-        text.append({"token_ids": ids})
-        image.append(
-            _image_feed(predictor.preprocess(path)[0][None], encoded.words, encoded.sentence, mask)
-        )
-    if not samples:
-        session = open_session(bundle.file("text.onnx"), None)
-        for case in cases:
-            words, features = session.run(None, {"token_ids": case.token_ids})
-            text.append({"token_ids": case.token_ids})
-            image.append(_image_feed(case.image, words, features, case.word_mask))
+        text.append({"token_ids": predictor.tokenize(sentence)[0]})
+        picture = predictor.preprocess(path)[0][None]
+        image.append(_image_feed(picture, encoded.words, encoded.sentence, encoded.mask))
+    return {"text.onnx": text, "image.onnx": image}
+
+
+def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Inputs of both graphs from the cases of the parity check."""
+    text, image = [], []
+    session = open_session(bundle.file("text.onnx"), None)
+    for case in cases:
+        words, features = session.run(None, {"token_ids": case.token_ids})
+        text.append({"token_ids": case.token_ids})
+        image.append(_image_feed(case.image, words, features, case.word_mask))
     return {"text.onnx": text, "image.onnx": image}
 
 
