@@ -9,7 +9,6 @@ in the manifest.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -27,16 +26,15 @@ import onnx
 import onnx_ir
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.errors import GateError, InputError
 from tfanet.export.simplify import simplify
 from tfanet.plugins.function_body import attach_by_length
+from tfanet.runtime.engine import MODULES, load_module
 
-__all__ = ["COMPUTE", "MODULES", "Profile", "build_engine", "engine_graph"]
+__all__ = ["COMPUTE", "Profile", "build_engine", "engine_graph"]
 
 Progress = Callable[[str, int, int], None]
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 # Compute capabilities that TensorRT-RTX has targets for.
 COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # An engine holds the weights once, plus code; a build also keeps its temporary files.
@@ -159,13 +157,7 @@ def _check_options(target: str, compute: Iterable[str], timing_cache: str | Path
         )
     if target == "tensorrt-rtx" and timing_cache is not None:
         raise InputError("tensorrt-rtx has no timing cache: it tunes when the engine is loaded")
-    try:
-        importlib.import_module(MODULES[target])
-    except Exception as error:  # its loader raises what the operating system says
-        raise MissingDependencyError(
-            f"{MODULES[target]} cannot be imported ({str(error).splitlines()[0]}): "
-            f"pip install {_PACKAGES[target]}"
-        ) from error
+    load_module(target)
 
 
 def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) -> dict[str, Any]:

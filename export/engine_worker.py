@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfanet.runtime.engine import make_logger
+
 
 def _say(**message: Any) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
@@ -25,22 +27,6 @@ class _Refused(Exception):
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):
-        """Keeps errors; warnings go to the log of the parent."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(text.strip().splitlines()[0])
-                sys.stderr.write(text + "\n")
-
-    return Logger()
 
 
 def _make_monitor(trt: Any) -> Any:
@@ -106,7 +92,7 @@ def _add_profile(builder: Any, network: Any, config: Any, sizes: dict[str, int])
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     trt = importlib.import_module(job["module"])
-    logger = _make_logger(trt)
+    logger = make_logger(trt, sys.stderr)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, job["onnx"])

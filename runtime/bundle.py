@@ -20,11 +20,21 @@ from tfanet import __version__
 from tfanet.errors import InputError
 from tfanet.runtime.onnx_file import check_self_contained
 
-__all__ = ["FILES", "MANIFEST", "SCHEMA_VERSION", "Bundle", "BundleError", "Manifest", "file_facts"]
+__all__ = [
+    "FILES",
+    "MANIFEST",
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleError",
+    "Manifest",
+    "file_facts",
+]
 
 MANIFEST = "manifest.json"
 FILES = ("image.onnx", "text.onnx", "tokenizer.json")
 SCHEMA_VERSION = 1
+PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
 MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -144,6 +154,8 @@ def _engine(record: Any, path: Path) -> list[str]:
     for field, kind in _ENGINE_FIELDS.items():
         if not isinstance(record, Mapping) or not isinstance(record.get(field), kind):
             raise BundleError(f"{path}: an engine has no '{field}': build it again")
+    if record["precision"] not in PRECISIONS:
+        raise BundleError(f"{path}: an engine has the precision {record['precision']!r:.20}")
     names = list(record["files"].values())
     if set(record["files"]) != {"text.onnx", "image.onnx"} or not all(
         isinstance(name, str) for name in names

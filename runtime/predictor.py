@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.runtime.backends import Options, open_graphs
 from tfanet.runtime.bundle import Bundle, BundleError
+from tfanet.runtime.engine import EngineGraph
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.session import Shapes, check_interface, open_session
+from tfanet.runtime.session import Shapes, check_interface
 from tfanet.runtime.tokenizer import TextTokenizer, check_text
 
 __all__ = ["Prediction", "Predictor", "Sentence"]
@@ -56,20 +58,25 @@ class Prediction:
 
 
 class Predictor:
-    """Runs a bundle with ONNX Runtime on the CPU. One predictor may serve many threads.
+    """Runs a bundle on its best backend. One predictor may serve many threads.
 
     Args:
         bundle: the bundle's directory.
-        backend: "auto" or "onnxruntime-cpu", the backend of this version.
-        threads: of a single run; None takes all cores.
-        op_library: "auto" loads our scan kernel if it is installed, and else runs the function
-            body in the ONNX file, several times slower (`info()` says which); a path loads that
-            library; None never loads one.
+        backend: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", or the name of
+            one of the bundle's engines; "auto" takes the first of them that can run here, and
+            `info()` says which, and why the others were passed over.
+        threads: of a single run on the CPU; None takes all cores. device: index of the GPU.
+        op_library: for ONNX Runtime. "auto" loads our scan kernel if it is installed, and else
+            runs the function body in the ONNX file, several times slower (`info()` says which); a
+            path loads that library; None never loads one.
         cache_size: encoded sentences kept, least recently used dropped first.
+        host_code: names of engines that may run the CPU code which they carry; by default none,
+            since that is code from the file.
 
     Raises:
         BundleError: where the bundle is incomplete or altered.
-        MissingDependencyError: where onnxruntime, or a library that the model needs, is missing.
+        MissingDependencyError: where onnxruntime, a GPU, or a library that the model needs, is
+            missing. EngineError: where the engine asked for cannot run here.
     """
 
     def __init__(
@@ -78,30 +85,35 @@ class Predictor:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        device: int = 0,
         op_library: str | Path | None = "auto",
         cache_size: int = 256,
+        host_code: Sequence[str] = (),
     ) -> None:
-        if backend not in ("auto", "onnxruntime-cpu"):
-            raise InputError(f"backend is {backend!r}: this version has onnxruntime-cpu (or auto)")
         if cache_size < 0:
             raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
         self.bundle = Bundle.open(bundle)
         manifest = self.bundle.manifest
         self._tokenizer = TextTokenizer(self.bundle.file("tokenizer.json"), manifest.text["length"])
         self._library = _library(op_library)
-        self._text = open_session(self.bundle.file("text.onnx"), self._library, threads)
-        self._image = open_session(self.bundle.file("image.onnx"), self._library, threads)
+        options = Options(threads, device, self._library, host_code)
+        self._running = open_graphs(self.bundle, backend, options)
+        self._text, self._image = self._running.text, self._running.image
         self._check()
         self._cache: OrderedDict[str, Sentence] = OrderedDict()
         self._cache_size = cache_size
         self._lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
-        """The backend, what runs the scan (our library or the function body), and the model."""
+        """The backend, why better ones were passed over, what runs the scan, and the model."""
+        running = self._running
         return {
-            "backend": "onnxruntime-cpu",
+            "backend": running.backend,
+            "engine": running.engine,
+            "device": running.device,
+            "passed_over": running.passed_over,
             "op_library": None if self._library is None else str(self._library),
-            "scan": "function body" if self._library is None else "operator library",
+            "scan": running.scan,
             "bundle": str(self.bundle.path),
             "model": self.bundle.manifest.model["preset"],
             "image_size": list(self.bundle.manifest.preprocessing["size"]),
@@ -156,11 +168,17 @@ class Predictor:
         """Token ids (1, L) int64 and word mask (1, L) float32 of a sentence."""
         return self._tokenizer(check_text(text))
 
-    def predict_tensors(self, image: np.ndarray, sentence: Sentence) -> np.ndarray:
+    def predict_tensors(self, image: Any, sentence: Sentence) -> np.ndarray:
         """Logits (B, 1, h, w) of a preprocessed image (B, 3, h, w), as `image_to_tensor` makes it.
 
-        The sentence is used for every image of the batch, as over the frames of a video.
+        The sentence is used for every image of the batch, as over the frames of a video. An engine
+        also takes an image in the memory of its GPU: any array with DLPack or
+        `__cuda_array_interface__`, such as a torch or CuPy one.
         """
+        if not isinstance(image, np.ndarray) and not isinstance(self._image, EngineGraph):
+            raise InputError(
+                f"the image is a {type(image).__name__}: {self._running.backend} takes NumPy arrays"
+            )
         batch = image.shape[0]
         return self._run(image, [sentence] * batch)
 
@@ -170,6 +188,15 @@ class Predictor:
         facts = self.bundle.manifest.preprocessing
         size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
         return image_to_tensor(picture, size, mean, std), (picture.height, picture.width)
+
+    def close(self) -> None:
+        """Give back what is held beyond Python's memory: on a GPU, contexts and buffers.
+
+        Call it when nothing runs. TensorRT-RTX then also keeps what it compiled for the next start.
+        """
+        for graph in (self._text, self._image):
+            if isinstance(graph, EngineGraph):
+                graph.close()
 
     def _check(self) -> None:
         """That the graphs and the tokenizer are what the manifest says."""
@@ -202,7 +229,7 @@ class Predictor:
         sentences = [self.encode_text(text) for text in texts]
         encoded = time.perf_counter()
         logits: list[np.ndarray] = []
-        batch = BATCH if self.bundle.manifest.dynamic_batch else 1
+        batch = min(BATCH, self._running.batches[1])
         for start in range(0, len(texts), batch):
             part = sentences[start : start + batch]
             images = np.broadcast_to(tensor, (len(part), *tensor.shape))
@@ -224,7 +251,7 @@ class Predictor:
         milliseconds = {name: 1e3 * value for name, value in timings.items()}
         return [Prediction(*result, timings=milliseconds) for result in results]
 
-    def _run(self, image: np.ndarray, sentences: list[Sentence]) -> np.ndarray:
+    def _run(self, image: Any, sentences: list[Sentence]) -> np.ndarray:
         def stacked(name: str) -> np.ndarray:
             parts = [getattr(sentence, name) for sentence in sentences]
             return parts[0] if len(parts) == 1 else np.concatenate(parts)

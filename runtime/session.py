@@ -12,16 +12,23 @@ __all__ = ["Shapes", "check_interface", "open_session"]
 Shapes = dict[str, tuple[int | None, ...]]  # None: any size
 
 
-def open_session(path: Path, op_library: Path | None, threads: int | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU.
+def open_session(
+    path: Path,
+    op_library: Path | None,
+    threads: int | None = None,
+    provider: str = "CPUExecutionProvider",
+    device: int = 0,
+) -> Any:
+    """An `onnxruntime.InferenceSession`.
 
     Args:
         path: the ONNX file. op_library: libtfanet_ort.so, or None to run the function body.
-        threads: of a single run; None takes all cores.
+        threads: of a single run on the CPU; None takes all cores.
+        provider: "CPUExecutionProvider", or "CUDAExecutionProvider" on the GPU `device`.
 
     Raises:
-        MissingDependencyError: without onnxruntime, or where the model holds an operator that
-            neither the library nor a function in the file defines.
+        MissingDependencyError: without onnxruntime or the provider, or where the model holds an
+            operator that neither the library nor a function in the file defines.
         InputError: where the file cannot be loaded.
     """
     try:
@@ -30,6 +37,14 @@ def open_session(path: Path, op_library: Path | None, threads: int | None = None
         raise MissingDependencyError(
             "onnxruntime is not installed: pip install onnxruntime"
         ) from error
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if provider != "CPUExecutionProvider":
+        if provider not in onnxruntime.get_available_providers():
+            raise MissingDependencyError(
+                f"onnxruntime {onnxruntime.__version__} here has no {provider}: pip uninstall "
+                "onnxruntime, then pip install onnxruntime-gpu"
+            )
+        providers.insert(0, (provider, {"device_id": device}))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -45,7 +60,7 @@ def open_session(path: Path, op_library: Path | None, threads: int | None = None
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         message = _first_line(error)
         if "tfanet:SelectiveScan" in message and "not a registered" in message:
@@ -55,6 +70,12 @@ def open_session(path: Path, op_library: Path | None, threads: int | None = None
                 "--function sequential"
             ) from error
         raise InputError(f"{path} cannot be loaded: {message}") from error
+    if session.get_providers()[0] != provider:  # onnxruntime only logs why, and takes the next
+        raise MissingDependencyError(
+            f"onnxruntime's {provider} does not start on GPU {device}: see nvidia-smi, and whether "
+            "CUDA and cuDNN are of the versions that this onnxruntime wants"
+        )
+    return session
 
 
 def check_interface(session: Any, path: Path, inputs: Shapes, outputs: Shapes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 import platform
 from importlib import metadata, util
@@ -20,6 +19,7 @@ PACKAGES = (
     "tokenizers",
     "onnxruntime",
     "onnxruntime-gpu",
+    "cuda-bindings",
     "torch",
     "onnx",
     "onnxscript",
@@ -119,15 +119,12 @@ def _tensorrt_reason(module: str, package: str) -> str | None:
     return _device_reason()
 
 
-def _device_reason() -> str:
-    """Why no CUDA device can be used, asked of the driver itself."""
-    name = ctypes.util.find_library("cuda")
-    if name is None:
-        return "no NVIDIA driver was found: install one, or use a CPU backend"
-    count = ctypes.c_int()
-    driver = ctypes.CDLL(name)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return "the NVIDIA driver does not start: run nvidia-smi to see why"
-    if not count.value:
-        return "the NVIDIA driver reports no device"
-    return f"tfanet {__version__} runs bundles on the CPU only: use ONNX Runtime CPU"
+def _device_reason() -> str | None:
+    """Why no GPU can be used, in the words of the runtime that would use it."""
+    from tfanet.runtime.device import Device
+
+    try:
+        Device.open()
+    except MissingDependencyError as error:
+        return str(error)
+    return None

@@ -147,7 +147,7 @@ def test_a_library_that_is_not_there_or_not_one(shared_bundle, tmp_path):
 
 def test_bad_options(shared_bundle):
     for options, word in (
-        ({"backend": "tensorrt"}, "tensorrt"),
+        ({"backend": "tensorflow"}, "backend is .tensorflow.: choose auto, tensorrt, tensorrt-rtx"),
         ({"threads": 0}, "threads is 0"),
         ({"cache_size": -1}, "cache_size is -1"),
     ):

@@ -52,6 +52,12 @@ def add_verbs(verbs: Verbs) -> None:
     predict.add_argument("--output", required=True, help="the mask, written as a black/white PNG")
     predict.add_argument("--overlay", help="also write the picture with the mask on it")
     predict.add_argument("--threads", type=int, help="threads of the session (default: all cores)")
+    predict.add_argument(
+        "--backend",
+        default="auto",
+        help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or the name of one of the "
+        "bundle's engines; default: the first of them that can run here",
+    )
 
     parity = add_verb(verbs, "parity", run_parity)
     parity.add_argument("--bundle", required=True)
@@ -186,7 +192,8 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         if not Path(path).absolute().parent.is_dir():
             raise InputError(f"cannot write {path}: its directory does not exist; create it first")
     image = load_image(args.image)
-    prediction = Predictor(args.bundle, threads=args.threads)(image, args.text)
+    predictor = Predictor(args.bundle, threads=args.threads, backend=args.backend)
+    prediction = predictor(image, args.text)
     save_mask(prediction.mask, args.output)
     if args.overlay:
         save_overlay(image, prediction.mask, args.overlay)
@@ -197,11 +204,14 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         "share": float(prediction.mask.mean()),
         "score": float(prediction.score),
         "timings_ms": prediction.timings,
+        "backend": predictor.info(),
     }
+    predictor.close()
+    backend = result["backend"]["engine"] or result["backend"]["backend"]
     timings = ", ".join(f"{name} {value:.1f} ms" for name, value in prediction.timings.items())
     text = (
         f"{args.output}: {result['pixels']} pixels ({result['share']:.1%} of the picture), "
-        f"score {result['score']:.2f}\n{timings}"
+        f"score {result['score']:.2f}\n{timings} on {backend}"
     )
     return result, text
 
