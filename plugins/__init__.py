@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from tfanet.plugins.function_body import attach, rewrite
     from tfanet.plugins.native import cpu_library_path, ort_library_path
     from tfanet.plugins.onnx_op import custom_translation_table
-    from tfanet.plugins.reference import selective_scan_parallel, selective_scan_ref
+    from tfanet.plugins.reference import (
+        selective_scan_parallel,
+        selective_scan_ref,
+        ss2d_ref,
+    )
     from tfanet.plugins.scan import selective_scan
+    from tfanet.plugins.scan2d import ss2d
 
 __all__ = [
     "attach",
@@ -24,6 +29,8 @@ __all__ = [
     "selective_scan",
     "selective_scan_parallel",
     "selective_scan_ref",
+    "ss2d",
+    "ss2d_ref",
 ]
 
 _HOMES = {
@@ -35,6 +42,8 @@ _HOMES = {
     "selective_scan": "scan",
     "selective_scan_parallel": "reference",
     "selective_scan_ref": "reference",
+    "ss2d": "scan2d",
+    "ss2d_ref": "reference",
 }
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "DTYPES",
     "ISAS",
     "MAX_STATE",
+    "SS2DArgs",
     "ScanArgs",
     "ScanGradients",
     "backward",
@@ -23,9 +24,11 @@ __all__ = [
     "forward",
     "isa_name",
     "ort_library_path",
+    "ss2d_forward",
+    "ss2d_workspace",
 ]
 
-_ABI = 1
+_ABI = 2
 _LIBRARIES = Path(__file__).resolve().parent / "lib"
 
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
@@ -73,6 +76,17 @@ class ScanGradients(ctypes.Structure):
     )
 
 
+class SS2DArgs(ctypes.Structure):
+    """`tfanet::SS2DArgs` of csrc/ss2d.h."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch", "channels", "height", "width", "rank", "state"),
+        *_fields(ctypes.c_int32, "dtype", "isa"),
+        *_fields(ctypes.c_void_p, "u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D"),
+        *_fields(ctypes.c_void_p, "y", "workspace"),
+    )
+
+
 def cpu_library_path() -> Path:
     """libtfanet_cpu.so, which the operator runs on the CPU in PyTorch.
 
@@ -115,9 +129,11 @@ def _library() -> ctypes.CDLL:
         library.tfanet_isa_name,
         library.tfanet_scan_forward,
         library.tfanet_scan_backward,
+        library.tfanet_ss2d_forward,
     ):
         function.restype = ctypes.c_char_p
     library.tfanet_scan_backward_slabs.restype = ctypes.c_int64
+    library.tfanet_ss2d_workspace.restype = ctypes.c_int64
     return library
 
 
@@ -133,7 +149,7 @@ def forward(args: ScanArgs, threads: int) -> None:
     Raises:
         InputError: sizes or types that the kernel refuses.
     """
-    _raise(_library().tfanet_scan_forward(ctypes.byref(args), threads))
+    _raise("selective_scan", _library().tfanet_scan_forward(ctypes.byref(args), threads))
 
 
 def backward_slabs(args: ScanArgs) -> int:
@@ -143,9 +159,20 @@ def backward_slabs(args: ScanArgs) -> int:
 
 def backward(args: ScanArgs, gradients: ScanGradients, threads: int) -> None:
     """Runs the gradients of the scan; errors as in `forward`."""
-    _raise(_library().tfanet_scan_backward(ctypes.byref(args), ctypes.byref(gradients), threads))
+    addresses = ctypes.byref(args), ctypes.byref(gradients)
+    _raise("selective_scan", _library().tfanet_scan_backward(*addresses, threads))
 
 
-def _raise(wrong: bytes | None) -> None:
+def ss2d_workspace(args: SS2DArgs, threads: int) -> int:
+    """Bytes that `args.workspace` must have for so many threads, aligned to 64 bytes."""
+    return _library().tfanet_ss2d_workspace(ctypes.byref(args), threads)
+
+
+def ss2d_forward(args: SS2DArgs, threads: int) -> None:
+    """Runs the fused 2-D scan; errors as in `forward`."""
+    _raise("ss2d", _library().tfanet_ss2d_forward(ctypes.byref(args), threads))
+
+
+def _raise(operator: str, wrong: bytes | None) -> None:
     if wrong is not None:
-        raise InputError(f"selective_scan: {wrong.decode()}")
+        raise InputError(f"{operator}: {wrong.decode()}")

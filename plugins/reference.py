@@ -1,18 +1,29 @@
-"""The scan in plain PyTorch: the sequential definition, and a parallel form.
+"""The scans in plain PyTorch: the sequential definition, and a parallel form.
 
-`selective_scan_ref` is the oracle of the tests; `selective_scan_parallel` is what one writes
-without a kernel, and the baseline of the benchmarks.
+`selective_scan_ref` and `ss2d_ref` are the oracles of the tests; `selective_scan_parallel` is what
+one writes without a kernel, and the baseline of the benchmarks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["selective_scan_parallel", "selective_scan_ref"]
+__all__ = [
+    "DIRECTIONS",
+    "cross_merge",
+    "cross_scan",
+    "selective_scan_parallel",
+    "selective_scan_ref",
+    "ss2d_composed",
+    "ss2d_ref",
+]
 
 CHUNK = 16
+DIRECTIONS = 4  # of a 2-D scan: rows, columns, rows reversed, columns reversed
 
 
 def selective_scan_ref(
@@ -119,3 +130,63 @@ def _finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     if D is not None:
         y = y + u * D.to(y.dtype)[:, None]
     return y if z is None else y * F.silu(z.to(y.dtype))
+
+
+def cross_scan(maps: Sequence[Tensor]) -> Tensor:
+    """One map (B, c, H, W) per direction to sequences (B, 4, c, H*W).
+
+    Directions: rows, columns, rows reversed, columns reversed.
+    """
+    k0, k1, k2, k3 = maps
+    sequences = [
+        k0.flatten(2),
+        k1.transpose(2, 3).flatten(2),
+        k2.flatten(2).flip(-1),
+        k3.transpose(2, 3).flatten(2).flip(-1),
+    ]
+    return torch.stack(sequences, dim=1)
+
+
+def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
+    """Sum of the four directions, each put back in place: (B, 4, c, H*W) to (B, c, H, W)."""
+    y0, y1, y2, y3 = y.unbind(1)
+    rows = (y0 + y2.flip(-1)).unflatten(-1, (height, width))
+    columns = (y1 + y3.flip(-1)).unflatten(-1, (width, height))
+    return rows + columns.transpose(2, 3)
+
+
+def ss2d_composed(
+    u: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    scan: Callable[..., Tensor],
+) -> Tensor:
+    """The 2-D scan put together from its parts: projections, cross-scan, `scan`, cross-merge.
+
+    Arguments as in `ss2d`, and a function with the signature of `selective_scan`. Differentiable
+    where that is. The projections are in u's dtype; y (batch, E, H, W) has the scan's.
+    """
+    height, width = u.shape[2:]
+    rank, states = dt_weight.shape[2], A.shape[1]
+    # The projections work on single pixels, so they commute with the order of scanning: one 1x1
+    # convolution serves all directions, and only its few rows are put in four orders.
+    weight = x_proj_weight.flatten(0, 1).to(u.dtype)
+    rows = F.conv2d(u, weight[:, :, None, None]).chunk(DIRECTIONS, dim=1)
+    dt, B, C = cross_scan(rows).split([rank, states, states], dim=2)  # (batch, 4, R or N, H*W)
+    weight = dt_weight.flatten(0, 1).to(u.dtype)
+    delta = F.conv1d(dt.flatten(1, 2), weight.unsqueeze(-1), groups=DIRECTIONS)
+    sequences = cross_scan([u] * DIRECTIONS).flatten(1, 2)
+    bias = dt_bias.flatten()
+    y = scan(sequences, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+    return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), height, width)
+
+
+def ss2d_ref(
+    u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """The definition in float64, arguments as in `ss2d`: y (batch, E, H, W) in float64."""
+    operands = (x.double() for x in (u, x_proj_weight, dt_weight, dt_bias, A, D))
+    return ss2d_composed(*operands, scan=selective_scan_ref)

@@ -68,6 +68,8 @@ bool known(std::int32_t dtype) { return dtype >= kFloat32 && dtype <= kBFloat16;
 
 }  // namespace
 
+const Kernel* kernel_of(std::int32_t isa) { return resolve(isa).kernel; }
+
 void set_contiguous(ScanArgs& args) {
   const SequenceStrides sequence = {args.dim * args.length, args.length};
   const ProjectionStrides projection = {args.groups * args.state * args.length,
@@ -81,10 +83,7 @@ const char* check(const ScanArgs& args) {
   if (args.state < 1 || args.state > kMaxState) return "N (columns of A) must be from 1 to 256";
   if (args.groups < 1 || args.dim % args.groups != 0) return "dim must be a multiple of G";
   if (!known(args.dtype) || !known(args.weight_dtype)) return "unknown dtype";
-  if (!resolve(args.isa).kernel)
-    return "this machine lacks the instruction set asked for (by isa or the environment's "
-           "TFANET_SCAN_ISA; "
-           "known: baseline, avx2, avx512)";
+  if (!kernel_of(args.isa)) return kNoSuchIsa;
   const bool empty = args.batch == 0 || args.dim == 0 || args.length == 0;
   if (!empty && !(args.u && args.delta && args.A && args.B && args.C)) {
     return "u, delta, A, B and C must not be null";
@@ -98,7 +97,7 @@ std::int64_t forward_units(const ScanArgs& args) {
 double forward_unit_cost(const ScanArgs& args) { return unit_cost(args, kUnitChannels); }
 
 void run_forward(const ScanArgs& args, std::int64_t begin, std::int64_t end) {
-  resolve(args.isa).kernel->forward(args, begin, end);
+  kernel_of(args.isa)->forward(args, begin, end);
 }
 
 std::int64_t backward_slabs(const ScanArgs& args) { return blocks(args, kSlabChannels); }
@@ -109,7 +108,7 @@ double backward_unit_cost(const ScanArgs& args) { return 3 * unit_cost(args, kSl
 
 void run_backward(const ScanArgs& args, const ScanGradients& grads, std::int64_t begin,
                   std::int64_t end) {
-  resolve(args.isa).kernel->backward(args, grads, begin, end);
+  kernel_of(args.isa)->backward(args, grads, begin, end);
 }
 
 const char* isa_name(std::int32_t isa) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "selective_scan.h"
+#include "ss2d.h"
 
 #define TFANET_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,55 +20,62 @@ namespace {
 // call, which keeps the library safe in a process that forks.
 constexpr double kCostPerThread = 4e6;
 
+// Calls run(unit, part) for every unit; parts, numbered from 0, are the threads.
 template <class Run>
 void in_parallel(std::int64_t units, double unit_cost, std::int32_t threads, const Run& run) {
   const double useful = 1 + unit_cost * static_cast<double>(units) / kCostPerThread;
   const auto wanted = std::min({static_cast<double>(threads), useful, static_cast<double>(units)});
   std::atomic<std::int64_t> next{0};
-  const auto work = [&] {
-    for (std::int64_t unit; (unit = next++) < units;) run(unit);
+  const auto work = [&](std::int64_t part) {
+    for (std::int64_t unit; (unit = next++) < units;) run(unit, part);
   };
   std::vector<std::thread> others;
   try {
-    while (static_cast<double>(others.size()) + 2 <= wanted) others.emplace_back(work);
+    for (std::int64_t part = 1; static_cast<double>(part) + 1 <= wanted; ++part) {
+      others.emplace_back(work, part);
+    }
   } catch (const std::system_error&) {
     // No more threads to be had: those that started, and this one, do all the work.
   }
-  work();
+  work(0);
   for (std::thread& other : others) other.join();
 }
 
 // Results are fresh memory as a rule, and the kernel's zeroing of it page by page takes five times
 // as long as the scan itself; with huge pages it does not.
-void prefer_huge_pages(const tfanet::ScanArgs& args, void* sequence) {
+void prefer_huge_pages(void* memory, std::int64_t bytes) {
 #if defined(__linux__)
   constexpr std::uintptr_t kHuge = 2 << 20;
-  const std::int64_t sizes[] = {4, 8, 2, 2};  // by DType
-  const auto bytes =
-      static_cast<std::uintptr_t>(args.batch * args.dim * args.length * sizes[args.dtype]);
-  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(sequence) + kHuge - 1) & -kHuge;
-  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(sequence) + bytes) & -kHuge;
-  if (sequence && end > begin) {
+  const auto first = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (first + kHuge - 1) & -kHuge;
+  const std::uintptr_t end = (first + static_cast<std::uintptr_t>(bytes)) & -kHuge;
+  if (memory && end > begin) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: may fail
   }
 #else
-  (void)args, (void)sequence;
+  (void)memory, (void)bytes;
 #endif
+}
+
+constexpr std::int64_t kBytes[] = {4, 8, 2, 2};  // by DType
+
+std::int64_t sequence_bytes(const tfanet::ScanArgs& a) {
+  return a.batch * a.dim * a.length * kBytes[a.dtype];
 }
 
 }  // namespace
 
 // Grows with every change of the structures or functions below.
-TFANET_EXPORT std::int32_t tfanet_abi_version() { return 1; }
+TFANET_EXPORT std::int32_t tfanet_abi_version() { return 2; }
 
 TFANET_EXPORT const char* tfanet_isa_name(std::int32_t isa) { return tfanet::isa_name(isa); }
 
 // Both passes return null, or what is wrong with the arguments.
 TFANET_EXPORT const char* tfanet_scan_forward(const tfanet::ScanArgs* args, std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
-  prefer_huge_pages(*args, args->y);
+  prefer_huge_pages(args->y, sequence_bytes(*args));
   in_parallel(tfanet::forward_units(*args), tfanet::forward_unit_cost(*args), threads,
-              [&](std::int64_t unit) { tfanet::run_forward(*args, unit, unit + 1); });
+              [&](std::int64_t unit, std::int64_t) { tfanet::run_forward(*args, unit, unit + 1); });
   return nullptr;
 }
 
@@ -79,8 +87,31 @@ TFANET_EXPORT const char* tfanet_scan_backward(const tfanet::ScanArgs* args,
                                                const tfanet::ScanGradients* grads,
                                                std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
-  for (void* gradient : {grads->du, grads->ddelta, grads->dz}) prefer_huge_pages(*args, gradient);
+  for (void* gradient : {grads->du, grads->ddelta, grads->dz}) {
+    prefer_huge_pages(gradient, sequence_bytes(*args));
+  }
   in_parallel(tfanet::backward_units(*args), tfanet::backward_unit_cost(*args), threads,
-              [&](std::int64_t unit) { tfanet::run_backward(*args, *grads, unit, unit + 1); });
+              [&](std::int64_t unit, std::int64_t) {
+                tfanet::run_backward(*args, *grads, unit, unit + 1);
+              });
+  return nullptr;
+}
+
+// Bytes of args->workspace for so many threads; the arguments must be right.
+TFANET_EXPORT std::int64_t tfanet_ss2d_workspace(const tfanet::SS2DArgs* args,
+                                                 std::int32_t threads) {
+  return tfanet::workspace(*args, threads);
+}
+
+TFANET_EXPORT const char* tfanet_ss2d_forward(const tfanet::SS2DArgs* args, std::int32_t threads) {
+  if (const char* wrong = tfanet::check(*args)) return wrong;
+  const std::int64_t elements = args->batch * args->channels * args->height * args->width;
+  prefer_huge_pages(args->y, elements * kBytes[args->dtype]);
+  prefer_huge_pages(args->workspace, tfanet::workspace(*args, threads));
+  for (const tfanet::SS2DPhase phase : {tfanet::kProject, tfanet::kScan}) {
+    in_parallel(
+        tfanet::units(*args, phase), tfanet::unit_cost(*args, phase), threads,
+        [&](std::int64_t unit, std::int64_t part) { tfanet::run(*args, phase, unit, part); });
+  }
   return nullptr;
 }

@@ -2,6 +2,8 @@
 // and another TFANET_KERNEL, the name of the table that it defines.
 #include "selective_scan_backward.h"
 #include "selective_scan_forward.h"
+#include "ss2d_project.h"
+#include "ss2d_scan.h"
 
 namespace tfanet {
 namespace {
@@ -32,8 +34,35 @@ void backward(const ScanArgs& args, const ScanGradients& grads, int64_t begin, i
   }
 }
 
+void ss2d_project(const SS2DArgs& args, int64_t unit, int64_t part) {
+  switch (args.dtype) {
+    case kFloat64:
+      return project_unit<double>(args, unit, part);
+    case kFloat16:
+      return project_unit<Half>(args, unit, part);
+    case kBFloat16:
+      return project_unit<BFloat>(args, unit, part);
+    default:
+      return project_unit<float>(args, unit, part);
+  }
+}
+
+void ss2d_scan(const SS2DArgs& args, int64_t unit, int64_t part) {
+  const FlushSubnormals flush;
+  switch (args.dtype) {
+    case kFloat64:
+      return scan_unit<double>(args, unit, part);
+    case kFloat16:
+      return scan_unit<Half>(args, unit, part);
+    case kBFloat16:
+      return scan_unit<BFloat>(args, unit, part);
+    default:
+      return scan_unit<float>(args, unit, part);
+  }
+}
+
 }  // namespace
 
-const Kernel TFANET_KERNEL = {forward, backward};
+const Kernel TFANET_KERNEL = {forward, backward, ss2d_project, ss2d_scan};
 
 }  // namespace tfanet

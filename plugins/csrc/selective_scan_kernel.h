@@ -3,6 +3,7 @@
 #define TFANET_SELECTIVE_SCAN_KERNEL_H
 
 #include "selective_scan.h"
+#include "ss2d.h"
 
 namespace tfanet {
 
@@ -14,11 +15,19 @@ struct Kernel {
   void (*forward)(const ScanArgs& args, std::int64_t begin, std::int64_t end);
   void (*backward)(const ScanArgs& args, const ScanGradients& grads, std::int64_t begin,
                    std::int64_t end);
+  void (*ss2d_project)(const SS2DArgs& args, std::int64_t unit, std::int64_t part);
+  void (*ss2d_scan)(const SS2DArgs& args, std::int64_t unit, std::int64_t part);
 };
 
 extern const Kernel kernel_baseline;
 extern const Kernel kernel_avx2;
 extern const Kernel kernel_avx512;
+
+// The table of an instruction set, null where this machine lacks it.
+const Kernel* kernel_of(std::int32_t isa);
+constexpr const char* kNoSuchIsa =
+    "this machine lacks the instruction set asked for (by isa or the environment's "
+    "TFANET_SCAN_ISA; known: baseline, avx2, avx512)";
 
 }  // namespace tfanet
 

@@ -1,0 +1,155 @@
+// The second phase of a 2-D scan. A vector holds one pixel of kLanes channels, so that a direction
+// is nothing but an order of visiting pixels.
+#ifndef TFANET_SS2D_SCAN_H
+#define TFANET_SS2D_SCAN_H
+
+#include "selective_scan_forward.h"
+#include "ss2d_layout.h"
+
+namespace tfanet {
+namespace {
+
+static_assert(kTile == kSS2DTile, "a tile of the scan is a tile of the projected rows");
+
+// Steps whose delta is in registers at once.
+constexpr int kDeltaSteps = kVectorBytes == 64 ? 16 : 8;
+
+// What a unit works on: one vector of channels of one map.
+template <class T>
+struct ChannelMaps {
+  typedef State<T> S;
+  const SS2DArgs& a;
+  const SS2DLayout layout;
+  int64_t batch, channel;
+  int rows;  // channels that are there
+  Vec<S>*u, *y, *dt_weight;
+
+  int64_t weight_row(int64_t k) const { return k * a.channels + channel; }
+  Vec<S> per_channel(const void* values, int64_t k) const {
+    const int32_t type = a.dtype == kFloat64 ? kFloat64 : kFloat32;
+    return weights<S>(values, type, weight_row(k), 1, rows);
+  }
+  // (R, kLanes) from rows of R.
+  void read_dt_weight(int64_t k) const {
+    const S* from = static_cast<const S*>(a.dt_weight) + weight_row(k) * a.rank;
+    for (int64_t r = 0; r < a.rank; ++r) {
+      for (int c = 0; c < kLanes<S>; ++c) {
+        dt_weight[r][c] = from[(c < rows ? c : rows - 1) * a.rank + r];
+      }
+    }
+  }
+};
+
+// delta[t] = bias + sum_r weight[r] dt[r][t], for a whole tile.
+template <class S>
+inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<S> bias,
+                           Columns<S>& delta) {
+  for (int t = 0; t < kTile; t += kDeltaSteps) {
+    Vec<S> sums[kDeltaSteps];
+    for (int i = 0; i < kDeltaSteps; ++i) sums[i] = bias;
+    for (int64_t r = 0; r < rank; ++r) {
+      const Vec<S> w = weight[r];
+      for (int i = 0; i < kDeltaSteps; ++i) sums[i] += w * splat<S>(dt[r * kTile + t + i]);
+    }
+    for (int i = 0; i < kDeltaSteps; ++i) delta.value[t + i] = sums[i];
+  }
+}
+
+// One direction: adds its result to the map `y`, or for the first one, rows, begins that map.
+// Rows are read from the caller's map as they are scanned; rows reversed, the last one, are written
+// to the caller's.
+template <class T, int k>
+void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
+  typedef State<T> S;
+  constexpr bool kColumns = k % 2 == 1, kReversed = k >= 2, kFirst = k == 0, kLast = k == 2;
+  const SS2DArgs& a = m.a;
+  const SS2DLayout& layout = m.layout;
+  const Vec<S> bias = m.per_channel(a.dt_bias, k);
+  Vec<S> skip{};
+  if constexpr (kFirst) {
+    for (int i = 0; i < kDirections; ++i) skip += m.per_channel(a.D, i);
+  }
+  m.read_dt_weight(k);
+  Compensated<S> states[kMaxState];
+  Vec<S> decay[kMaxState];
+  for (int64_t n = 0; n < a.state; ++n) {
+    const int32_t type = a.dtype == kFloat64 ? kFloat64 : kFloat32;
+    states[n] = {};
+    decay[n] = weights<S>(a.A, type, m.weight_row(k) * a.state + n, a.state, m.rows) * kExpScale<S>;
+  }
+  const S* projected = reinterpret_cast<const S*>(layout.projected(a, m.batch, k));
+  const int64_t plane = (m.batch * a.channels + m.channel) * layout.pixels;
+  Columns<S> delta;
+  const Softplus<S> softplus;
+
+  for (int64_t i = 0; i < layout.tiles; ++i) {
+    const int64_t tile = kReversed ? layout.tiles - 1 - i : i, start = tile * kTile;
+    const int steps =
+        static_cast<int>(layout.pixels - start < kTile ? layout.pixels - start : kTile);
+    const S* rows = projected + tile * layout.rows * kTile;
+    if constexpr (kFirst) {
+      read_tile<T>(static_cast<const T*>(a.u) + plane + start, layout.pixels, m.rows, steps,
+                   *reinterpret_cast<Columns<S>*>(m.u + start));
+    }
+    multiply_delta<S>(m.dt_weight, a.rank, rows, bias, delta);
+    for (int t = 0; t < steps; ++t) delta.value[t] = softplus(delta.value[t]);
+
+    int32_t pixel[kTile];
+    if constexpr (kColumns) {
+      int64_t line = start % a.height, column = start / a.height;
+      for (int t = 0; t < steps; ++t) {
+        pixel[t] = static_cast<int32_t>(line * a.width + column);
+        if (++line == a.height) line = 0, ++column;
+      }
+    }
+    for (int64_t n = 0; n < a.state; ++n) {
+      const ExpMinus1<S> exp_minus_1;
+      const S* B = rows + (a.rank + n) * kTile;
+      const S* C = rows + (a.rank + a.state + n) * kTile;
+      Compensated<S> h = states[n];
+      const Vec<S> A = decay[n];
+      for (int s = 0; s < steps; ++s) {
+        const int t = kReversed ? steps - 1 - s : s;
+        const int64_t at = kColumns ? pixel[t] : start + t;
+        const Vec<S> d = delta.value[t], u = m.u[at];
+        h.advance(exp_minus_1(d * A), d * u * B[t]);
+        m.y[at] = h.state * C[t] + (kFirst && n == 0 ? skip * u : m.y[at]);
+      }
+      states[n] = h;
+    }
+    if constexpr (kLast) {
+      write_tile<T>(*reinterpret_cast<const Columns<S>*>(m.y + start), m.rows, steps, past_cache,
+                    static_cast<T*>(a.y) + plane + start, layout.pixels);
+    }
+  }
+}
+
+// One unit: kSS2DChannels channels of one map.
+template <class T>
+void scan_unit(const SS2DArgs& a, int64_t unit, int64_t part) {
+  typedef State<T> S;
+  const SS2DLayout layout(a);
+  const int64_t blocks = (a.channels + kSS2DChannels - 1) / kSS2DChannels;
+  const int64_t first = unit % blocks * kSS2DChannels;
+  const int64_t last = first + kSS2DChannels < a.channels ? first + kSS2DChannels : a.channels;
+  const int64_t row_bytes = layout.pixels * static_cast<int64_t>(sizeof(T));
+  const bool past_cache = a.batch * a.channels * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
+                          reinterpret_cast<uintptr_t>(a.y) % 64 == 0;
+  Vec<S>* scratch = reinterpret_cast<Vec<S>*>(layout.scratch(a, part));
+  const int64_t map = layout.tiles * kTile;
+  for (int64_t channel = first; channel < last; channel += kLanes<S>) {
+    const int rows = static_cast<int>(last - channel < kLanes<S> ? last - channel : kLanes<S>);
+    const ChannelMaps<T> maps = {a,    layout,  unit / blocks, channel,
+                                 rows, scratch, scratch + map, scratch + 2 * map};
+    scan_direction<T, 0>(maps, past_cache);
+    scan_direction<T, 1>(maps, past_cache);
+    scan_direction<T, 3>(maps, past_cache);
+    scan_direction<T, 2>(maps, past_cache);
+  }
+  if (past_cache) end_streaming();
+}
+
+}  // namespace
+}  // namespace tfanet
+
+#endif
