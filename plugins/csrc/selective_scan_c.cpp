@@ -100,18 +100,18 @@ TFANET_EXPORT const char* tfanet_scan_backward(const tfanet::ScanArgs* args,
 // Bytes of args->workspace for so many threads; the arguments must be right.
 TFANET_EXPORT std::int64_t tfanet_ss2d_workspace(const tfanet::SS2DArgs* args,
                                                  std::int32_t threads) {
-  return tfanet::workspace(*args, threads);
+  return tfanet::ss2d_workspace(*args, threads);
 }
 
 TFANET_EXPORT const char* tfanet_ss2d_forward(const tfanet::SS2DArgs* args, std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
   const std::int64_t elements = args->batch * args->channels * args->height * args->width;
   prefer_huge_pages(args->y, elements * kBytes[args->dtype]);
-  prefer_huge_pages(args->workspace, tfanet::workspace(*args, threads));
+  prefer_huge_pages(args->workspace, tfanet::ss2d_workspace(*args, threads));
   for (const tfanet::SS2DPhase phase : {tfanet::kProject, tfanet::kScan}) {
     in_parallel(
-        tfanet::units(*args, phase), tfanet::unit_cost(*args, phase), threads,
-        [&](std::int64_t unit, std::int64_t part) { tfanet::run(*args, phase, unit, part); });
+        tfanet::ss2d_units(*args, phase), tfanet::ss2d_unit_cost(*args, phase), threads,
+        [&](std::int64_t unit, std::int64_t part) { tfanet::run_ss2d(*args, phase, unit, part); });
   }
   return nullptr;
 }

@@ -26,12 +26,12 @@ const char* check(const SS2DArgs& a) {
   return nullptr;
 }
 
-std::int64_t workspace(const SS2DArgs& a, std::int64_t parts) {
+std::int64_t ss2d_workspace(const SS2DArgs& a, std::int64_t parts) {
   const SS2DLayout layout(a);
   return is_empty(a) ? 0 : layout.projected_bytes + parts * layout.part_bytes;
 }
 
-std::int64_t units(const SS2DArgs& a, SS2DPhase phase) {
+std::int64_t ss2d_units(const SS2DArgs& a, SS2DPhase phase) {
   if (is_empty(a)) return 0;
   const SS2DLayout layout(a);
   const std::int64_t chunks = (kDirections * layout.rows + kProjectRows - 1) / kProjectRows;
@@ -39,7 +39,7 @@ std::int64_t units(const SS2DArgs& a, SS2DPhase phase) {
                                       : (a.channels + kSS2DChannels - 1) / kSS2DChannels);
 }
 
-double unit_cost(const SS2DArgs& a, SS2DPhase phase) {
+double ss2d_unit_cost(const SS2DArgs& a, SS2DPhase phase) {
   const SS2DLayout layout(a);
   const auto channels = static_cast<double>(a.channels);
   if (phase == kProject) return 2.0 * channels * kSS2DTile * kProjectRows;
@@ -47,7 +47,7 @@ double unit_cost(const SS2DArgs& a, SS2DPhase phase) {
   return step * static_cast<double>(kDirections * layout.pixels * kSS2DChannels);
 }
 
-void run(const SS2DArgs& a, SS2DPhase phase, std::int64_t unit, std::int64_t part) {
+void run_ss2d(const SS2DArgs& a, SS2DPhase phase, std::int64_t unit, std::int64_t part) {
   const Kernel& kernel = *kernel_of(a.isa);
   (phase == kProject ? kernel.ss2d_project : kernel.ss2d_scan)(a, unit, part);
 }

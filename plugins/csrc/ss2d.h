@@ -45,14 +45,14 @@ enum SS2DPhase : std::int32_t { kProject = 0, kScan = 1 };
 const char* check(const SS2DArgs& args);
 
 // Bytes of the workspace for units that run in `parts` threads.
-std::int64_t workspace(const SS2DArgs& args, std::int64_t parts);
+std::int64_t ss2d_workspace(const SS2DArgs& args, std::int64_t parts);
 
 // Number of units of a phase; 0 for an empty map. Rough cost of one in floating-point operations.
-std::int64_t units(const SS2DArgs& args, SS2DPhase phase);
-double unit_cost(const SS2DArgs& args, SS2DPhase phase);
+std::int64_t ss2d_units(const SS2DArgs& args, SS2DPhase phase);
+double ss2d_unit_cost(const SS2DArgs& args, SS2DPhase phase);
 
 // Runs one unit. No two units run at once with the same `part`, which is below `parts`.
-void run(const SS2DArgs& args, SS2DPhase phase, std::int64_t unit, std::int64_t part);
+void run_ss2d(const SS2DArgs& args, SS2DPhase phase, std::int64_t unit, std::int64_t part);
 
 }  // namespace tfanet
 

@@ -1,95 +1,32 @@
-// The operator tfanet::SelectiveScan, version 1, for ONNX Runtime: checks the operands, then runs
-// the kernel of selective_scan.h on the session's own threads.
-//
-// Only the C interface of ONNX Runtime is used, no exception crosses it, and every function comes
-// from the running ONNX Runtime: kApiVersion is the oldest one that loads this library.
-
-#include <onnxruntime_c_api.h>
-
+// The operator tfanet::SelectiveScan, version 1, for ONNX Runtime: the kernel of selective_scan.h
+// on the session's own threads.
 #include <algorithm>
-#include <cstdarg>
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <new>
 
 #include "../selective_scan.h"
+#include "operator.h"
 
+namespace tfanet_ort {
 namespace {
 
-constexpr uint32_t kApiVersion = 20;
-static_assert(ORT_API_VERSION >= kApiVersion, "headers of ONNX Runtime 1.20 or newer are needed");
-
-// Below this cost one thread is done before a second one has woken up.
-constexpr double kCostWorthThreads = 100e3;
-// Parts that a call is cut into; more than threads, so that a busy core holds up only one part.
-constexpr int64_t kParts = 32;
-
 enum Input : size_t { kU, kDelta, kA, kB, kC, kD, kDeltaBias, kZ, kInputs };
-enum Axis : size_t { kBatch, kDim, kGroups, kState, kLength, kAxes };
-constexpr const char* kAxisNames[kAxes] = {"batch", "dim", "G", "N", "L"};
+enum Axis : size_t { kBatch, kDim, kGroups, kState, kLength };
 
-struct InputSpec {
-  const char* name;
-  bool weight;
-  size_t rank;
-  Axis axes[4];
-};
-constexpr InputSpec kSpecs[kInputs] = {
-    {"u", false, 3, {kBatch, kDim, kLength}},
-    {"delta", false, 3, {kBatch, kDim, kLength}},
-    {"A", true, 2, {kDim, kState}},
-    {"B", false, 4, {kBatch, kGroups, kState, kLength}},
-    {"C", false, 4, {kBatch, kGroups, kState, kLength}},
-    {"D", true, 1, {kDim}},
-    {"delta_bias", true, 1, {kDim}},
-    {"z", false, 3, {kBatch, kDim, kLength}},
-};
-
-// Set once, before any operator exists.
-const OrtApi* g_api = nullptr;
-
-#define RETURN_IF_ERROR(call)                             \
-  do {                                                    \
-    OrtStatus* const status_of_call = (call);             \
-    if (status_of_call != nullptr) return status_of_call; \
-  } while (false)
-
-OrtStatus* failure(OrtErrorCode code, const char* format, ...) {
-  char text[256] = "SelectiveScan: ";
-  const size_t start = std::strlen(text);
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text + start, sizeof text - start, format, arguments);
-  va_end(arguments);
-  return g_api->CreateStatus(code, text);
-}
-
-// One operator per pair of element types: of the sequences, and of A, D and delta_bias.
-struct SelectiveScanOp : OrtCustomOp {
-  SelectiveScanOp(ONNXTensorElementDataType sequence, ONNXTensorElementDataType weight);
-  ONNXTensorElementDataType sequence, weight;
-};
-
-const SelectiveScanOp& self(const OrtCustomOp* op) {
-  return *static_cast<const SelectiveScanOp*>(op);
-}
-
-tfanet::DType kernel_type(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
-      return tfanet::kFloat64;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return tfanet::kFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return tfanet::kBFloat16;
-    default:
-      return tfanet::kFloat32;
-  }
-}
+constexpr OperatorSpec kSpec = {"SelectiveScan",
+                                kInputs,
+                                kD,
+                                {{"u", false, 3, {kBatch, kDim, kLength}},
+                                 {"delta", false, 3, {kBatch, kDim, kLength}},
+                                 {"A", true, 2, {kDim, kState}},
+                                 {"B", false, 4, {kBatch, kGroups, kState, kLength}},
+                                 {"C", false, 4, {kBatch, kGroups, kState, kLength}},
+                                 {"D", true, 1, {kDim}},
+                                 {"delta_bias", true, 1, {kDim}},
+                                 {"z", false, 3, {kBatch, kDim, kLength}}},
+                                {"batch", "dim", "G", "N", "L"}};
 
 struct Kernel {
-  const SelectiveScanOp& op;
+  const Operator& op;
   bool delta_softplus;
 };
 
@@ -101,59 +38,12 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKern
     softplus = 0;  // the attribute's default
   }
   auto* kernel = new (std::nothrow) Kernel{self(op), softplus != 0};
-  if (kernel == nullptr) return failure(ORT_FAIL, "out of memory");
+  if (kernel == nullptr) return failure(kSpec, ORT_FAIL, "out of memory");
   *result = kernel;
   return nullptr;
 }
 
 void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
-
-// Operands of one call; an axis of size -1 is not known yet.
-struct Operands {
-  const void* data[kInputs] = {};
-  int64_t sizes[kAxes] = {-1, -1, -1, -1, -1};
-};
-
-OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const InputSpec& spec,
-                       Operands& operands) {
-  size_t rank = 0;
-  int64_t shape[4] = {};
-  RETURN_IF_ERROR(g_api->GetDimensionsCount(info, &rank));
-  if (rank != spec.rank) {
-    return failure(ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %zu", spec.name, rank,
-                   spec.rank);
-  }
-  RETURN_IF_ERROR(g_api->GetDimensions(info, shape, rank));
-  for (size_t i = 0; i < rank; ++i) {
-    int64_t& known = operands.sizes[spec.axes[i]];
-    if (known < 0) known = shape[i];
-    if (known != shape[i]) {
-      return failure(ORT_INVALID_ARGUMENT, "%s is %lld in input %s, but %lld in an input before it",
-                     kAxisNames[spec.axes[i]], static_cast<long long>(shape[i]), spec.name,
-                     static_cast<long long>(known));
-    }
-  }
-  return nullptr;
-}
-
-OrtStatus* read_input(const OrtKernelContext* context, size_t index, Operands& operands) {
-  const InputSpec& spec = kSpecs[index];
-  const OrtValue* value = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetInput(context, index, &value));
-  if (value == nullptr) {
-    if (index >= kD) return nullptr;
-    return failure(ORT_INVALID_ARGUMENT, "input %s is missing", spec.name);
-  }
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  RETURN_IF_ERROR(g_api->GetTensorTypeAndShape(value, &info));
-  OrtStatus* status = check_shape(info, spec, operands);
-  g_api->ReleaseTensorTypeAndShapeInfo(info);
-  RETURN_IF_ERROR(status);
-  void* data = nullptr;
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  operands.data[index] = data;
-  return nullptr;
-}
 
 struct Work {
   const tfanet::ScanArgs& args;
@@ -168,14 +58,9 @@ void run_part(void* work_of_all, size_t part) {
 
 OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
-  size_t inputs = 0;
-  RETURN_IF_ERROR(g_api->KernelContext_GetInputCount(context, &inputs));
   Operands operands;
-  for (size_t i = 0; i < std::min<size_t>(inputs, kInputs); ++i) {
-    RETURN_IF_ERROR(read_input(context, i, operands));
-  }
+  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
   const int64_t* sizes = operands.sizes;
-  if (inputs <= kC) return failure(ORT_INVALID_ARGUMENT, "needs the inputs u, delta, A, B and C");
   const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
   OrtValue* output = nullptr;
   void* y = nullptr;
@@ -203,7 +88,9 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
   args.z = operands.data[kZ];
   args.y = y;
   tfanet::set_contiguous(args);
-  if (const char* why = tfanet::check(args)) return failure(ORT_INVALID_ARGUMENT, "%s", why);
+  if (const char* why = tfanet::check(args)) {
+    return failure(kSpec, ORT_INVALID_ARGUMENT, "%s", why);
+  }
 
   const int64_t units = tfanet::forward_units(args);
   const double cost = static_cast<double>(units) * tfanet::forward_unit_cost(args);
@@ -211,84 +98,32 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
     tfanet::run_forward(args, 0, units);
     return nullptr;
   }
+  // More parts than threads, so that a busy core holds up only one part.
   Work work{args, units, std::min(units, kParts)};
   const auto parts = static_cast<size_t>(work.parts);
   return g_api->KernelContext_ParallelFor(context, run_part, parts, parts, &work);
 }
 
-// y has the element type and shape of u. Other sizes are checked when the node runs.
-OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* u = nullptr;
-  RETURN_IF_ERROR(g_api->ShapeInferContext_GetInputTypeShape(context, kU, &u));
-  return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, u);
-}
+struct SelectiveScanOp : Operator {
+  SelectiveScanOp(ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type)
+      : Operator(kSpec, sequence_type, weight_type) {
+    CreateKernelV2 = create_kernel;
+    KernelComputeV2 = compute;
+    KernelDestroy = destroy_kernel;
+  }
+};
 
-SelectiveScanOp::SelectiveScanOp(ONNXTensorElementDataType sequence_type,
-                                 ONNXTensorElementDataType weight_type)
-    : OrtCustomOp{}, sequence(sequence_type), weight(weight_type) {
-  version = kApiVersion;
-  GetName = [](const OrtCustomOp*) { return "SelectiveScan"; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-  GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
-  GetInputType = [](const OrtCustomOp* op, size_t index) {
-    return kSpecs[index].weight ? self(op).weight : self(op).sequence;
-  };
-  GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
-    return index < kD ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
-  };
-  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  GetOutputType = [](const OrtCustomOp* op, size_t) { return self(op).sequence; };
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 1; };
-  CreateKernelV2 = create_kernel;
-  KernelComputeV2 = compute;
-  KernelDestroy = destroy_kernel;
-  InferOutputShapeFn = infer_shape;
-}
+}  // namespace
 
-// Lives as long as the process: sessions keep pointers to it.
-OrtStatus* operator_domain(OrtCustomOpDomain** result) {
+OrtStatus* add_selective_scan(OrtCustomOpDomain* domain) {
   constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
   constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
   static SelectiveScanOp ops[] = {{kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat},
                                   {kHalf, kHalf},   {kBrain, kFloat},   {kBrain, kBrain}};
-  OrtCustomOpDomain* domain = nullptr;
-  RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &domain));
-  for (SelectiveScanOp& op : ops) {
-    if (OrtStatus* status = g_api->CustomOpDomain_Add(domain, &op)) {
-      g_api->ReleaseCustomOpDomain(domain);
-      return status;
-    }
-  }
-  *result = domain;
+  for (SelectiveScanOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
   return nullptr;
 }
 
-}  // namespace
-
-extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
-RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(kApiVersion);
-  if (api == nullptr) {
-    return base->GetApi(1)->CreateStatus(
-        ORT_NOT_IMPLEMENTED, "SelectiveScan: ONNX Runtime 1.20 or newer is needed; upgrade it");
-  }
-  // Sessions may be made in several threads at once: the first call sets everything up.
-  static OrtCustomOpDomain* domain = nullptr;
-  static OrtStatus* const problem = [api] {
-    g_api = api;
-    return operator_domain(&domain);
-  }();
-  if (problem != nullptr) {
-    return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
-  }
-  return api->AddCustomOpDomain(options, domain);
-}
+}  // namespace tfanet_ort
