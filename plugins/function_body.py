@@ -1,28 +1,40 @@
-"""The model-local ONNX function that lets any runtime execute tfanet::SelectiveScan.
+"""The model-local ONNX functions that let any runtime execute tfanet::SelectiveScan and SS2D.
 
 A model holds the node and a function of the same name. A runtime with the operator library runs
-its kernel; any other inlines the function, whose body is standard operators. A function has one
-body for all nodes of the model, so `attach` first brings them to one pattern of inputs.
+its kernel; any other inlines the function, whose body is standard operators (SS2D's holds a
+SelectiveScan in its turn). A function has one body for all nodes of the model, so `attach` first
+brings them to one pattern of inputs.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from tfanet.errors import InputError
 
 from . import onnx_op
-from .function_nodes import DOMAIN, INPUTS, OP_TYPE, Nodes, Pattern, build_function, softplus
+from .function_nodes import (
+    DOMAIN,
+    INPUTS,
+    OP_TYPE,
+    Nodes,
+    Pattern,
+    all_graphs,
+    build_function,
+    softplus,
+)
+from .ss2d_nodes import SS2D_INPUTS, SS2D_OP_TYPE, is_ss2d, replace_ss2d, ss2d_body
 
-__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite"]
+__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "expand_ss2d", "rewrite"]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
@@ -30,16 +42,34 @@ _D, _BIAS, _Z = (INPUTS.index(name) for name in ("D", "delta_bias", "z"))
 
 
 def count_scan_nodes(model: ModelProto) -> int:
-    """Number of tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
-    return sum(_is_scan(node) for graph in _graphs(model.graph) for node in graph.node)
+    """Number of tfanet::SelectiveScan and tfanet::SS2D nodes in the graph and its subgraphs."""
+    nodes = (node for graph in all_graphs(model.graph) for node in graph.node)
+    return sum(_is_scan(node) or is_ss2d(node) for node in nodes)
+
+
+def expand_ss2d(model: ModelProto) -> ModelProto:
+    """A copy whose tfanet::SS2D nodes are the parts that they fuse, around tfanet::SelectiveScan.
+
+    What is done first where nodes inside are to be seen: precision, INT8, engines. The functions
+    stay of the kind that they are of. A model without SS2D nodes comes back itself.
+    """
+    if not any(map(is_ss2d, model.graph.node)):
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    replace_ss2d(result, _types(model))
+    body = next((f for f in model.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
+    if body is None:
+        return attach(result, "none")
+    return attach(result, "sequential" if "Scan" in {n.op_type for n in body.node} else "parallel")
 
 
 def attach(model: ModelProto, kind: str) -> ModelProto:
-    """A copy of `model` whose function tfanet::SelectiveScan is of `kind`.
+    """A copy of `model` whose functions tfanet::SelectiveScan and tfanet::SS2D are of `kind`.
 
     "sequential" is made of ONNX Scans (plain ONNX Runtime, any length); "parallel" has no control
     flow (TensorRT-RTX; OpenVINO after `onnx.inliner`) and needs a fixed length L at every node;
-    "none" takes the function away. A model without scans comes back unchanged.
+    "none" takes the functions away. A model without scans comes back unchanged.
 
     Where nodes differ, D and delta_bias are given as zeros to those without, and softplus and z
     move into standard operators around those with. This is done for every `kind`: afterwards no
@@ -52,13 +82,14 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
         raise InputError(f"scan function {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     result = ModelProto()
     result.CopyFrom(model)
-    kept = [f for f in result.functions if (f.domain, f.name) != (DOMAIN, OP_TYPE)]
+    ours = {(DOMAIN, OP_TYPE), (DOMAIN, SS2D_OP_TYPE)}
+    kept = [f for f in result.functions if (f.domain, f.name) not in ours]
     del result.functions[:]
     result.functions.extend(kept)
     if not count_scan_nodes(result):
         return result
 
-    inside = [f.name for f in kept if any(map(_is_scan, f.node))]
+    inside = [f.name for f in kept if any(_is_scan(n) or is_ss2d(n) for n in f.node)]
     if inside:
         raise InputError(
             f"the local function {inside[0]!r} holds a {OP_TYPE} node; inline it first "
@@ -73,9 +104,14 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
     if DOMAIN not in {o.domain for o in result.opset_import}:
         result.opset_import.append(helper.make_opsetid(DOMAIN, onnx_op.OP_VERSION))
     result.ir_version = max(result.ir_version, _IR_WITH_FUNCTIONS)
-    pattern = _unify(result, kind)
+    pattern, nodes = _unify(result, kind)
     if kind != "none":
         result.functions.append(build_function(kind, pattern, opset))
+    if kind != "none" and nodes:
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, onnx_op.OP_VERSION)]
+        result.functions.append(
+            helper.make_function(DOMAIN, SS2D_OP_TYPE, SS2D_INPUTS, ["y"], nodes, opsets)
+        )
     return result
 
 
@@ -86,21 +122,21 @@ def attach_by_length(model: ModelProto) -> ModelProto:
     plugin, and a body whose L is known folds to a third of the nodes (`onnx_ir` passes, after
     inlining). Raises InputError as `attach` does.
     """
-    result = attach(model, "parallel")
+    result = attach(expand_ss2d(model), "parallel")
     shared = next((f for f in result.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
     if shared is None:
         return result
     result.functions.remove(shared)
     opset = next(o.version for o in shared.opset_import if o.domain == "")
-    scans = [n for graph in _graphs(result.graph) for n in graph.node if _is_scan(n)]
+    scans = [n for graph in all_graphs(result.graph) for n in graph.node if _is_scan(n)]
     pattern = replace(
-        _measure(result, scans, "parallel"),
+        _measure(result, scans, "parallel")[0],
         one_length=True,
         delta_softplus=_softplus(scans[0]),
         **{name: _given(scans[0], INPUTS.index(name)) for name in ("D", "delta_bias", "z")},
     )
     made = set()
-    measured = [_measure(result, [scan], "parallel") for scan in scans]  # before names change
+    measured = [_measure(result, [scan], "parallel")[0] for scan in scans]  # before names change
     for scan, own in zip(scans, measured, strict=True):
         scan.op_type = f"{OP_TYPE}_{own.max_length}" + ("" if own.single_state else "_N")
         if scan.op_type not in made:
@@ -138,14 +174,6 @@ def _is_scan(node: NodeProto) -> bool:
     return node.op_type == OP_TYPE and node.domain == DOMAIN
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _graphs(inner) if inner.node else ()
-
-
 def _given(node: NodeProto, index: int) -> bool:
     return index < len(node.input) and bool(node.input[index])
 
@@ -154,26 +182,35 @@ def _softplus(node: NodeProto) -> bool:
     return any(a.name == "delta_softplus" and a.i for a in node.attribute)
 
 
-def _unify(model: ModelProto, kind: str) -> Pattern:
-    """Brings all scan nodes to one pattern, in place, and returns it."""
-    scans = [n for graph in _graphs(model.graph) for n in graph.node if _is_scan(n)]
+def _unify(model: ModelProto, kind: str) -> tuple[Pattern, list[NodeProto]]:
+    """Brings all scan nodes to one pattern, in place.
+
+    Returns the pattern, and the nodes of SS2D's function where there is a node for it.
+    """
+    everything = [n for graph in all_graphs(model.graph) for n in graph.node]
+    scans, fused = list(filter(_is_scan, everything)), list(filter(is_ss2d, everything))
+    measured, casts = _measure(model, [*scans, *fused], kind)
+    body = ss2d_body(casts).nodes if fused else []
+    scans += filter(_is_scan, body)
     smooth, gate = all(map(_softplus, scans)), all(_given(n, _Z) for n in scans)
     bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
     pattern = replace(
-        _measure(model, scans, kind),
+        measured,
         D=bias or any(_given(n, _D) for n in scans),
         delta_bias=bias,
         z=gate,
         delta_softplus=smooth,
     )
-    for graph in _graphs(model.graph):
+
+    def unified(nodes: Iterable[NodeProto]) -> list[NodeProto]:
+        return [new for n in nodes for new in (_expand(n, pattern) if _is_scan(n) else [n])]
+
+    for graph in all_graphs(model.graph):
         if any(map(_is_scan, graph.node)):
-            nodes = [
-                new for n in graph.node for new in (_expand(n, pattern) if _is_scan(n) else [n])
-            ]
+            nodes = unified(graph.node)
             del graph.node[:]
             graph.node.extend(nodes)
-    return pattern
+    return pattern, unified(body)
 
 
 def _expand(node: NodeProto, pattern: Pattern) -> list[NodeProto]:
@@ -208,9 +245,12 @@ def _expand(node: NodeProto, pattern: Pattern) -> list[NodeProto]:
     return [*before.nodes, scan, *after.nodes]
 
 
-def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> Pattern:
-    """What element types, N and L tell: arithmetic, casts, single state, longest L."""
-    wanted = {name for n in scans for name in (n.input[0], n.input[2])}
+def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> tuple[Pattern, bool]:
+    """What element types, N and L tell: arithmetic, casts, single state, longest L.
+
+    Returns that, and whether the map of an SS2D node is of another type than its weights.
+    """
+    wanted = {name for n in scans for name in (n.input[0], _decay(n))}
     types = _types(model)
     if any(not _known(types.get(name)) for name in wanted):
         types = _types(onnx.shape_inference.infer_shapes(model, data_prop=True))
@@ -218,26 +258,33 @@ def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> Pattern:
     def element(name: str) -> int:
         return types[name].tensor_type.elem_type if name in types else TensorProto.UNDEFINED
 
-    def size(name: str, axis: int) -> int:
+    def size(name: str, *axes: int) -> int:
         dims = types[name].tensor_type.shape.dim if name in types else ()
-        return dims[axis].dim_value if axis < len(dims) else 0
+        return math.prod(dims[axis].dim_value if axis < len(dims) else 0 for axis in axes)
 
-    if kind == "parallel":
-        for n in scans:
-            if not size(n.input[0], 2):
-                raise InputError(
-                    f"{OP_TYPE} node {n.name or n.output[0]!r} has no fixed length L; the parallel "
-                    "function needs one: export with a fixed image size, or choose sequential"
-                )
-    real = TensorProto.FLOAT
-    if any(element(n.input[0]) == TensorProto.DOUBLE for n in scans):
-        real = TensorProto.DOUBLE
-    return Pattern(
+    lengths = [size(n.input[0], *((2, 3) if is_ss2d(n) else (2,))) for n in scans]
+    for n, length in zip(scans, lengths, strict=True):
+        if kind == "parallel" and not length:
+            raise InputError(
+                f"{n.op_type} node {n.name or n.output[0]!r} has no fixed length L; the parallel "
+                "function needs one: export with a fixed image size, or choose sequential"
+            )
+    # Inside SS2D all is of the weights' type.
+    kinds = {element(_decay(n) if is_ss2d(n) else n.input[0]) for n in scans}
+    real = TensorProto.DOUBLE if TensorProto.DOUBLE in kinds else TensorProto.FLOAT
+    kinds |= {element(_decay(n)) for n in scans}
+    pattern = Pattern(
         compute=real,
-        casts=any(element(name) != real for name in wanted),
-        single_state=all(size(n.input[2], 1) == 1 for n in scans),
-        max_length=max(size(n.input[0], 2) for n in scans),
+        casts=kinds != {real},
+        single_state=all(size(_decay(n), 1) == 1 for n in scans),
+        max_length=max(lengths),
     )
+    return pattern, any(is_ss2d(n) and element(n.input[0]) != element(_decay(n)) for n in scans)
+
+
+def _decay(node: NodeProto) -> str:
+    """The name of A, dim by N."""
+    return node.input[SS2D_INPUTS.index("A") if is_ss2d(node) else INPUTS.index("A")]
 
 
 def _known(value: TypeProto | None) -> bool:
@@ -250,7 +297,7 @@ def _known(value: TypeProto | None) -> bool:
 
 def _types(model: ModelProto) -> dict[str, TypeProto]:
     types: dict[str, TypeProto] = {}
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for value in (*graph.value_info, *graph.input, *graph.output):
             types[value.name] = value.type
         for tensor in graph.initializer:

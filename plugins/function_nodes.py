@@ -15,14 +15,23 @@ left out of every shape where all nodes of the model have N = 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["DOMAIN", "INPUTS", "OP_TYPE", "Nodes", "Pattern", "build_function", "softplus"]
+__all__ = [
+    "DOMAIN",
+    "INPUTS",
+    "OP_TYPE",
+    "Nodes",
+    "Pattern",
+    "all_graphs",
+    "build_function",
+    "softplus",
+]
 
 DOMAIN = "tfanet"
 OP_TYPE = "SelectiveScan"
@@ -86,6 +95,15 @@ class Nodes:
             return [helper.make_tensor_value_info(n, elem, None) for n in names]
 
         return helper.make_graph(self.nodes, name, typed(inputs), typed(outputs))
+
+
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from all_graphs(inner) if inner.node else ()
 
 
 def softplus(f: Nodes, x: str, dtype: np.dtype[Any], engine: bool) -> str:

@@ -1,12 +1,12 @@
-"""The ONNX operator tfanet::SelectiveScan, version 1: its schema and its torch.onnx translation.
+"""The ONNX operators tfanet::SelectiveScan and tfanet::SS2D, version 1: schemas and translations.
 
-Importing this module registers the schema with onnx, once per process, so that the checker and
-strict shape inference know the operator. PyTorch is imported by `custom_translation_table` alone.
+Importing this module registers the schemas with onnx, once per process, so that the checker and
+strict shape inference know the operators. PyTorch is imported by `custom_translation_table` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from onnx import AttributeProto, TensorProto, TypeProto, defs
@@ -14,8 +14,9 @@ from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
+from .ss2d_nodes import DIRECTIONS, SS2D_INPUTS, SS2D_OP_TYPE
 
-__all__ = ["DOMAIN", "OP_TYPE", "OP_VERSION", "custom_translation_table", "schema"]
+__all__ = ["DOMAIN", "OP_TYPE", "OP_VERSION", "custom_translation_table", "schema", "ss2d_schema"]
 
 OP_VERSION = 1
 
@@ -27,6 +28,15 @@ Selective state-space scan of Mamba with a real, diagonal A:
     y_t = sum_n C_t h_t + D u_t,                    y *= z sigmoid(z)
 
 Channel c reads B and C of group c / (dim / G). The state is float32, or double for double inputs.
+"""
+_SS2D_DOC = """
+VMamba's selective scan of a map u in four directions k: rows, columns, rows reversed, columns
+reversed.
+
+    (dt_k, B_k, C_k) = x_proj_weight[k] u          at every pixel
+    y = sum_k SelectiveScan(u, dt_weight[k] dt_k, A_k, B_k, C_k, D_k, dt_bias[k]), with softplus,
+
+along direction k, put back in place. Projections and state are in the type of the weights.
 """
 _ANY_FLOAT = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"]
 # What every axis stands for; equal names are equal sizes.
@@ -41,62 +51,89 @@ _AXES = {
     "z": ("batch", "dim", "L"),
 }
 _WEIGHTS = ("A", "D", "delta_bias")
+_SS2D_AXES = {
+    "u": ("batch", "E", "H", "W"),
+    "x_proj_weight": ("K", "R + 2N", "E"),
+    "dt_weight": ("K", "E", "R"),
+    "dt_bias": ("K", "E"),
+    "A": ("4E", "N"),
+    "D": ("4E",),
+}
 
 
-def _unify(sizes: dict[str, tuple[int, str]], axis: str, size: int, name: str) -> None:
-    known, owner = sizes.setdefault(axis, (size, name))
-    if known != size:
-        raise InferenceError(
-            f"{OP_TYPE}: {axis} is {size} in input {name} but {known} in input {owner}; "
-            f"{name} must have the shape ({', '.join(_AXES[name])})"
-        )
-
-
-def _infer(context: Any) -> None:
-    """y has u's element type and the shape (batch, dim, L); ranks and equal sizes are checked."""
+def _infer(
+    context: Any, operator: str, all_axes: dict[str, tuple[str, ...]], weights: Collection[str]
+) -> dict[str, tuple[int, str]]:
+    """y has u's element type and shape; ranks and equal sizes are checked. Returns known sizes."""
     sizes: dict[str, tuple[int, str]] = {}
     named: dict[str, str] = {}
     element: dict[str, tuple[int, str]] = {}
-    for index, name in enumerate(INPUTS):
+    for index, (name, axes) in enumerate(all_axes.items()):
         proto = context.get_input_type(index) if index < context.get_num_inputs() else None
         if proto is None or not proto.HasField("tensor_type"):
             continue
         tensor = proto.tensor_type
         if tensor.elem_type:
-            role = "weight" if name in _WEIGHTS else "sequence"
+            role = "weight" if name in weights else "sequence"
             known, owner = element.setdefault(role, (tensor.elem_type, name))
             if known != tensor.elem_type:
                 raise InferenceError(
-                    f"{OP_TYPE}: input {name} is {TensorProto.DataType.Name(tensor.elem_type)} "
+                    f"{operator}: input {name} is {TensorProto.DataType.Name(tensor.elem_type)} "
                     f"but input {owner} is {TensorProto.DataType.Name(known)}; cast one of them"
                 )
         if not tensor.HasField("shape"):
             continue
-        dims, axes = tensor.shape.dim, _AXES[name]
+        dims = tensor.shape.dim
         if len(dims) != len(axes):
             raise InferenceError(
-                f"{OP_TYPE}: input {name} has rank {len(dims)}, expected {len(axes)}: "
+                f"{operator}: input {name} has rank {len(dims)}, expected {len(axes)}: "
                 f"({', '.join(axes)})"
             )
         for axis, dim in zip(axes, dims, strict=True):
             if dim.HasField("dim_value"):
-                _unify(sizes, axis, dim.dim_value, name)
+                size = dim.dim_value
+                known, owner = sizes.setdefault(axis, (size, name))
+                if known != size:
+                    raise InferenceError(
+                        f"{operator}: {axis} is {size} in input {name} but {known} in input "
+                        f"{owner}; {name} must have the shape ({', '.join(axes)})"
+                    )
             elif dim.dim_param:
                 named.setdefault(axis, dim.dim_param)
-    if "G" in sizes and "dim" in sizes:
-        groups, dim_size = sizes["G"][0], sizes["dim"][0]
-        if groups == 0 or dim_size % groups:
-            raise InferenceError(f"{OP_TYPE}: dim {dim_size} is not a multiple of G {groups}")
-
     output = TypeProto()
     output.tensor_type.elem_type = element["sequence"][0] if "sequence" in element else 0
-    for axis in _AXES["u"]:
+    for axis in all_axes["u"]:
         entry = output.tensor_type.shape.dim.add()
         if axis in sizes:
             entry.dim_value = sizes[axis][0]
         elif axis in named:
             entry.dim_param = named[axis]
     context.set_output_type(0, output)
+    return sizes
+
+
+def _infer_scan(context: Any) -> None:
+    sizes = _infer(context, OP_TYPE, _AXES, _WEIGHTS)
+    if "G" in sizes and "dim" in sizes:
+        groups, dim_size = sizes["G"][0], sizes["dim"][0]
+        if groups == 0 or dim_size % groups:
+            raise InferenceError(f"{OP_TYPE}: dim {dim_size} is not a multiple of G {groups}")
+
+
+def _infer_ss2d(context: Any) -> None:
+    sizes = {
+        axis: size
+        for axis, (size, _) in _infer(context, SS2D_OP_TYPE, _SS2D_AXES, SS2D_INPUTS[1:]).items()
+    }
+    inner, rank, states = (sizes.get(axis) for axis in ("E", "R", "N"))
+    expected = {"K": DIRECTIONS}
+    if inner is not None:
+        expected["4E"] = DIRECTIONS * inner
+    if rank is not None and states is not None:
+        expected["R + 2N"] = rank + 2 * states
+    for axis, size in expected.items():
+        if sizes.get(axis, size) != size:
+            raise InferenceError(f"{SS2D_OP_TYPE}: {axis} is {sizes[axis]}, expected {size}")
 
 
 def schema() -> OpSchema:
@@ -132,9 +169,35 @@ def schema() -> OpSchema:
             )
         ],
     )
-    new.set_type_and_shape_inference_function(_infer)
+    new.set_type_and_shape_inference_function(_infer_scan)
     defs.register_schema(new)
     return defs.get_schema(OP_TYPE, OP_VERSION, DOMAIN)
+
+
+def ss2d_schema() -> OpSchema:
+    """The registered schema of tfanet::SS2D-1; registers it on the first call."""
+    if defs.has(SS2D_OP_TYPE, OP_VERSION, DOMAIN):
+        return defs.get_schema(SS2D_OP_TYPE, OP_VERSION, DOMAIN)
+    new = OpSchema(
+        SS2D_OP_TYPE,
+        DOMAIN,
+        OP_VERSION,
+        _SS2D_DOC,
+        inputs=[
+            OpSchema.FormalParameter(
+                name, "T" if name == "u" else "W", f"shape ({', '.join(axes)})"
+            )
+            for name, axes in _SS2D_AXES.items()
+        ],
+        outputs=[OpSchema.FormalParameter("y", "T", "shape (batch, E, H, W)")],
+        type_constraints=[
+            ("T", _ANY_FLOAT, "type of the map and of the result"),
+            ("W", _ANY_FLOAT[2:], "type of the weights and of the arithmetic"),
+        ],
+    )
+    new.set_type_and_shape_inference_function(_infer_ss2d)
+    defs.register_schema(new)
+    return defs.get_schema(SS2D_OP_TYPE, OP_VERSION, DOMAIN)
 
 
 def _int_attribute(name: str, value: int) -> AttributeProto:
@@ -150,9 +213,11 @@ def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     import onnxscript
     import torch
 
-    from . import scan  # noqa: F401  (registers torch.ops.tfanet.selective_scan)
+    from . import scan2d  # noqa: F401  (registers torch.ops.tfanet.ss2d and selective_scan)
 
-    operator = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, OP_VERSION), OP_TYPE, schema())
+    opset = onnxscript.values.Opset(DOMAIN, OP_VERSION)
+    operator = onnxscript.values.Op(opset, OP_TYPE, schema())
+    fused = onnxscript.values.Op(opset, SS2D_OP_TYPE, ss2d_schema())
 
     def selective_scan(
         u: Any,
@@ -167,7 +232,14 @@ def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     ) -> Any:
         return operator(u, delta, A, B, C, D, delta_bias, z, delta_softplus=int(delta_softplus))
 
-    return {torch.ops.tfanet.selective_scan.default: selective_scan}
+    def ss2d(u: Any, x_proj_weight: Any, dt_weight: Any, dt_bias: Any, A: Any, D: Any) -> Any:
+        return fused(u, x_proj_weight, dt_weight, dt_bias, A, D)
+
+    return {
+        torch.ops.tfanet.selective_scan.default: selective_scan,
+        torch.ops.tfanet.ss2d.default: ss2d,
+    }
 
 
 schema()
+ss2d_schema()

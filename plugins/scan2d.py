@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -181,8 +182,8 @@ _ss2d.register_autograd(_backward, setup_context=_setup_context)
 
 
 @register_flop_formula(torch.ops.tfanet.ss2d)
-def _flops(
-    u_shape: torch.Size, x_proj_shape: torch.Size, dt_shape: torch.Size, *rest: Any, **_: Any
+def ss2d_flops(
+    u_shape: Sequence[int], x_proj_shape: Sequence[int], dt_shape: Sequence[int], *_: Any, **__: Any
 ) -> int:
     """Two products per pixel and direction, and the scans in VMamba's convention, 9 N + 1."""
     batch, inner, height, width = u_shape

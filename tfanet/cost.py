@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tfanet.config import TFANetConfig, check_image_size
 from tfanet.model import TFANet
+from tfanet.plugins.scan2d import ss2d_flops
 
 __all__ = ["describe", "table4"]
 
@@ -24,8 +25,9 @@ class _ScanCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         self.scans: list[tuple[str, int, int, int, int]] = []
-        scan = torch.ops.tfanet.selective_scan
-        super().__init__(display=False, custom_mapping={scan: self._count_scan})
+        scan, fused = torch.ops.tfanet.selective_scan, torch.ops.tfanet.ss2d
+        mapping = {scan: self._count_scan, fused: self._count_ss2d}
+        super().__init__(display=False, custom_mapping=mapping)
 
     def _count_scan(
         self,
@@ -37,9 +39,15 @@ class _ScanCounter(FlopCounterMode):
         **__: Any,
     ) -> int:
         groups, state, channels, length = B[1], A[1], u[1] // B[1], u[2]
-        where = "CSSM" if groups == 2 else "SS2D"
-        self.scans.append((where, groups, channels, state, length))
+        self.scans.append(("CSSM", groups, channels, state, length))
         return u[0] * u[1] * u[2] * (9 * state + 1)
+
+    def _count_ss2d(
+        self, u: Sequence[int], x_proj: Sequence[int], dt: Sequence[int], *_: Any, **__: Any
+    ) -> int:
+        state = (x_proj[1] - dt[2]) // 2
+        self.scans.append(("SS2D", x_proj[0], u[1], state, u[2] * u[3]))
+        return ss2d_flops(u, x_proj, dt)
 
 
 def describe(config: TFANetConfig, image_size: tuple[int, int] | None = None) -> dict[str, Any]:

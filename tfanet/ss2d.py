@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfanet.plugins import selective_scan
+from tfanet.plugins import selective_scan, ss2d
 
-__all__ = ["SS2D", "LayerNorm2d", "Linear2d", "ScanBlock", "cross_merge", "cross_scan"]
+__all__ = ["SS2D", "LayerNorm2d", "Linear2d", "ScanBlock"]
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -40,29 +40,6 @@ class Linear2d(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-
-
-def cross_scan(maps: list[Tensor]) -> Tensor:
-    """One map (B, c, H, W) per direction to sequences (B, 4, c, H*W).
-
-    Directions: rows, columns, rows reversed, columns reversed.
-    """
-    k0, k1, k2, k3 = maps
-    sequences = [
-        k0.flatten(2),
-        k1.transpose(2, 3).flatten(2),
-        k2.flatten(2).flip(-1),
-        k3.transpose(2, 3).flatten(2).flip(-1),
-    ]
-    return torch.stack(sequences, dim=1)
-
-
-def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum of the four directions, each put back in place: (B, 4, c, H*W) to (B, c, H, W)."""
-    y0, y1, y2, y3 = y.unbind(1)
-    rows = (y0 + y2.flip(-1)).unflatten(-1, (height, width))
-    columns = (y1 + y3.flip(-1)).unflatten(-1, (width, height))
-    return rows + columns.transpose(2, 3)
 
 
 class ScanBlock(nn.Module):
@@ -142,11 +119,13 @@ class SS2D(ScanBlock):
         self.out_proj = Linear2d(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
         u = F.silu(self.conv2d(self.in_proj(x)))  # (B, E, H, W)
-        # The projections work on single pixels, so they commute with the order of scanning: one
-        # 1x1 convolution serves all directions, and only its few rows are put in four orders.
-        projected = F.conv2d(u, self.projection_weight()[:, :, None, None])
-        rows = list(projected.chunk(4, dim=1))  # 4 x (B, R + 2N, H, W)
-        y = self.scan(cross_scan([u] * 4), cross_scan(rows))  # (B, 4, E, H*W)
-        return self.out_proj(self.out_norm(cross_merge(y, height, width)))
+        y = ss2d(
+            u,
+            self.x_proj_weight.float(),
+            self.dt_projs_weight.float(),
+            self.dt_projs_bias.float(),
+            -torch.exp(self.A_logs.float()),
+            self.Ds.float(),
+        )
+        return self.out_proj(self.out_norm(y))

@@ -1,0 +1,159 @@
+#include "operator.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+
+namespace tfanet_ort {
+
+const OrtApi* g_api = nullptr;
+
+OrtStatus* failure(const OperatorSpec& spec, OrtErrorCode code, const char* format, ...) {
+  char text[256];
+  const int start = std::snprintf(text, sizeof text, "%s: ", spec.name);
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text + start, sizeof text - static_cast<size_t>(start), format, arguments);
+  va_end(arguments);
+  return g_api->CreateStatus(code, text);
+}
+
+namespace {
+
+OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const OperatorSpec& spec,
+                       const InputSpec& input, Operands& operands) {
+  size_t rank = 0;
+  int64_t shape[4] = {};
+  RETURN_IF_ERROR(g_api->GetDimensionsCount(info, &rank));
+  if (rank != input.rank) {
+    return failure(spec, ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %zu", input.name,
+                   rank, input.rank);
+  }
+  RETURN_IF_ERROR(g_api->GetDimensions(info, shape, rank));
+  for (size_t i = 0; i < rank; ++i) {
+    int64_t& known = operands.sizes[input.axes[i]];
+    if (known < 0) known = shape[i];
+    if (known != shape[i]) {
+      return failure(spec, ORT_INVALID_ARGUMENT,
+                     "%s is %lld in input %s, but %lld in an input before it",
+                     spec.axes[input.axes[i]], static_cast<long long>(shape[i]), input.name,
+                     static_cast<long long>(known));
+    }
+  }
+  return nullptr;
+}
+
+OrtStatus* read_input(const OrtKernelContext* context, const OperatorSpec& spec, size_t index,
+                      Operands& operands) {
+  const OrtValue* value = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetInput(context, index, &value));
+  if (value == nullptr) {
+    if (index >= spec.required) return nullptr;
+    return failure(spec, ORT_INVALID_ARGUMENT, "input %s is missing", spec.input[index].name);
+  }
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  RETURN_IF_ERROR(g_api->GetTensorTypeAndShape(value, &info));
+  OrtStatus* status = check_shape(info, spec, spec.input[index], operands);
+  g_api->ReleaseTensorTypeAndShapeInfo(info);
+  RETURN_IF_ERROR(status);
+  void* data = nullptr;
+  RETURN_IF_ERROR(g_api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  operands.data[index] = data;
+  return nullptr;
+}
+
+// Other sizes than those of the first input are checked when the node runs.
+OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
+  OrtTensorTypeAndShapeInfo* first = nullptr;
+  RETURN_IF_ERROR(g_api->ShapeInferContext_GetInputTypeShape(context, 0, &first));
+  return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, first);
+}
+
+OrtStatus* operator_domain(OrtCustomOpDomain** result) {
+  OrtCustomOpDomain* domain = nullptr;
+  RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &domain));
+  for (const auto add : {add_selective_scan, add_ss2d}) {
+    if (OrtStatus* status = add(domain)) {
+      g_api->ReleaseCustomOpDomain(domain);
+      return status;
+    }
+  }
+  *result = domain;
+  return nullptr;
+}
+
+}  // namespace
+
+OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec,
+                       Operands& operands) {
+  size_t inputs = 0;
+  RETURN_IF_ERROR(g_api->KernelContext_GetInputCount(context, &inputs));
+  if (inputs < spec.required) {
+    return failure(spec, ORT_INVALID_ARGUMENT, "has %zu inputs, needs %zu", inputs, spec.required);
+  }
+  for (size_t i = 0; i < std::min(inputs, spec.inputs); ++i) {
+    RETURN_IF_ERROR(read_input(context, spec, i, operands));
+  }
+  return nullptr;
+}
+
+Operator::Operator(const OperatorSpec& spec_of_all, ONNXTensorElementDataType sequence_type,
+                   ONNXTensorElementDataType weight_type)
+    : OrtCustomOp{}, spec(&spec_of_all), sequence(sequence_type), weight(weight_type) {
+  version = kApiVersion;
+  GetName = [](const OrtCustomOp* op) { return self(op).spec->name; };
+  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).spec->inputs; };
+  GetInputType = [](const OrtCustomOp* op, size_t index) {
+    return self(op).spec->input[index].weight ? self(op).weight : self(op).sequence;
+  };
+  GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {
+    return index < self(op).spec->required ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+  };
+  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+  GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  GetOutputType = [](const OrtCustomOp* op, size_t) { return self(op).sequence; };
+  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  InferOutputShapeFn = infer_shape;
+}
+
+tfanet::DType kernel_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+      return tfanet::kFloat64;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return tfanet::kFloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return tfanet::kBFloat16;
+    default:
+      return tfanet::kFloat32;
+  }
+}
+
+}  // namespace tfanet_ort
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
+RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace tfanet_ort;
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) {
+    return base->GetApi(1)->CreateStatus(
+        ORT_NOT_IMPLEMENTED, "tfanet: ONNX Runtime 1.20 or newer is needed; upgrade it");
+  }
+  // Sessions may be made in several threads at once: the first call sets everything up.
+  static OrtCustomOpDomain* domain = nullptr;
+  static OrtStatus* const problem = [api] {
+    g_api = api;
+    return operator_domain(&domain);
+  }();
+  if (problem != nullptr) {
+    return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
+  }
+  return api->AddCustomOpDomain(options, domain);
+}

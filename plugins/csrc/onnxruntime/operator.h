@@ -1,0 +1,86 @@
+// What the operators for ONNX Runtime share: their description, the check of operands, errors.
+//
+// Only the C interface of ONNX Runtime is used, no exception crosses it, and every function comes
+// from the running ONNX Runtime: kApiVersion is the oldest one that loads this library.
+#ifndef TFANET_ONNXRUNTIME_OPERATOR_H
+#define TFANET_ONNXRUNTIME_OPERATOR_H
+
+#include <onnxruntime_c_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../selective_scan.h"
+
+namespace tfanet_ort {
+
+constexpr uint32_t kApiVersion = 20;
+static_assert(ORT_API_VERSION >= kApiVersion, "headers of ONNX Runtime 1.20 or newer are needed");
+
+// Below this cost one thread is done before a second one has woken up.
+constexpr double kCostWorthThreads = 100e3;
+// Parts that a call is cut into at most.
+constexpr int64_t kParts = 32;
+
+// Set once, before any operator exists.
+extern const OrtApi* g_api;
+
+#define RETURN_IF_ERROR(call)                             \
+  do {                                                    \
+    OrtStatus* const status_of_call = (call);             \
+    if (status_of_call != nullptr) return status_of_call; \
+  } while (false)
+
+constexpr size_t kMaxInputs = 8, kMaxAxes = 9;
+
+struct InputSpec {
+  const char* name;
+  bool weight;  // of the operator's second element type
+  size_t rank;
+  size_t axes[4];
+};
+
+// Inputs and the names of the axes that their shapes are made of: equal axes are equal sizes. The
+// one output has the element type and the shape of the first input.
+struct OperatorSpec {
+  const char* name;
+  size_t inputs, required;
+  InputSpec input[kMaxInputs];
+  const char* axes[kMaxAxes];
+};
+
+// "<operator>: <message>", in the manner of printf.
+OrtStatus* failure(const OperatorSpec& spec, OrtErrorCode code, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// Operands of one call; an axis of size -1 is not known, an optional input may be null.
+struct Operands {
+  const void* data[kMaxInputs] = {};
+  int64_t sizes[kMaxAxes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
+};
+
+// Reads all inputs; an error names the one that is missing or whose shape does not fit.
+OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec,
+                       Operands& operands);
+
+// An operator for one pair of element types: of most inputs and the output, and of the weights.
+// What remains to be set are CreateKernelV2, KernelComputeV2 and KernelDestroy.
+struct Operator : OrtCustomOp {
+  Operator(const OperatorSpec& spec, ONNXTensorElementDataType sequence,
+           ONNXTensorElementDataType weight);
+
+  const OperatorSpec* spec;
+  ONNXTensorElementDataType sequence, weight;
+};
+
+inline const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+
+tfanet::DType kernel_type(ONNXTensorElementDataType type);
+
+// Each adds its operators, which live as long as the process, to the domain.
+OrtStatus* add_selective_scan(OrtCustomOpDomain* domain);
+OrtStatus* add_ss2d(OrtCustomOpDomain* domain);
+
+}  // namespace tfanet_ort
+
+#endif

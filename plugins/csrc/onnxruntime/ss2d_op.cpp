@@ -1,0 +1,160 @@
+// The operator tfanet::SS2D, version 1, for ONNX Runtime: the kernel of ss2d.h on the session's own
+// threads, its workspace from the session's own allocator.
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "../ss2d.h"
+#include "operator.h"
+
+namespace tfanet_ort {
+namespace {
+
+enum Input : size_t { kU, kXProjWeight, kDtWeight, kDtBias, kA, kD, kInputs };
+enum Axis : size_t { kBatch, kE, kH, kW, kK, kRows, kR, kKE, kN };
+
+constexpr OperatorSpec kSpec = {"SS2D",
+                                kInputs,
+                                kInputs,
+                                {{"u", false, 4, {kBatch, kE, kH, kW}},
+                                 {"x_proj_weight", true, 3, {kK, kRows, kE}},
+                                 {"dt_weight", true, 3, {kK, kE, kR}},
+                                 {"dt_bias", true, 2, {kK, kE}},
+                                 {"A", true, 2, {kKE, kN}},
+                                 {"D", true, 1, {kKE}}},
+                                {"batch", "E", "H", "W", "K", "R + 2N", "R", "4E", "N"}};
+
+OrtStatus* check_size(const int64_t* sizes, Axis axis, int64_t expected) {
+  if (sizes[axis] == expected) return nullptr;
+  return failure(kSpec, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", kSpec.axes[axis],
+                 static_cast<long long>(sizes[axis]), static_cast<long long>(expected));
+}
+
+// A block of the session's memory, aligned to 64 bytes.
+class Memory {
+ public:
+  OrtStatus* take(const OrtKernelContext* context, int64_t bytes) {
+    RETURN_IF_ERROR(g_api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info_));
+    RETURN_IF_ERROR(g_api->KernelContext_GetAllocator(context, info_, &allocator_));
+    return g_api->AllocatorAlloc(allocator_, static_cast<size_t>(bytes) + kAlignment, &memory_);
+  }
+  void* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(memory_);
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  Memory() = default;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() {
+    if (memory_ != nullptr) {
+      if (OrtStatus* status = g_api->AllocatorFree(allocator_, memory_)) {
+        g_api->ReleaseStatus(status);
+      }
+    }
+    if (allocator_ != nullptr) g_api->ReleaseAllocator(allocator_);
+    if (info_ != nullptr) g_api->ReleaseMemoryInfo(info_);
+  }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  OrtMemoryInfo* info_ = nullptr;
+  OrtAllocator* allocator_ = nullptr;
+  void* memory_ = nullptr;
+};
+
+// Units of a phase, taken by whichever part is free.
+struct Work {
+  const tfanet::SS2DArgs& args;
+  tfanet::SS2DPhase phase;
+  int64_t units;
+  std::atomic<int64_t> next{0};
+};
+
+void run_part(void* work_of_all, size_t part) {
+  auto& work = *static_cast<Work*>(work_of_all);
+  for (int64_t unit; (unit = work.next++) < work.units;) {
+    tfanet::run_ss2d(work.args, work.phase, unit, static_cast<int64_t>(part));
+  }
+}
+
+OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
+  const Operator& op = *static_cast<const Operator*>(op_of_node);
+  Operands operands;
+  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
+  const int64_t* sizes = operands.sizes;
+  RETURN_IF_ERROR(check_size(sizes, kK, tfanet::kDirections));
+  RETURN_IF_ERROR(check_size(sizes, kRows, sizes[kR] + 2 * sizes[kN]));
+  RETURN_IF_ERROR(check_size(sizes, kKE, tfanet::kDirections * sizes[kE]));
+  OrtValue* output = nullptr;
+  void* y = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
+  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+
+  tfanet::SS2DArgs args{};
+  args.batch = sizes[kBatch];
+  args.channels = sizes[kE];
+  args.height = sizes[kH];
+  args.width = sizes[kW];
+  args.rank = sizes[kR];
+  args.state = sizes[kN];
+  args.dtype = kernel_type(op.sequence);
+  args.isa = tfanet::kAutomatic;
+  args.u = operands.data[kU];
+  args.x_proj_weight = operands.data[kXProjWeight];
+  args.dt_weight = operands.data[kDtWeight];
+  args.dt_bias = operands.data[kDtBias];
+  args.A = operands.data[kA];
+  args.D = operands.data[kD];
+  args.y = y;
+  if (const char* why = tfanet::check(args)) {
+    return failure(kSpec, ORT_INVALID_ARGUMENT, "%s", why);
+  }
+  const int64_t channel_units = tfanet::ss2d_units(args, tfanet::kScan);
+  if (channel_units == 0) return nullptr;  // an empty map
+  const double cost =
+      static_cast<double>(channel_units) * tfanet::ss2d_unit_cost(args, tfanet::kScan);
+  const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  const int64_t parts = cost < kCostWorthThreads ? 1 : std::min(cores, kParts);
+
+  Memory memory;
+  RETURN_IF_ERROR(memory.take(context, tfanet::ss2d_workspace(args, parts)));
+  args.workspace = memory.data();
+  for (const tfanet::SS2DPhase phase : {tfanet::kProject, tfanet::kScan}) {
+    Work work{args, phase, tfanet::ss2d_units(args, phase)};
+    const auto wanted = static_cast<size_t>(std::min(parts, work.units));
+    if (wanted == 1) {
+      run_part(&work, 0);
+    } else {
+      RETURN_IF_ERROR(g_api->KernelContext_ParallelFor(context, run_part, wanted, wanted, &work));
+    }
+  }
+  return nullptr;
+}
+
+struct SS2DOp : Operator {
+  SS2DOp(ONNXTensorElementDataType map_type, ONNXTensorElementDataType weight_type)
+      : Operator(kSpec, map_type, weight_type) {
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo*,
+                        void** result) -> OrtStatus* {
+      *result = const_cast<Operator*>(&self(op));  // a node has nothing of its own
+      return nullptr;
+    };
+    KernelComputeV2 = compute;
+    KernelDestroy = [](void*) {};
+  }
+};
+
+}  // namespace
+
+OrtStatus* add_ss2d(OrtCustomOpDomain* domain) {
+  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+  static SS2DOp ops[] = {{kFloat, kFloat},
+                         {kDouble, kDouble},
+                         {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, kFloat},
+                         {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, kFloat}};
+  for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
+  return nullptr;
+}
+
+}  // namespace tfanet_ort
