@@ -55,6 +55,9 @@ def preset_shapes(name: str) -> list[Shape]:
             if func is torch.ops.tfanet.selective_scan.default:
                 u, B = args[0], args[3]
                 found.add((B.shape[1], u.shape[1] // B.shape[1], B.shape[2], u.shape[2]))
+            if func is torch.ops.tfanet.ss2d.default:  # four scans in one
+                u, A = args[0], args[4]
+                found.add((4, u.shape[1], A.shape[1], u.shape[2] * u.shape[3]))
             return func(*args, **(kwargs or {}))
 
     config = preset(name)

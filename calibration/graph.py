@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tfanet.errors import InputError
+from tfanet.plugins import expand_ss2d
 
 __all__ = ["Graph", "fold_weights", "load"]
 
@@ -24,13 +25,13 @@ _QDQ = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
 def load(path: str | Path) -> ModelProto:
-    """Read an ONNX file.
+    """Read an ONNX file; 2-D scans as their parts, whose products can be quantised.
 
     Raises:
         InputError: where it cannot be read.
     """
     try:
-        return onnx.load(path)
+        return expand_ss2d(onnx.load(path))
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} can't be read as an ONNX model: {error}") from error
 

@@ -19,6 +19,7 @@ from tfanet.export.write import check_target, new_bundle
 from tfanet.model import TFANet
 from tfanet.plugins import onnx_op
 from tfanet.plugins.function_body import KINDS, count_scan_nodes
+from tfanet.plugins.ss2d_nodes import is_ss2d
 from tfanet.runtime.bundle import FILES, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, file_facts
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from tfanet.runtime.tokenizer import TextTokenizer
@@ -36,6 +37,7 @@ def export_bundle(
     output: str | Path,
     *,
     function: str = "sequential",
+    fuse: bool = True,
     image_size: tuple[int, int] | None = None,
     dynamic_batch: bool = True,
     opset: int = 20,
@@ -47,6 +49,7 @@ def export_bundle(
         model: a TFANet, a checkpoint file, or a preset's name.
         output: the bundle's directory; a bundle that is there already is replaced.
         function: the scan in standard operators: "sequential", "parallel" or "none".
+        fuse: 2-D scans are single nodes, tfanet::SS2D, else their parts (the same numbers).
         image_size: (H, W), multiples of 32; default: the model's.
         dynamic_batch: leave the batch open, else fix it at 1.
         opset: 18 to 23.
@@ -70,7 +73,7 @@ def export_bundle(
     check_image_size(size)
 
     with new_bundle(output) as work:
-        _write(work, network, source, size, function, dynamic_batch, opset, progress)
+        _write(work, network, source, size, function, fuse, dynamic_batch, opset, progress)
     return Bundle.open(output)
 
 
@@ -80,6 +83,7 @@ def _write(
     source: str,
     size: tuple[int, int],
     function: str,
+    fuse: bool,
     dynamic_batch: bool,
     opset: int,
     progress: Progress | None,
@@ -95,9 +99,9 @@ def _write(
     del text
     report("exporting image.onnx", 1)
     image = onnx_export.export_image(
-        network, size, function=function, dynamic_batch=dynamic_batch, opset=opset
+        network, size, function=function, fuse=fuse, dynamic_batch=dynamic_batch, opset=opset
     )
-    calls = count_scan_nodes(image)
+    calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
     interface["image.onnx"] = _save(image, work / "image.onnx")
     del image
     asset = resources.files("tfanet") / "assets" / "clip_tokenizer.json"
@@ -140,6 +144,7 @@ def _write(
             "version": onnx_op.OP_VERSION,
             "function": function,
             "calls": calls,
+            "fused": fused,
         },
         precision="fp32",
         dynamic_batch=dynamic_batch,

@@ -28,7 +28,7 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError
 from tfanet.export.simplify import simplify
-from tfanet.plugins.function_body import attach_by_length
+from tfanet.plugins.function_body import attach_by_length, expand_ss2d
 from tfanet.runtime.engine import MODULES, load_module
 
 __all__ = ["COMPUTE", "Profile", "build_engine", "engine_graph"]
@@ -246,11 +246,11 @@ def _last_line(log: IO[str]) -> str:
 
 
 def load_graph(path: Path) -> ModelProto:
-    """An ONNX file, checked by ONNX before any engine library sees it."""
+    """An ONNX file, checked by ONNX before any engine library sees it; 2-D scans as their parts."""
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} is no valid ONNX model: {reason}") from error
-    return model
+    return expand_ss2d(model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tfanet.errors import InputError
 from tfanet.export.simplify import simplify
 from tfanet.model import TFANet
-from tfanet.plugins import attach, custom_translation_table
+from tfanet.plugins import attach, custom_translation_table, expand_ss2d
 
 __all__ = ["IMAGE_INPUTS", "OPSETS", "export_image", "export_text", "graph_interface"]
 
@@ -64,6 +64,7 @@ def export_image(
     size: tuple[int, int],
     *,
     function: str = "sequential",
+    fuse: bool = True,
     dynamic_batch: bool = True,
     opset: int = 20,
 ) -> ModelProto:
@@ -71,6 +72,7 @@ def export_image(
 
     Args:
         size: (H, W), fixed in the graph. function: the scan's body, see `tfanet.plugins.attach`.
+        fuse: one tfanet::SS2D node per 2-D scan, else its parts around tfanet::SelectiveScan.
     """
     config = model.config
     batch = EXAMPLE_BATCH if dynamic_batch else 1
@@ -83,7 +85,7 @@ def export_image(
     graph = _export(
         _ImageGraph(model), example, IMAGE_INPUTS, ("mask_logit",), dynamic_batch, opset
     )
-    graph = attach(graph, function)
+    graph = attach(graph if fuse else expand_ss2d(graph), function)
     graph.ir_version = IR_VERSION
     return graph
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfanet.plugins.function_body import attach, rewrite
+    from tfanet.plugins.function_body import attach, expand_ss2d, rewrite
     from tfanet.plugins.native import cpu_library_path, ort_library_path
     from tfanet.plugins.onnx_op import custom_translation_table
     from tfanet.plugins.reference import (
@@ -24,6 +24,7 @@ __all__ = [
     "attach",
     "cpu_library_path",
     "custom_translation_table",
+    "expand_ss2d",
     "ort_library_path",
     "rewrite",
     "selective_scan",
@@ -37,6 +38,7 @@ _HOMES = {
     "attach": "function_body",
     "cpu_library_path": "native",
     "custom_translation_table": "onnx_op",
+    "expand_ss2d": "function_body",
     "ort_library_path": "native",
     "rewrite": "function_body",
     "selective_scan": "scan",

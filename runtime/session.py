@@ -9,6 +9,7 @@ from tfanet.errors import InputError, MissingDependencyError
 
 __all__ = ["Shapes", "check_interface", "open_session"]
 
+_OPERATORS = ("SelectiveScan", "SS2D")
 Shapes = dict[str, tuple[int | None, ...]]  # None: any size
 
 
@@ -63,9 +64,10 @@ def open_session(
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         message = _first_line(error)
-        if "tfanet:SelectiveScan" in message and "not a registered" in message:
+        unknown = [name for name in _OPERATORS if f"tfanet:{name}" in message]
+        if unknown and "not a registered" in message:
             raise MissingDependencyError(
-                f"{path} holds the operator tfanet::SelectiveScan without a function body, and no "
+                f"{path} holds the operator tfanet::{unknown[0]} without a function body, and no "
                 "operator library is loaded: build it with `make native`, or export the model with "
                 "--function sequential"
             ) from error

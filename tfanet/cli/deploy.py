@@ -29,6 +29,12 @@ def add_verbs(verbs: Verbs) -> None:
         "plain ONNX Runtime), parallel (for TensorRT-RTX and OpenVINO) or none",
     )
     export.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="each 2-D scan as one node, tfanet::SS2D (default), or as its parts",
+    )
+    export.add_argument(
         "--image-size", type=image_size, help="480 or HEIGHTxWIDTH, multiples of 32"
     )
     export.add_argument(
@@ -168,6 +174,7 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
         args.checkpoint or args.preset,
         args.output,
         function=args.function,
+        fuse=args.fuse,
         image_size=args.image_size,
         dynamic_batch=args.dynamic_batch,
         opset=args.opset,

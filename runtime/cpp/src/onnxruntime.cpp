@@ -146,11 +146,14 @@ Session::Session(const OnnxRuntime& onnxruntime, const FileBytes& file,
   } catch (const Error& error) {
     const std::string message = error.what();
     if (error.status == TFANET_OUT_OF_MEMORY) throw;
-    if (contains(message, "tfanet:SelectiveScan") && contains(message, "not a registered")) {
-      fail(TFANET_MISSING_DEPENDENCY, path_,
-           " holds the operator tfanet::SelectiveScan without a function body, and no operator "
-           "library is loaded: build it with `make native`, or export the model with --function "
-           "sequential");
+    for (const char* name : {"SelectiveScan", "SS2D"}) {
+      const std::string operator_name = std::string("tfanet:") + name;
+      if (!contains(message, operator_name.c_str()) || !contains(message, "not a registered")) {
+        continue;
+      }
+      fail(TFANET_MISSING_DEPENDENCY, path_, " holds the operator tfanet::", name,
+           " without a function body, and no operator library is loaded: build it with `make "
+           "native`, or export the model with --function sequential");
     }
     fail(TFANET_BAD_BUNDLE, path_, " cannot be loaded: ", message);
   }
