@@ -16,10 +16,11 @@ struct Block {
 
 // A state and what float32 lost when it added the last steps to it, or a weak decay over thousands
 // of steps would cost 1e-6 and more. A loss is given back one step late, which keeps it out of the
-// chain of dependent operations from step to step.
+// chain of dependent operations from step to step. (No initial values: of kMaxState states only
+// those that there are should be touched.)
 template <class S>
 struct Compensated {
-  Vec<S> state{}, lost{}, lost_before{};
+  Vec<S> state, lost, lost_before;
 
   // state := (1 + e) state + b
   TFANET_INLINE void advance(Vec<S> e, Vec<S> b) {
@@ -81,7 +82,7 @@ void forward_block(const ScanArgs& a, const Block& k, bool past_cache) {
   Compensated<S> states[kMaxState];
   Vec<S> decay[kMaxState];
   for (int64_t n = 0; n < a.state; ++n) {
-    states[n] = {};
+    states[n] = Compensated<S>();
     decay[n] = decay_weights<S>(a, k, n);
   }
   Columns<S> u, delta, out;

@@ -10,6 +10,7 @@ namespace tfanet {
 // Steps of a tile; pixels of a unit of the first phase. Channels of a unit of the second.
 constexpr std::int64_t kSS2DTile = 64;
 constexpr std::int64_t kSS2DChannels = 16;
+constexpr std::int64_t kSS2DBlock = 16;  // steps whose rows of dt lie together
 // Rows of a unit of the first phase, so that a small map has work for all threads.
 constexpr std::int64_t kProjectRows = 96;
 constexpr std::int64_t kWidestVector = 64;  // bytes
@@ -29,13 +30,14 @@ struct SS2DLayout {
         state_bytes(a.dtype == kFloat64 ? 8 : 4),
         direction_bytes(tiles * rows * kSS2DTile * state_bytes) {
     const std::int64_t columns = (a.channels + kProjectRows) * kSS2DTile * state_bytes;
-    const std::int64_t maps = (2 * tiles * kSS2DTile + a.rank) * kWidestVector;
+    const std::int64_t maps = (2 * tiles * kSS2DTile + a.rank + kSS2DChannels) * kWidestVector;
     part_bytes = columns > maps ? columns : maps;
     projected_bytes = a.batch * kDirections * direction_bytes;
   }
 
-  // Rows of direction k, in tiles [rows][64 steps] along that direction (reversed directions lie as
-  // their forward ones do, and are read from the end).
+  // Rows of direction k, in tiles of 64 steps along that direction (reversed directions lie as
+  // their forward ones do, and are read from the end). In a tile, rows of dt come first, in blocks
+  // of kSS2DBlock steps of all of them, as delta's product reads them; then B and C, row by row.
   char* projected(const SS2DArgs& a, std::int64_t batch, std::int64_t k) const {
     return static_cast<char*>(a.workspace) + (batch * kDirections + k) * direction_bytes;
   }

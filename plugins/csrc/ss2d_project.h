@@ -15,35 +15,51 @@ constexpr int kSumRows = 6;
 constexpr int kSumVectors = kVectorBytes == 64 ? 4 : 2;
 
 // sums (kRows rows of kTile) += weights (kRows rows, `stride` apart) times u (channels rows of
-// kTile), for one block of pixels.
-template <class S, int kRows>
+// kTile), for one block of kVectors vectors of pixels.
+template <class S, int kRows, int kVectors>
 TFANET_INLINE void multiply_block(const S* weights, int64_t stride, const S* u, int64_t channels,
                                   S* sums) {
-  Vec<S> block[kRows][kSumVectors] = {};
+  Vec<S> block[kRows][kVectors] = {};
   for (int64_t e = 0; e < channels; ++e) {
-    Vec<S> pixels[kSumVectors];
-    for (int v = 0; v < kSumVectors; ++v) pixels[v] = load<S>(u + e * kTile + v * kLanes<S>);
+    Vec<S> pixels[kVectors];
+    for (int v = 0; v < kVectors; ++v) pixels[v] = load<S>(u + e * kTile + v * kLanes<S>);
     for (int r = 0; r < kRows; ++r) {
       const Vec<S> weight = splat<S>(weights[r * stride + e]);
-      for (int v = 0; v < kSumVectors; ++v) block[r][v] += weight * pixels[v];
+      for (int v = 0; v < kVectors; ++v) block[r][v] += weight * pixels[v];
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kSumVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
       S* to = sums + r * kTile + v * kLanes<S>;
       store<S>(to, load<S>(to) + block[r][v]);
     }
   }
 }
 
+// The same for as many of the kTile pixels as `steps` needs.
+template <class S, int kRows, int kVectors = kSumVectors>
+inline void multiply_steps(const S* weights, int64_t stride, const S* u, int64_t channels,
+                           int steps, S* sums) {
+  constexpr int kBlock = kVectors * kLanes<S>;
+  if constexpr (kVectors > 0) {
+    for (; steps > kBlock - kLanes<S>; steps -= kBlock, u += kBlock, sums += kBlock) {
+      multiply_block<S, kRows, kVectors>(weights, stride, u, channels, sums);
+    }
+    if (steps > 0) {
+      multiply_steps<S, kRows, kVectors - 1>(weights, stride, u, channels, steps, sums);
+    }
+  }
+}
+
+// The same for as many of kRows rows as there are.
 template <class S, int kRows = kSumRows>
 inline void multiply_rows(const S* weights, int64_t stride, const S* u, int64_t channels,
-                          int64_t rows, S* sums) {
+                          int64_t rows, int steps, S* sums) {
   if constexpr (kRows > 0) {
-    if (rows < kRows) return multiply_rows<S, kRows - 1>(weights, stride, u, channels, rows, sums);
-    for (int p = 0; p < kTile; p += kSumVectors * kLanes<S>) {
-      multiply_block<S, kRows>(weights, stride, u + p, channels, sums + p);
+    if (rows < kRows) {
+      return multiply_rows<S, kRows - 1>(weights, stride, u, channels, rows, steps, sums);
     }
+    multiply_steps<S, kRows>(weights, stride, u, channels, steps, sums);
   }
 }
 
@@ -74,25 +90,34 @@ void project_unit(const SS2DArgs& a, int64_t unit, int64_t part) {
       for (int t = steps; t < kTile; ++t) to[t] = 0;
     }
     for (int64_t r = 0; r < rows; r += kSumRows) {
-      multiply_rows<S>(weights + r * a.channels + e, a.channels, columns, count, rows - r,
+      multiply_rows<S>(weights + r * a.channels + e, a.channels, columns, count, rows - r, steps,
                        sums + r * kTile);
     }
   }
 
-  // Pixel (i, j) is step j H + i of the columns.
-  int64_t place[kTile];
+  // Pixel (i, j) is step j H + i of the columns: places of row 0 of dt, and of B and C.
+  int64_t dt_place[kTile], place[kTile];
   for (int t = 0; t < steps; ++t) {
     const int64_t pixel = start + t, step = pixel % a.width * a.height + pixel / a.width;
-    place[t] = step / kTile * layout.rows * kTile + step % kTile;
+    const int64_t at = step / kTile * layout.rows * kTile, in_tile = step % kTile;
+    dt_place[t] = at + in_tile / kSS2DBlock * a.rank * kSS2DBlock + in_tile % kSS2DBlock;
+    place[t] = at + in_tile;
   }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t k = (first + r) / layout.rows, row = (first + r) % layout.rows;
-    S* to = reinterpret_cast<S*>(layout.projected(a, batch, k)) + row * kTile;
+    const bool is_dt = row < a.rank;
+    S* to =
+        reinterpret_cast<S*>(layout.projected(a, batch, k)) + row * (is_dt ? kSS2DBlock : kTile);
     const S* from = sums + r * kTile;
-    if (k % 2 == 0) {
-      memcpy(to + tile * layout.rows * kTile, from, sizeof(S) * kTile);
+    if (k % 2 == 1) {
+      const int64_t* places = is_dt ? dt_place : place;
+      for (int t = 0; t < steps; ++t) to[places[t]] = from[t];
     } else {
-      for (int t = 0; t < steps; ++t) to[place[t]] = from[t];
+      to += tile * layout.rows * kTile;
+      const int64_t apart = (is_dt ? a.rank : 1) * kSS2DBlock;
+      for (int64_t t = 0; t < kTile; t += kSS2DBlock) {
+        memcpy(to + t / kSS2DBlock * apart, from + t, sizeof(S) * kSS2DBlock);
+      }
     }
   }
 }

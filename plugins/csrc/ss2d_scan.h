@@ -32,24 +32,29 @@ struct ChannelMaps {
   // (R, kLanes) from rows of R.
   void read_dt_weight(int64_t k) const {
     const S* from = static_cast<const S*>(a.dt_weight) + weight_row(k) * a.rank;
-    for (int64_t r = 0; r < a.rank; ++r) {
-      for (int c = 0; c < kLanes<S>; ++c) {
-        dt_weight[r][c] = from[(c < rows ? c : rows - 1) * a.rank + r];
+    for (int64_t r = 0; r < a.rank; r += kLanes<S>) {
+      const int64_t left = a.rank - r;
+      if (rows == kLanes<S> && left >= kLanes<S>) {
+        load_transposed<S>(from + r, a.rank, dt_weight + r);
+      } else {
+        read_edge<S>(from + r, a.rank, rows, static_cast<int>(left < kLanes<S> ? left : kLanes<S>),
+                     dt_weight + r);
       }
     }
   }
 };
 
-// delta[t] = bias + sum_r weight[r] dt[r][t], for a whole tile.
+// delta[t] = bias + sum_r weight[r] dt[r][t], dt in blocks of steps.
 template <class S>
-inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<S> bias,
+inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<S> bias, int steps,
                            Columns<S>& delta) {
-  for (int t = 0; t < kTile; t += kDeltaSteps) {
+  for (int t = 0; t < steps; t += kDeltaSteps) {
     Vec<S> sums[kDeltaSteps];
     for (int i = 0; i < kDeltaSteps; ++i) sums[i] = bias;
-    for (int64_t r = 0; r < rank; ++r) {
+    const S* from = dt + t / kSS2DBlock * rank * kSS2DBlock + t % kSS2DBlock;
+    for (int64_t r = 0; r < rank; ++r, from += kSS2DBlock) {
       const Vec<S> w = weight[r];
-      for (int i = 0; i < kDeltaSteps; ++i) sums[i] += w * splat<S>(dt[r * kTile + t + i]);
+      for (int i = 0; i < kDeltaSteps; ++i) sums[i] += w * splat<S>(from[i]);
     }
     for (int i = 0; i < kDeltaSteps; ++i) delta.value[t + i] = sums[i];
   }
@@ -74,7 +79,7 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
   Vec<S> decay[kMaxState];
   for (int64_t n = 0; n < a.state; ++n) {
     const int32_t type = a.dtype == kFloat64 ? kFloat64 : kFloat32;
-    states[n] = {};
+    states[n] = Compensated<S>();
     decay[n] = weights<S>(a.A, type, m.weight_row(k) * a.state + n, a.state, m.rows) * kExpScale<S>;
   }
   const S* projected = reinterpret_cast<const S*>(layout.projected(a, m.batch, k));
@@ -91,7 +96,7 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
       read_tile<T>(static_cast<const T*>(a.u) + plane + start, layout.pixels, m.rows, steps,
                    *reinterpret_cast<Columns<S>*>(m.u + start));
     }
-    multiply_delta<S>(m.dt_weight, a.rank, rows, bias, delta);
+    multiply_delta<S>(m.dt_weight, a.rank, rows, bias, steps, delta);
     for (int t = 0; t < steps; ++t) delta.value[t] = softplus(delta.value[t]);
 
     int32_t pixel[kTile];
