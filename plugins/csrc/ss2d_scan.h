@@ -47,13 +47,14 @@ struct ChannelMaps {
 // delta[t] = bias + sum_r weight[r] dt[r][t], dt in blocks of steps.
 template <class S>
 inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<S> bias, int steps,
-                           Columns<S>& delta) {
+                           int64_t next, Columns<S>& delta) {
   for (int t = 0; t < steps; t += kDeltaSteps) {
     Vec<S> sums[kDeltaSteps];
     for (int i = 0; i < kDeltaSteps; ++i) sums[i] = bias;
     const S* from = dt + t / kSS2DBlock * rank * kSS2DBlock + t % kSS2DBlock;
     for (int64_t r = 0; r < rank; ++r, from += kSS2DBlock) {
       const Vec<S> w = weight[r];
+      __builtin_prefetch(from + next);
       for (int i = 0; i < kDeltaSteps; ++i) sums[i] += w * splat<S>(from[i]);
     }
     for (int i = 0; i < kDeltaSteps; ++i) delta.value[t + i] = sums[i];
@@ -96,7 +97,8 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
       read_tile<T>(static_cast<const T*>(a.u) + plane + start, layout.pixels, m.rows, steps,
                    *reinterpret_cast<Columns<S>*>(m.u + start));
     }
-    multiply_delta<S>(m.dt_weight, a.rank, rows, bias, steps, delta);
+    multiply_delta<S>(m.dt_weight, a.rank, rows, bias, steps,
+                      (kReversed ? -1 : 1) * layout.rows * kTile, delta);
     for (int t = 0; t < steps; ++t) delta.value[t] = softplus(delta.value[t]);
 
     int32_t pixel[kTile];
