@@ -99,7 +99,16 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
     }
     multiply_delta<S>(m.dt_weight, a.rank, rows, bias, steps,
                       (kReversed ? -1 : 1) * layout.rows * kTile, delta);
-    for (int t = 0; t < steps; ++t) delta.value[t] = softplus(delta.value[t]);
+    const int64_t ahead = kReversed ? start - kTile : start + kTile;
+    for (int t = 0; t < steps; ++t) {
+      delta.value[t] = softplus(delta.value[t]);
+      if constexpr (kFirst) {
+        prefetch_line<T>(static_cast<const T*>(a.u) + plane + ahead, layout.pixels, t);
+      } else if constexpr (!kColumns) {
+        __builtin_prefetch(m.u + ahead + t);
+        __builtin_prefetch(m.y + ahead + t, 1);
+      }
+    }
 
     int32_t pixel[kTile];
     if constexpr (kColumns) {
