@@ -14,7 +14,7 @@
 // The map is read once by each phase and y is written once; delta and what is scanned live in the
 // caches, tile by tile. The caller owns all memory: `workspace` bytes hold the projected rows,
 // (R + 2N) / E of the size of four maps, and for each of `parts` threads two maps of one vector of
-// channels (or, in the first phase, the columns of u for 64 pixels).
+// channels (or, in the first phase, a block of u).
 #ifndef TFANET_SS2D_H
 #define TFANET_SS2D_H
 

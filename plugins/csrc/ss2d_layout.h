@@ -13,6 +13,9 @@ constexpr std::int64_t kSS2DChannels = 16;
 constexpr std::int64_t kSS2DBlock = 16;  // steps whose rows of dt lie together
 // Rows of a unit of the first phase, so that a small map has work for all threads.
 constexpr std::int64_t kProjectRows = 96;
+// Channels of u that it multiplies at once; sums of so many products are rounded by themselves,
+// which keeps both digits and caches.
+constexpr std::int64_t kProjectChannels = 256;
 constexpr std::int64_t kWidestVector = 64;  // bytes
 
 struct SS2DLayout {
@@ -29,7 +32,7 @@ struct SS2DLayout {
         rows(a.rank + 2 * a.state),
         state_bytes(a.dtype == kFloat64 ? 8 : 4),
         direction_bytes(tiles * rows * kSS2DTile * state_bytes) {
-    const std::int64_t columns = (a.channels + kProjectRows) * kSS2DTile * state_bytes;
+    const std::int64_t columns = (kProjectChannels + kProjectRows) * kSS2DTile * state_bytes;
     const std::int64_t maps = (2 * tiles * kSS2DTile + a.rank + kSS2DChannels) * kWidestVector;
     part_bytes = columns > maps ? columns : maps;
     projected_bytes = a.batch * kDirections * direction_bytes;

@@ -8,8 +8,6 @@
 namespace tfanet {
 namespace {
 
-// Sums of so many products are rounded by themselves, which keeps both digits and caches.
-constexpr int64_t kProductChannels = 256;
 // A block of sums in registers: kSumRows rows by kSumVectors vectors of pixels.
 constexpr int kSumRows = 6;
 constexpr int kSumVectors = kVectorBytes == 64 ? 4 : 2;
@@ -81,8 +79,8 @@ void project_unit(const SS2DArgs& a, int64_t unit, int64_t part) {
   memset(sums, 0, sizeof(S) * kProjectRows * kTile);
   const T* u = static_cast<const T*>(a.u) + batch * a.channels * layout.pixels + start;
   const S* weights = static_cast<const S*>(a.x_proj_weight) + first * a.channels;
-  for (int64_t e = 0; e < a.channels; e += kProductChannels) {
-    const int64_t count = a.channels - e < kProductChannels ? a.channels - e : kProductChannels;
+  for (int64_t e = 0; e < a.channels; e += kProjectChannels) {
+    const int64_t count = a.channels - e < kProjectChannels ? a.channels - e : kProjectChannels;
     for (int64_t i = 0; i < count; ++i) {
       const T* from = u + (e + i) * layout.pixels;
       S* to = columns + i * kTile;
