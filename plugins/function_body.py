@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def expand_ss2d(model: ModelProto) -> ModelProto:
         return model
     result = ModelProto()
     result.CopyFrom(model)
-    replace_ss2d(result, _types(model))
+    replace_ss2d(result, _types(model, {n.input[0] for n in model.graph.node if is_ss2d(n)}))
     body = next((f for f in model.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
     if body is None:
         return attach(result, "none")
@@ -251,9 +251,7 @@ def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> tuple[Patt
     Returns that, and whether the map of an SS2D node is of another type than its weights.
     """
     wanted = {name for n in scans for name in (n.input[0], _decay(n))}
-    types = _types(model)
-    if any(not _known(types.get(name)) for name in wanted):
-        types = _types(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    types = _types(model, wanted)
 
     def element(name: str) -> int:
         return types[name].tensor_type.elem_type if name in types else TensorProto.UNDEFINED
@@ -295,7 +293,15 @@ def _known(value: TypeProto | None) -> bool:
     )
 
 
-def _types(model: ModelProto) -> dict[str, TypeProto]:
+def _types(model: ModelProto, wanted: Collection[str]) -> dict[str, TypeProto]:
+    """Types of values: those that the model notes, or inferred if one of `wanted` is missing."""
+    types = _noted(model)
+    if all(_known(types.get(name)) for name in wanted):
+        return types
+    return _noted(onnx.shape_inference.infer_shapes(model, data_prop=True))
+
+
+def _noted(model: ModelProto) -> dict[str, TypeProto]:
     types: dict[str, TypeProto] = {}
     for graph in all_graphs(model.graph):
         for value in (*graph.value_info, *graph.input, *graph.output):
