@@ -3,10 +3,12 @@
 python benchmarks/end_to_end.py [--preset NAME] [--runs N] [--threads N] [--bundle DIR] [--json]
 
 Exports the preset in a child process first, and reports its time and peak memory (--bundle uses an
-exported one instead). Then all candidates take turns on one picture and sentence; medians.
+exported one instead). Then all candidates take turns on one picture and sentence; medians. Last,
+the exported graphs run once more in a process each, which tells their peak memory.
 
 "eager, parallel scan" is the model with the scan in plain PyTorch, the usual state of things;
-"eager, our op" the same with our kernel; the others are the exported graphs.
+"eager, our op" the same with our kernel; the others are the exported graphs, "parts" with every
+2-D scan as its parts (`tfanet export --no-fuse`).
 """
 
 from __future__ import annotations
@@ -19,21 +21,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import torch
 
 from tfanet.checkpoint import load_model
 from tfanet.export.onnx_export import IMAGE_INPUTS
-from tfanet.plugins import ort_library_path, selective_scan_parallel
+from tfanet.plugins import expand_ss2d, ort_library_path, selective_scan_parallel
+from tfanet.plugins.reference import ss2d_composed
 from tfanet.runtime import Bundle
 from tfanet.runtime.session import open_session
 
 BASELINE = "eager, parallel scan"
+FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
+# Runs image.onnx three times, without PyTorch in the process.
+RUN_ONCE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tfanet.runtime.session import open_session
+path, library, threads = sys.argv[1:]
+session = open_session(Path(path), Path(library), int(threads))
+feeds = {i.name: np.ones([1, *i.shape[1:]], np.float32) for i in session.get_inputs()}
+for _ in range(3):
+    session.run(None, feeds)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
 
 
 def export(preset: str, output: Path) -> dict[str, float]:
@@ -46,8 +65,20 @@ def export(preset: str, output: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak_gigabytes": peak / 1e9}
 
 
-def make_candidates(bundle: Bundle, threads: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Each returns the mask logit (1, 1, H, W) of the same picture and words."""
+def peak_gigabytes(image: Path, threads: int) -> float:
+    """Peak memory of a process that runs the graph of the picture with our library."""
+    command = [sys.executable, "-c", RUN_ONCE, image, ort_library_path(), str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout) / 1e9
+
+
+def make_candidates(
+    bundle: Bundle, parts: Path, threads: int
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Each returns the mask logit (1, 1, H, W) of the same picture and words.
+
+    `parts` is the graph of the picture with its 2-D scans expanded.
+    """
     manifest = bundle.manifest
     model = load_model(manifest.model["preset"])
     height, width = manifest.preprocessing["size"]
@@ -62,13 +93,16 @@ def make_candidates(bundle: Bundle, threads: int) -> dict[str, Callable[[], np.n
         return model(image, ids, words).numpy()
 
     def eager_parallel() -> np.ndarray:
-        with mock.patch("tfanet.ss2d.selective_scan", selective_scan_parallel):
+        composed = partial(ss2d_composed, scan=selective_scan_parallel)
+        with (
+            mock.patch("tfanet.ss2d.selective_scan", selective_scan_parallel),
+            mock.patch("tfanet.ss2d.ss2d", composed),
+        ):
             return eager()
 
-    def graphs(library: Path | None) -> Callable[[], np.ndarray]:
+    def graphs(library: Path | None, image_file: Path) -> Callable[[], np.ndarray]:
         text, picture = (
-            open_session(bundle.file(name), library, threads)
-            for name in ("text.onnx", "image.onnx")
+            open_session(path, library, threads) for path in (bundle.file("text.onnx"), image_file)
         )
 
         def run() -> np.ndarray:
@@ -81,15 +115,17 @@ def make_candidates(bundle: Bundle, threads: int) -> dict[str, Callable[[], np.n
     return {
         BASELINE: eager_parallel,
         "eager, our op": eager,
-        "ONNX Runtime, our op": graphs(ort_library_path()),
-        "ONNX Runtime, function body": graphs(None),
+        FUSED: graphs(ort_library_path(), bundle.file("image.onnx")),
+        PARTS: graphs(ort_library_path(), parts),
+        "ONNX Runtime, function body": graphs(None, bundle.file("image.onnx")),
+        "ONNX Runtime, parts' function body": graphs(None, parts),
     }
 
 
 @torch.inference_mode()
-def measure(bundle: Bundle, runs: int, threads: int) -> list[dict[str, Any]]:
+def measure(bundle: Bundle, parts: Path, runs: int, threads: int) -> list[dict[str, Any]]:
     """One row per candidate: median milliseconds, times faster, largest relative difference."""
-    candidates = make_candidates(bundle, threads)
+    candidates = make_candidates(bundle, parts, threads)
     logits = {name: run() for name, run in candidates.items()}  # warms up, too
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(runs):
@@ -123,20 +159,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cost = None if args.bundle else export(args.preset, Path(folder) / "bundle")
         bundle = Bundle.open(args.bundle or Path(folder) / "bundle")
-        rows = measure(bundle, args.runs, args.threads)
+        parts = Path(folder) / "parts.onnx"
+        expanded = expand_ss2d(onnx.load(bundle.file("image.onnx")))
+        parts.write_bytes(expanded.SerializeToString())
+        del expanded
+        rows = measure(bundle, parts, args.runs, args.threads)
+        files = {FUSED: bundle.file("image.onnx"), PARTS: parts}
+        peaks = {name: peak_gigabytes(path, args.threads) for name, path in files.items()}
     if args.json:
-        print(json.dumps({"export": cost, "rows": rows}))
+        print(json.dumps({"export": cost, "rows": rows, "peak_gigabytes": peaks}))
         return
     size = "x".join(map(str, bundle.manifest.preprocessing["size"]))
     print(f"{bundle.manifest.model['preset']}, {size}, batch 1, {args.threads} threads")
     if cost:
         print(f"export: {cost['seconds']:.0f} s, peak {cost['peak_gigabytes']:.1f} GB")
-    print(f"{'candidate':28} {'ms':>9} {'times faster':>13} {'rel. difference':>16}")
+    print(f"{'candidate':36} {'ms':>9} {'times faster':>13} {'rel. difference':>16}")
     for row in rows:
         print(
-            f"{row['candidate']:28} {row['ms']:9.1f} {row['times_faster']:13.2f} "
+            f"{row['candidate']:36} {row['ms']:9.1f} {row['times_faster']:13.2f} "
             f"{row['rel_difference']:16.1e}"
         )
+    for name, peak in peaks.items():
+        print(f"peak memory, {name}: {peak:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,9 @@ class _Constants:
             if node.op_type == "Constant":
                 tensor = node.attribute[0].t
                 key = (tensor.dims[0], tensor.raw_data)
-                names[node.output[0]] = self.lifted.setdefault(key, f"ss2d_constant_{len(self.lifted)}")
+                names[node.output[0]] = self.lifted.setdefault(
+                    key, f"ss2d_constant_{len(self.lifted)}"
+                )
                 tensor.name = names[node.output[0]]
                 self.made.setdefault(tensor.name, tensor)
             for index, name in enumerate(node.input):

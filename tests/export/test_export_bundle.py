@@ -22,6 +22,7 @@ from tfanet.export import export_bundle
 from tfanet.export.onnx_export import export_image
 from tfanet.export.parity import check, check_bundle
 from tfanet.model import TFANet
+from tfanet.plugins import ort_library_path
 from tfanet.plugins.function_body import count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.session import open_session
@@ -49,7 +50,7 @@ def test_the_manifest_says_what_is_there(model, bundle):
     assert manifest.outputs["image.onnx"] == [
         {"name": "mask_logit", "dtype": "float32", "shape": ["batch", 1, 64, 64]}
     ]
-    assert manifest.scan["calls"] == 4 + 8
+    assert manifest.scan["calls"] == 4 + 8 and manifest.scan["fused"] == 8
     parity = manifest.parity
     assert parity["max_rel_error"] <= 1e-4 and parity["pixels_changed"] == 0
     assert {case["batch"] for case in parity["cases"]} == {1, 2}
@@ -76,7 +77,7 @@ def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
     convs = [node.name for node in image.graph.node if node.op_type == "Conv"]
     assert all(name.startswith(("backbone.", "fusion.", "decoder")) for name in convs)
     assert len(image.graph.node) < 1500
-    assert [f.name for f in image.functions] == ["SelectiveScan"]
+    assert [f.name for f in image.functions] == ["SelectiveScan", "SS2D"]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,26 @@ def test_functions_and_opsets(model, tmp_path, function, opset):
     skipped = made.manifest.parity["skipped"]
     assert set(skipped) == ({"onnxruntime, function body"} if function == "none" else set())
     graph = onnx.load(made.file("image.onnx"))
-    assert len(graph.functions) == (0 if function == "none" else 1)
+    assert len(graph.functions) == (0 if function == "none" else 2)
     assert next(o.version for o in graph.opset_import if o.domain == "") == opset
+
+
+def test_without_fusing_the_parts_compute_the_same(model, bundle, tmp_path):
+    parts = export_image(model, (64, 64), fuse=False)
+    onnx.checker.check_model(parts, full_check=True)
+    kinds = [node.op_type for node in parts.graph.node]
+    assert kinds.count("SelectiveScan") == 12 and "SS2D" not in kinds
+    assert [f.name for f in parts.functions] == ["SelectiveScan"]
+    path = tmp_path / "parts.onnx"
+    path.write_bytes(parts.SerializeToString())
+    sessions = [open_session(p, ort_library_path()) for p in (bundle.file("image.onnx"), path)]
+    rng = np.random.default_rng(0)
+    feeds = {
+        value.name: rng.random([2, *value.shape[1:]], np.float32)
+        for value in sessions[0].get_inputs()
+    }
+    fused, unfused = (session.run(None, feeds)[0] for session in sessions)
+    assert np.abs(fused - unfused).max() / np.abs(unfused).max() < 1e-5
 
 
 def test_fixed_batch_and_another_size(model, tmp_path):

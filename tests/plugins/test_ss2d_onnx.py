@@ -59,7 +59,7 @@ def make_model(
     x: dict[str, np.ndarray], constant: bool = True, opset: int = 20, open_size: bool = False
 ) -> ModelProto:
     """u -> SS2D -> y; weights are constants, or inputs beside u."""
-    batch, inner, height, width = x["u"].shape
+    inner, height, width = x["u"].shape[1:]
     shape = ["batch", inner, *(("H", "W") if open_size else (height, width))]
     elem = helper.np_dtype_to_tensor_dtype(x["u"].dtype)
     inputs = [helper.make_tensor_value_info("u", elem, shape)]
