@@ -1,6 +1,6 @@
 """The 2-D scan at the shapes of a preset: fused, as its parts, and in PyTorch without a kernel.
 
-python benchmarks/ss2d.py [--preset NAME] [--seconds S] [--threads N] [--json]
+python benchmarks/ss2d.py [--preset NAME] [--seconds S] [--threads N] [--cpu-time] [--json]
 
 Candidates take turns in each round; figures are medians in milliseconds, and the ratios theirs.
 "fused" is tfanet::SS2D in ONNX Runtime, "parts" the same model with every 2-D scan expanded to
@@ -8,7 +8,8 @@ projections, cross-scan, tfanet::SelectiveScan and cross-merge, both with our li
 bound to fixed memory. "kernel" is the fused kernel without ONNX Runtime, "torch" the operator as
 called in PyTorch, "eager" PyTorch's own operators with a parallel scan. "bound" is the time of the
 two products at this machine's speed (of a large one, in PyTorch), or that of reading and writing
-the map once where that is longer.
+the map once where that is longer. --cpu-time takes one thread and counts its processor time, which
+is what to compare on a machine that others use, too.
 """
 
 from __future__ import annotations
@@ -115,23 +116,27 @@ def in_onnx(x: list[Tensor], threads: int, fused: bool) -> Callable[[], Tensor]:
     return run
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def machine_speed() -> tuple[float, float]:
+def machine_speed(clock: Callable[[], float]) -> tuple[float, float]:
     """Operations per second of a matrix product, bytes per second of a copy: the best of seven."""
     a, b = torch.ones(2048, 2048), torch.ones(2**25)
     c, d = torch.empty_like(a), torch.empty_like(b)
-    product = min(seconds(lambda: torch.mm(a, a, out=c)) for _ in range(7))
-    copy = min(seconds(lambda: d.copy_(b)) for _ in range(7))
+    product = min(seconds(lambda: torch.mm(a, a, out=c), clock) for _ in range(7))
+    copy = min(seconds(lambda: d.copy_(b), clock) for _ in range(7))
     return 2 * a.shape[0] ** 3 / product, 2 * b.numel() * b.element_size() / copy
 
 
 def measure(
-    shape: Shape, budget: float, threads: int, speed: tuple[float, float]
+    shape: Shape,
+    budget: float,
+    threads: int,
+    clock: Callable[[], float],
+    speed: tuple[float, float],
 ) -> dict[str, Any]:
     """Medians by candidate, ratios to the fused operator, and the largest relative error."""
     x = make_operands(shape)
@@ -151,7 +156,7 @@ def measure(
     end = time.perf_counter() + budget
     while time.perf_counter() < end or len(times["eager"]) < 3:
         for name, run in candidates.items():
-            times[name].append(seconds(run))
+            times[name].append(seconds(run, clock))
     medians = {name: 1e3 * median(values) for name, values in times.items()}
     inner, height, width, rank, states = shape
     products = 2 * 4 * (2 * rank + 2 * states) * inner * height * width
@@ -170,18 +175,23 @@ def main() -> None:
     parser.add_argument("--preset", default="tfanet-base")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each shape")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="of one thread, not wall time")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.cpu_time:
+        args.threads = 1
+    clock = time.thread_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     with torch.no_grad():
-        speed = machine_speed()
+        speed = machine_speed(clock)
         shapes = preset_shapes(args.preset)
-        rows = [measure(shape, args.seconds, args.threads, speed) for shape in shapes]
+        rows = [measure(shape, args.seconds, args.threads, clock, speed) for shape in shapes]
     if args.json:
         print(json.dumps({"flops_and_bytes_per_second": speed, "rows": rows}))
         return
     print(
-        f"{args.preset}, {args.threads} threads, instructions {native.isa_name()}, "
+        f"{args.preset}, {args.threads} threads, {'processor' if args.cpu_time else 'wall'} time, "
+        f"instructions {native.isa_name()}, "
         f"{speed[0] / 1e9:.0f} GFLOP/s, {speed[1] / 1e9:.1f} GB/s; milliseconds"
     )
     names = list(rows[0]["ms"])
