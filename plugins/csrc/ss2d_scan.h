@@ -11,8 +11,9 @@ namespace {
 
 static_assert(kTile == kSS2DTile, "a tile of the scan is a tile of the projected rows");
 
-// Steps whose delta is in registers at once.
+// Steps whose delta is in registers at once, and how many at the end are too few for that.
 constexpr int kDeltaSteps = kVectorBytes == 64 ? 16 : 8;
+constexpr int kFewSteps = 4;
 
 // What a unit works on: one vector of channels of one map.
 template <class T>
@@ -25,9 +26,13 @@ struct ChannelMaps {
   Vec<S>*u, *y, *dt_weight;
 
   int64_t weight_row(int64_t k) const { return k * a.channels + channel; }
-  Vec<S> per_channel(const void* values, int64_t k) const {
-    const int32_t type = a.dtype == kFloat64 ? kFloat64 : kFloat32;
-    return weights<S>(values, type, weight_row(k), 1, rows);
+  // One weight per channel, `step` apart; absent channels repeat the last.
+  Vec<S> per_channel(const void* values, int64_t first, int64_t step) const {
+    const S* from = static_cast<const S*>(values) + first;
+    if (step == 1 && rows == kLanes<S>) return load<S>(from);
+    Vec<S> result{};
+    for (int c = 0; c < kLanes<S>; ++c) result[c] = from[(c < rows ? c : rows - 1) * step];
+    return result;
   }
   // (R, kLanes) from rows of R.
   void read_dt_weight(int64_t k) const {
@@ -44,21 +49,30 @@ struct ChannelMaps {
   }
 };
 
-// delta[t] = bias + sum_r weight[r] dt[r][t], dt in blocks of steps.
+// delta[t] = bias + sum_r weight[r] dt[r][t] for kSteps steps from `t` on, dt in blocks of steps;
+// asks for what lies `next` further, the same of the next tile.
+template <int kSteps, class S>
+TFANET_INLINE void multiply_steps_of_delta(const Vec<S>* weight, int64_t rank, const S* dt,
+                                           Vec<S> bias, int t, int64_t next, Columns<S>& delta) {
+  Vec<S> sums[kSteps];
+  for (int i = 0; i < kSteps; ++i) sums[i] = bias;
+  const S* from = dt + t / kSS2DBlock * rank * kSS2DBlock + t % kSS2DBlock;
+  for (int64_t r = 0; r < rank; ++r, from += kSS2DBlock) {
+    const Vec<S> w = weight[r];
+    __builtin_prefetch(from + next);
+    for (int i = 0; i < kSteps; ++i) sums[i] += w * splat<S>(from[i]);
+  }
+  for (int i = 0; i < kSteps; ++i) delta.value[t + i] = sums[i];
+}
+
 template <class S>
 inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<S> bias, int steps,
                            int64_t next, Columns<S>& delta) {
-  for (int t = 0; t < steps; t += kDeltaSteps) {
-    Vec<S> sums[kDeltaSteps];
-    for (int i = 0; i < kDeltaSteps; ++i) sums[i] = bias;
-    const S* from = dt + t / kSS2DBlock * rank * kSS2DBlock + t % kSS2DBlock;
-    for (int64_t r = 0; r < rank; ++r, from += kSS2DBlock) {
-      const Vec<S> w = weight[r];
-      __builtin_prefetch(from + next);
-      for (int i = 0; i < kDeltaSteps; ++i) sums[i] += w * splat<S>(from[i]);
-    }
-    for (int i = 0; i < kDeltaSteps; ++i) delta.value[t + i] = sums[i];
+  int t = 0;
+  for (; steps - t > kFewSteps; t += kDeltaSteps) {
+    multiply_steps_of_delta<kDeltaSteps, S>(weight, rank, dt, bias, t, next, delta);
   }
+  if (t < steps) multiply_steps_of_delta<kFewSteps, S>(weight, rank, dt, bias, t, next, delta);
 }
 
 // One direction: adds its result to the map `y`, or for the first one, rows, begins that map.
@@ -70,18 +84,17 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
   constexpr bool kColumns = k % 2 == 1, kReversed = k >= 2, kFirst = k == 0, kLast = k == 2;
   const SS2DArgs& a = m.a;
   const SS2DLayout& layout = m.layout;
-  const Vec<S> bias = m.per_channel(a.dt_bias, k);
+  const Vec<S> bias = m.per_channel(a.dt_bias, m.weight_row(k), 1);
   Vec<S> skip{};
   if constexpr (kFirst) {
-    for (int i = 0; i < kDirections; ++i) skip += m.per_channel(a.D, i);
+    for (int i = 0; i < kDirections; ++i) skip += m.per_channel(a.D, m.weight_row(i), 1);
   }
   m.read_dt_weight(k);
   Compensated<S> states[kMaxState];
   Vec<S> decay[kMaxState];
   for (int64_t n = 0; n < a.state; ++n) {
-    const int32_t type = a.dtype == kFloat64 ? kFloat64 : kFloat32;
     states[n] = Compensated<S>();
-    decay[n] = weights<S>(a.A, type, m.weight_row(k) * a.state + n, a.state, m.rows) * kExpScale<S>;
+    decay[n] = m.per_channel(a.A, m.weight_row(k) * a.state + n, a.state) * kExpScale<S>;
   }
   const S* projected = reinterpret_cast<const S*>(layout.projected(a, m.batch, k));
   const int64_t plane = (m.batch * a.channels + m.channel) * layout.pixels;
