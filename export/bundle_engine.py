@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError
-from tfanet.export.engine import Profile, build_engine, engine_graph, load_graph
+from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.engine import Options, Profile, build_engine, engine_graph, load_graph
 from tfanet.export.parity import Case, compare, make_cases, run_case
 from tfanet.export.precision import PRECISIONS, Kept, cast_graph
 from tfanet.export.ranges import measure_ranges
 from tfanet.plugins import ort_library_path
-from tfanet.runtime import Predictor
+from tfanet.runtime import Predictor, backends
+from tfanet.runtime.backends import Graph, open_graphs
 from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
+from tfanet.runtime.device import Device
 from tfanet.runtime.session import open_session
 
 __all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds"]
 
 Progress = Callable[[str, int, int], None]
+_BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
 GRAPHS = ("text.onnx", "image.onnx")
 # Of a low precision's masks against FP32's: beyond this something overflows or is lost.
 MAX_PIXEL_SHARE = 0.01
@@ -37,18 +40,17 @@ def add_engine(
     target: str,
     precision: str = "fp32",
     profile: Profile | None = None,
-    compute: Sequence[str] = (),
+    options: Options | None = None,
     keep: Iterable[str] = (),
     samples: Sequence[tuple[Path, str]] = (),
-    timing_cache: str | Path | None = None,
-    timeout: float = 1800.0,
     progress: Progress | None = None,
 ) -> Bundle:
     """Build engines of text.onnx and image.onnx, add them to the bundle, and return it.
 
     Args:
-        target, profile, compute, timing_cache, timeout: as in `build_engine`; the default profile
-            is the batch 1, or 1 to 4 where the bundle's batch is open.
+        target, profile, options: as in `build_engine`; the default profile is the batch 1, or 1 to
+            4 where the bundle's batch is open. Sentences are encoded one by one, so text.onnx gets
+            a profile that starts at 1.
         precision: "fp32", "fp16" or "bf16". keep: patterns of node names that stay in FP32.
         samples: pictures and sentences on which activations are measured, so that what would
             overflow stays in FP32; without any, the inputs of the parity check serve.
@@ -56,9 +58,10 @@ def add_engine(
     An engine of the same target and precision is replaced. The manifest is written last, so that a
     bundle is whole at every moment.
 
-    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs change more
-    than 1 % of the mask's pixels.
+    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs, or the
+    engine where it can run, change more than 1 % of the mask's pixels.
     """
+    options = options or Options()
     opened = Bundle.open(bundle)
     if precision != "fp32" and precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}")
@@ -66,50 +69,73 @@ def add_engine(
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
     name = f"{target}-{precision}"
-    facts: dict[str, Any] = {}
-    files: dict[str, str] = {}
     typed, report = _typed(opened, precision, list(keep), samples)
-    for graph in GRAPHS:
-        files[graph] = f"{graph.removesuffix('.onnx')}.{name}.engine"
+    files = {graph: f"{graph.removesuffix('.onnx')}.{name}.engine" for graph in GRAPHS}
+    facts: dict[str, Any] = {}
+    # Built beside the bundle's files, so that a failure leaves an engine of this name as it was.
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=opened.path) as temporary:
+        folder = Path(temporary)
+        for graph in GRAPHS:
 
-        def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
-            if progress is not None:
-                progress(f"{graph}: {phase}", step, steps)
+            def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
+                if progress is not None:
+                    progress(f"{graph}: {phase}", step, steps)
 
-        facts[graph] = build_engine(
-            engine_graph(typed[graph]),
-            opened.path / files[graph],
-            target=target,
-            profile=profile,
-            compute=compute,
-            timing_cache=timing_cache,
-            timeout=timeout,
-            progress=tell,
-        )
-    record = {
-        "name": name,
-        "target": target,
-        "precision": precision,
-        "library": facts["image.onnx"]["library"],
-        "version": facts["image.onnx"]["version"],
-        "profile": asdict(profile),
-        "compute": list(compute),
-        "scan": "standard operators, one body for each length",
-        "files": files,
-        "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
-        "build": {
-            graph: {key: facts[graph][key] for key in ("layers", "seconds", "peak_bytes")}
-            for graph in GRAPHS
-        },
-        **report,
-    }
-    engines = [engine for engine in manifest.engines if engine["name"] != name]
-    listed = {**manifest.files, **{f: file_facts(opened.path / f) for f in files.values()}}
-    changed = replace(manifest, engines=[*engines, record], files=listed)
+            facts[graph] = build_engine(
+                engine_graph(typed[graph]),
+                folder / files[graph],
+                target=target,
+                profile=replace(profile, min=1) if graph == "text.onnx" else profile,
+                options=options,
+                progress=tell,
+            )
+        record = {
+            "name": name,
+            "target": target,
+            "precision": precision,
+            "library": facts["image.onnx"]["library"],
+            "version": facts["image.onnx"]["version"],
+            "profile": asdict(profile),
+            "compute": _compute(target, options),
+            "flags": options.flags(),
+            "scan": "standard operators, one body for each length",
+            "files": files,
+            "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
+            "build": {graph: {key: facts[graph][key] for key in _BUILD_FACTS} for graph in GRAPHS},
+            **report,
+        }
+        engines = [engine for engine in manifest.engines if engine["name"] != name]
+        listed = {**manifest.files, **{f: file_facts(folder / f) for f in files.values()}}
+        changed = replace(manifest, engines=[*engines, record], files=listed)
+        record["parity"] = _engine_parity(opened, Bundle(folder, changed), name)
+        for file in files.values():
+            os.replace(folder / file, opened.path / file)
     part = opened.path / f".{MANIFEST}.partial"
     part.write_text(changed.to_json(), encoding="utf-8")
     os.replace(part, opened.path / MANIFEST)
     return Bundle.open(opened.path)
+
+
+def _compute(target: str, options: Options) -> list[str]:
+    """The compute capabilities that an engine is for: as asked, or this machine's."""
+    if target == "tensorrt" and options.hardware is None:
+        return [Device.open().compute]
+    return list(options.compute)
+
+
+def _engine_parity(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
+    """The engine's masks against those of the bundle's graphs where it can run, else why not."""
+    try:
+        running = open_graphs(built, name, backends.Options())
+    except MissingDependencyError as error:
+        return {"ran": False, "reason": str(error)}
+    try:
+        low, high = running.batches
+        cases = [case for case in _cases(bundle) if low <= case.image.shape[0] <= high]
+        facts = _compare_with_graphs(bundle, cases, name, running.text, running.image)
+    finally:
+        running.close()
+    return {"ran": True, "device": running.device, **facts}
 
 
 def _typed(
@@ -119,7 +145,7 @@ def _typed(
     graphs = {name: load_graph(bundle.file(name)) for name in GRAPHS}
     if precision == "fp32":
         return graphs, {"kept": {}, "typed_graph": None, "range_samples": 0}
-    cases = make_cases(bundle.manifest.text["length"], _size(bundle), bundle.manifest.dynamic_batch)
+    cases = _cases(bundle)
     library = ort_library_path()
     patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
     unused = [p for p in keep if not any(p in found for found in patterns.values())]
@@ -138,13 +164,20 @@ def _typed(
             typed[name], table = cast_graph(graphs[name], precision, **options)
             rounded[name], _ = cast_graph(graphs[name], precision, emulate=True, **options)
             kept[name] = _summary(table)
-        rows = _compare_typed(bundle, rounded, cases, library, folder)
+        sessions = []
+        for name in GRAPHS:
+            path = folder / name
+            path.write_bytes(rounded[name].SerializeToString())
+            sessions.append(open_session(path, library))
+            path.unlink()
+        rows = _compare_with_graphs(bundle, cases, f"graphs in {precision}", *sessions)
     return typed, {"kept": kept, "typed_graph": rows, "range_samples": len(samples)}
 
 
-def _size(bundle: Bundle) -> tuple[int, int]:
-    height, width = bundle.manifest.preprocessing["size"]
-    return height, width
+def _cases(bundle: Bundle) -> list[Case]:
+    manifest = bundle.manifest
+    height, width = manifest.preprocessing["size"]
+    return make_cases(manifest.text["length"], (height, width), manifest.dynamic_batch)
 
 
 def _fits(pattern: str, model: ModelProto) -> bool:
@@ -155,7 +188,7 @@ def range_feeds(
     bundle: Bundle, samples: Sequence[tuple[Path, str]]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs, by name, for pictures and their sentences."""
-    predictor = Predictor(bundle.path)
+    predictor = Predictor(bundle.path, backend="onnxruntime-cpu")
     text, image = [], []
     for path, sentence in samples:
         encoded = predictor.encode_text(sentence)
@@ -187,40 +220,28 @@ def _image_feed(
     }
 
 
-def _compare_typed(
-    bundle: Bundle,
-    rounded: dict[str, ModelProto],
-    cases: list[Case],
-    library: Path,
-    folder: Path,
+def _compare_with_graphs(
+    bundle: Bundle, cases: list[Case], label: str, text: Graph, image: Graph
 ) -> dict[str, Any]:
-    """The masks of graphs that round as the engine will, against FP32's."""
-    sessions = []
-    for name in GRAPHS:
-        path = folder / name
-        path.write_bytes(rounded[name].SerializeToString())
-        sessions.append(open_session(path, library))
-        path.unlink()
+    """Masks of two graphs of low precision, or engines, against those of the bundle's graphs.
+
+    Raises GateError where more than 1 % of the pixels change.
+    """
+    library = ort_library_path()
     reference = [open_session(bundle.file(name), library) for name in GRAPHS]
     threshold = bundle.manifest.threshold
     rows = [
-        compare(
-            case,
-            "rounded",
-            run_case(reference[0], reference[1], case),
-            run_case(sessions[0], sessions[1], case),
-            threshold,
-        )
+        compare(case, label, run_case(*reference, case), run_case(text, image, case), threshold)
         for case in cases
     ]
     changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))
     if changed > MAX_PIXEL_SHARE * pixels:
         raise GateError(
-            f"{changed} of {pixels} pixels change side in this precision, the limit is "
+            f"{label}: {changed} of {pixels} pixels change side, the limit is "
             f"{MAX_PIXEL_SHARE:.0%}: keep more in FP32 (--keep PATTERN), or take another precision"
         )
     return {
-        "max_rel_error": max(row["max_rel_error"] for row in rows),
+        "max_rel_error": max((row["max_rel_error"] for row in rows), default=None),
         "pixels_changed": changed,
         "pixels": pixels,
     }

@@ -10,6 +10,7 @@ import importlib
 import json
 import resource
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     config = builder.create_builder_config()
     config.progress_monitor = _make_monitor(trt)
     _add_profile(builder, network, config, job["profile"])
+    for flag in job["flags"]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if "TF32" not in job["flags"]:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if job["level"] is not None:
+        config.builder_optimization_level = job["level"]
+    if job["hardware"]:
+        level = {"ampere-plus": "AMPERE_PLUS", "same-compute": "SAME_COMPUTE_CAPABILITY"}
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, level[job["hardware"]]
+        )
+    if job["inspect"]:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if job["compute"]:
         config.num_compute_capabilities = len(job["compute"])
         for index, capability in enumerate(job["compute"]):
@@ -113,14 +127,36 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         why = "; ".join(logger.errors[-2:]) or "no reason given"
         raise _Refused(f"{trt.__name__} cannot build the engine: {why}", "build")
     Path(job["output"]).write_bytes(plan)
+    if job["inspect"]:
+        _inspect(trt, logger, bytes(plan), Path(job["inspect"]) / f"{job['name']}.json")
     if cache is not None:
         cache.write_bytes(config.get_timing_cache().serialize())
     return {
         "library": trt.__name__,
         "version": trt.__version__,
         "layers": network.num_layers,
+        "types": _types(network),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _types(network: Any) -> dict[str, int]:
+    """Number of layers by the element type of what they give: what precision came to."""
+    counts: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.num_outputs:
+            counts[layer.get_output(0).dtype.name.lower()] += 1
+    return dict(sorted(counts.items()))
+
+
+def _inspect(trt: Any, logger: Any, plan: bytes, output: Path) -> None:
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _Refused("the engine can be inspected on a machine with its GPU only", "input")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -71,6 +71,12 @@ class Running:
     device: str | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """Gives back what is held beyond Python's memory; call it when nothing runs."""
+        for graph in (self.text, self.image):
+            if isinstance(graph, EngineGraph):
+                graph.close()
+
 
 def open_graphs(bundle: Bundle, backend: str, options: Options) -> Running:
     """Open both graphs of a bundle.

@@ -194,9 +194,7 @@ class Predictor:
 
         Call it when nothing runs. TensorRT-RTX then also keeps what it compiled for the next start.
         """
-        for graph in (self._text, self._image):
-            if isinstance(graph, EngineGraph):
-                graph.close()
+        self._running.close()
 
     def _check(self) -> None:
         """That the graphs and the tokenizer are what the manifest says."""

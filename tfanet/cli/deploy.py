@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,25 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument("--range-data", help="a dataset whose pictures show what would overflow")
     parser.add_argument("--timing-cache", help="a file of tactic timings to use again (tensorrt)")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one engine")
+    parser.add_argument("--level", type=int, help="0 (fast build) to 5 (most tactics tried)")
+    parser.add_argument("--tf32", action="store_true", help="let FP32 products round to TF32")
+    parser.add_argument(
+        "--hardware", help="same-compute or ampere-plus: more GPUs than this one (tensorrt)"
+    )
+    for flag, words in (
+        ("version-compatible", "later versions may load it"),
+        ("refit", "its weights can be replaced"),
+        ("strip-weights", "it holds no weights until it is refitted"),
+        ("weight-streaming", "its weights may stay in host memory"),
+    ):
+        parser.add_argument(f"--{flag}", action="store_true", help=words)
+    parser.add_argument("--inspect", metavar="DIR", help="write what each layer became (on a GPU)")
 
 
 def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
     """The bundle with the engine that the options ask for."""
     from tfanet.export.bundle_engine import add_engine
-    from tfanet.export.engine import Profile
+    from tfanet.export.engine import Options, Profile
 
     samples: list[tuple[Path, str]] = []
     if args.range_data:
@@ -116,11 +130,9 @@ def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
         target=args.target,
         precision=args.precision,
         profile=Profile.parse(args.profile) if args.profile else None,
-        compute=args.compute,
+        options=Options(**{field.name: getattr(args, field.name) for field in fields(Options)}),
         keep=args.keep,
         samples=samples,
-        timing_cache=args.timing_cache,
-        timeout=args.timeout,
         progress=progress_line(),
     )
 
