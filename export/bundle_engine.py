@@ -231,7 +231,13 @@ def _compare_with_graphs(
     reference = [open_session(bundle.file(name), library) for name in GRAPHS]
     threshold = bundle.manifest.threshold
     rows = [
-        compare(case, label, run_case(*reference, case), run_case(text, image, case), threshold)
+        compare(
+            case,
+            label,
+            run_case(reference[0], reference[1], case),
+            run_case(text, image, case),
+            threshold,
+        )
         for case in cases
     ]
     changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))
