@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tfanet.memory import peak_bytes
 from tfanet.runtime.engine import make_logger
 
 
@@ -136,7 +136,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "version": trt.__version__,
         "layers": network.num_layers,
         "types": _types(network),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
 
 

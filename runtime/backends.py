@@ -25,6 +25,7 @@ _PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
     "onnxruntime-cpu": "CPUExecutionProvider",
 }
+MAX_BATCH = 1024  # of a graph whose batch is open
 GRAPHS = ("text.onnx", "image.onnx")
 
 
@@ -177,6 +178,6 @@ def _onnxruntime(bundle: Bundle, backend: str, provider: str, options: Options) 
         text,
         image,
         scan="function body" if library is None else "operator library",
-        batches=(1, 4 if bundle.manifest.dynamic_batch else 1),
+        batches=(1, MAX_BATCH if bundle.manifest.dynamic_batch else 1),
         device=None if backend.endswith("cpu") else Device.open(options.device).name,
     )

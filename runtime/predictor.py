@@ -111,6 +111,7 @@ class Predictor:
             "backend": running.backend,
             "engine": running.engine,
             "device": running.device,
+            "batches": list(running.batches),
             "passed_over": running.passed_over,
             "op_library": None if self._library is None else str(self._library),
             "scan": running.scan,

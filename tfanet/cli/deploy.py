@@ -60,6 +60,17 @@ def add_verbs(verbs: Verbs) -> None:
         "bundle's engines; default: the first of them that can run here",
     )
 
+    bench = add_verb(verbs, "bench", run_bench, extra="runtime")
+    bench.add_argument("--bundle", required=True)
+    bench.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run")
+    bench.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
+    bench.add_argument("--runs", type=int, default=30, help="timed calls of each backend")
+    bench.add_argument("--warmup", type=int, default=3, help="calls before those")
+    bench.add_argument("--threads", type=int, help="of a run on the CPU (default: all cores)")
+    bench.add_argument(
+        "--checkpoint", help="the weights, if the bundle's preset does not hold them"
+    )
+
     parity = add_verb(verbs, "parity", run_parity)
     parity.add_argument("--bundle", required=True)
     parity.add_argument(
@@ -226,6 +237,48 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         f"score {result['score']:.2f}\n{timings} on {backend}"
     )
     return result, text
+
+
+def run_bench(args: argparse.Namespace) -> tuple[Any, str]:
+    """Latency, throughput and memory of a bundle on every backend, beside PyTorch, in turn."""
+    from tfanet.bench import bench
+
+    options = ("backends", "batches", "runs", "warmup", "threads", "checkpoint")
+    report = bench(
+        args.bundle, **{name: getattr(args, name) for name in options}, progress=progress_line()
+    )
+    return report, bench_table(report)
+
+
+def bench_table(report: dict[str, Any]) -> str:
+    """The benchmark's report: a row for each call of each backend, and what was left out."""
+    rows = []
+    for name, result in report["candidates"].items():
+        sizes = (f"{result['peak_bytes'] / 1e6:.0f}", f"{result['file_bytes'] / 1e6:.1f}")
+        ratio = f"{result['ratio']:.2f}" if result["ratio"] else ""
+        for call, latency in result["latency"].items():
+            rate = result["images_per_second"].get(call.removeprefix("image, batch "))
+            speed = "" if rate is None else f"{rate:.1f}"
+            quantiles = (f"{latency[q]:.1f}" for q in ("p50", "p95", "p99"))
+            first = call.startswith("image") and bool(ratio)
+            rows.append((name, call, *quantiles, speed, ratio if first else "", *sizes))
+            ratio = "" if first else ratio
+            name, sizes = "", ("", "")
+    header = (
+        "backend",
+        "call",
+        "p50 ms",
+        "p95",
+        "p99",
+        "images/s",
+        "x eager",
+        "peak MB",
+        "file MB",
+    )
+    machine = report["machine"]
+    head = f"{machine['processor']}, {report['threads']} threads, {report['runs']} calls in turn"
+    skipped = "\n".join(f"{name}: {reason}" for name, reason in report["skipped"].items())
+    return f"{head}\n\n{table(header, rows)}\n\n{skipped}".rstrip()
 
 
 def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
