@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +26,7 @@ from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
 from tfanet.runtime.device import Device
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds"]
+__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "rounded_graphs"]
 
 Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
@@ -144,7 +145,7 @@ def _typed(
     """Both graphs in `precision`, and what the manifest says of them."""
     graphs = {name: load_graph(bundle.file(name)) for name in GRAPHS}
     if precision == "fp32":
-        return graphs, {"kept": {}, "typed_graph": None, "range_samples": 0}
+        return graphs, {"keep": [], "kept": {}, "typed_graph": None, "range_samples": 0}
     cases = _cases(bundle)
     library = ort_library_path()
     patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
@@ -171,7 +172,18 @@ def _typed(
             sessions.append(open_session(path, library))
             path.unlink()
         rows = _compare_with_graphs(bundle, cases, f"graphs in {precision}", *sessions)
-    return typed, {"kept": kept, "typed_graph": rows, "range_samples": len(samples)}
+    return typed, {"keep": keep, "kept": kept, "typed_graph": rows, "range_samples": len(samples)}
+
+
+def rounded_graphs(bundle: Bundle, record: Mapping[str, Any]) -> dict[str, ModelProto]:
+    """Both graphs with the rounding of an engine of the bundle, for ONNX Runtime on any machine."""
+    graphs = {}
+    for name in GRAPHS:
+        graph = load_graph(bundle.file(name))
+        by_range = [row["node"] for row in record["kept"][name] if "node" in row]
+        keep = [*(p for p in record["keep"] if _fits(p, graph)), *map(glob.escape, by_range)]
+        graphs[name], _ = cast_graph(graph, record["precision"], keep=keep, emulate=True)
+    return graphs
 
 
 def _cases(bundle: Bundle) -> list[Case]:

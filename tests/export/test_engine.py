@@ -201,19 +201,6 @@ def test_a_file_that_is_no_model(tmp_path):
         engine_module.load_graph(tmp_path / "bad.onnx")
 
 
-@pytest.fixture(scope="module")
-def with_engine(bundle, tmp_path_factory) -> Bundle:
-    folder = tmp_path_factory.mktemp("engines") / "bundle"
-    shutil.copytree(bundle.path, folder)
-    return add_engine(
-        folder,
-        target="tensorrt-rtx",
-        precision="fp16",
-        profile=Profile(1, 1, 2),
-        keep=["decoder.*"],
-    )
-
-
 @needs_rtx
 def test_a_bundle_holds_its_engines(with_engine, bundle):
     (record,) = with_engine.manifest.engines

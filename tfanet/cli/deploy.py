@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def add_verbs(verbs: Verbs) -> None:
         help="the weights to compare with, if the bundle's preset does not hold them",
     )
     add_data_options(parity, required=False)
+    parity.add_argument("--report", metavar="DIR", help="write parity.json and report.html there")
+    parity.add_argument(
+        "--picture",
+        nargs=2,
+        action="append",
+        metavar=("FILE", "TEXT"),
+        help="for the report; default: three pictures of the synthetic shapes",
+    )
 
 
 def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -296,7 +305,31 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
-    return report, parity_table(report)
+    text = parity_table(report)
+    if args.report:
+        _write_report(args)
+        text += f"\n\n{args.report}/report.html"
+    return report, text
+
+
+def _write_report(args: argparse.Namespace) -> None:
+    from tfanet.data import ReferDataset, make_shapes
+    from tfanet.export.report import write_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = args.picture
+        if not pictures:
+            make_shapes(folder, train=0, val=3, testA=0, testB=0)
+            refs = ReferDataset(folder).refs
+            first = {ref.image_path: ref.sentences[0] for ref in reversed(refs)}
+            pictures = sorted(first.items())
+        write_report(
+            args.bundle,
+            args.report,
+            pictures,
+            checkpoint=args.checkpoint,
+            progress=progress_line(),
+        )
 
 
 def parity_table(report: dict[str, Any]) -> str:
