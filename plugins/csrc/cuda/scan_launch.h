@@ -39,7 +39,8 @@ struct ScanLaunch {
 // `rows` of a block within the limits above; this is the choice that is fast. A row gets no more
 // lanes than it has steps for, nor than are needed to fill the machine: fewer lanes take more tiles,
 // and while one tile is computed the next one is on its way.
-constexpr ScanLaunch scan_launch(long long rows, long long length, int element_bytes, int states) {
+TFANET_HOST_DEVICE constexpr ScanLaunch scan_launch(long long rows, long long length,
+                                                    int element_bytes, int states) {
   const int items = scan_items(element_bytes, states), vector = 16 / element_bytes;
   const long long steps = length + (length % vector != 0 ? vector - 1 : 0);
   int lanes = 32;
