@@ -75,8 +75,9 @@ template <typename T>
 __device__ __forceinline__ T load_one(const T* from) {
   return *from;
 }
+// By an intrinsic: an assignment may be split into the stores that a neighbouring branch has, too.
 __device__ __forceinline__ void store_vector(void* to, uint4 value) {
-  *static_cast<uint4*>(to) = value;
+  __stwb(static_cast<uint4*>(to), value);
 }
 
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
