@@ -18,7 +18,7 @@ struct Call {
   int64_t batch, dim, length, groups, states, io, narrow_weights, softplus;
   int64_t has_D, has_z, has_bias;
   int64_t lanes, rows;  // of a block
-  int64_t known_states, hostile, seed;
+  int64_t known_states, hostile, order;
   int64_t offset[kOperands];  // elements from a 16-byte boundary
 };
 
@@ -38,7 +38,7 @@ struct Buffer {
 
 template <typename T, int kStates, bool kGate>
 void run(const Call& call, const tfanet::ScanOperands<T>& operands) {
-  std::mt19937 random(static_cast<unsigned>(call.seed));
+  std::mt19937 random(static_cast<unsigned>(call.order));
   const int64_t rows = call.batch * call.dim;
   std::vector<unsigned> blocks((rows + call.rows - 1) / call.rows);
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<unsigned>(i);
@@ -95,8 +95,6 @@ int answer(const Call& call) {
   emulator::hostile = call.hostile != 0;
   if (call.known_states && call.states == 1) {
     call.has_z ? run<T, 1, true>(call, operands) : run<T, 1, false>(call, operands);
-  } else if (call.known_states && call.states == 16) {
-    call.has_z ? run<T, 16, true>(call, operands) : run<T, 16, false>(call, operands);
   } else {
     call.has_z ? run<T, 0, true>(call, operands) : run<T, 0, false>(call, operands);
   }
