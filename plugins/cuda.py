@@ -313,8 +313,7 @@ def enqueue(
         InputError: sizes or a device that the kernel does not fit.
         MissingDependencyError: no cuda-bindings, no NVRTC, or an error of the driver.
     """
-    batch, dim, length, groups = sizes
-    grid, block, shared = launch_geometry(batch, dim, length, kernel.io, kernel.states)
+    grid, block, shared = launch_geometry(*sizes[:3], kernel.io, kernel.states)
     operands = kernel.operands()
     values = (*(addresses[name] for name in operands), *sizes, addresses["y"])
     types = (*(ctypes.c_void_p,) * len(operands), *(ctypes.c_int,) * 4, ctypes.c_void_p)

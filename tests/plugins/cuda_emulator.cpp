@@ -1,7 +1,7 @@
-// Runs the scan kernel in the emulator. Standard input holds calls, one after the other: the numbers
-// of struct Call, then the operands that are there, in the order of kOperands. Standard output gets
-// the y of each. With the argument "geometry" it reads (rows, length, bytes, states) and writes
-// (grid, lanes, rows of a block) instead. All numbers are int64.
+// Runs the scan kernel in the emulator. Standard input holds calls, one after the other: the
+// numbers of struct Call, then the operands that are there, in the order of kOperands. Standard
+// output gets the y of each. With the argument "geometry" it reads (rows, length, bytes, states)
+// and writes (grid, lanes, rows of a block) instead. All numbers are int64.
 #define TFANET_SCAN_EMULATION "cuda_emulator.h"
 
 #include <algorithm>
@@ -24,8 +24,8 @@ struct Call {
 
 bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
 
-// Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what is
-// touched outside. The skipped bytes, and y before it is written, are NaN in every type.
+// Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what
+// is touched outside. The skipped bytes, and y before it is written, are NaN in every type.
 struct Buffer {
   std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, std::free};
   unsigned char* data = nullptr;

@@ -1,8 +1,8 @@
 // The CUDA that the scan kernel uses, on the host: the kernel's own source, compiled by g++, runs
-// thread by thread with the semantics of shuffles and barriers. Each thread is a fiber; it runs until
-// a shuffle or a barrier makes it wait for others. Which fiber goes next is drawn from a seed, so a
-// missing barrier gives different results for different seeds; a collective that not all of its
-// threads reach ends the program with a message instead of hanging.
+// thread by thread with the semantics of shuffles and barriers. Each thread is a fiber; it runs
+// until a shuffle or a barrier makes it wait for others. Which fiber goes next is drawn from a
+// seed, so a missing barrier gives different results for different seeds; a collective that not all
+// of its threads reach ends the program with a message instead of hanging.
 #ifndef TFANET_CUDA_EMULATOR_H
 #define TFANET_CUDA_EMULATOR_H
 
@@ -104,7 +104,8 @@ inline void start_thread() {
 }
 
 // Runs `body` for every thread of a block of `size` at `index`.
-inline void run_block(Dim index, Dim size, std::mt19937& random, const std::function<void()>& body) {
+inline void run_block(Dim index, Dim size, std::mt19937& random,
+                      const std::function<void()>& body) {
   constexpr size_t kStack = 128 << 10;
   static std::vector<Thread> threads;
   static std::vector<Warp> warps;

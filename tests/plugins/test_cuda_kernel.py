@@ -277,7 +277,7 @@ def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[cuda.Scan
         call = replace(call, softplus=kernel.softplus, has_D=kernel.has_D, has_z=kernel.has_z)
         call = replace(call, has_bias=kernel.has_bias).launched()
         sequence, grouped = (batch, dim, length), (batch, groups, states, length)
-        shapes = {n: sequence for n in ("u", "delta", "z", "y")} | {"B": grouped, "C": grouped}
+        shapes = dict.fromkeys(("u", "delta", "z", "y"), sequence) | {"B": grouped, "C": grouped}
         shapes |= {"A": (dim, states), "D": (dim,), "delta_bias": (dim,)}
 
         def memory(name: str) -> Tensor:

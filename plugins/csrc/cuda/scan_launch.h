@@ -37,8 +37,8 @@ struct ScanLaunch {
 
 // `rows` is batch x dim. The results are right for every `lanes` that is a multiple of 32 and every
 // `rows` of a block within the limits above; this is the choice that is fast. A row gets no more
-// lanes than it has steps for, nor than are needed to fill the machine: fewer lanes take more tiles,
-// and while one tile is computed the next one is on its way.
+// lanes than it has steps for, nor than are needed to fill the machine: fewer lanes take more
+// tiles, and while one tile is computed the next one is on its way.
 TFANET_HOST_DEVICE constexpr ScanLaunch scan_launch(long long rows, long long length,
                                                     int element_bytes, int states) {
   const int items = scan_items(element_bytes, states), vector = 16 / element_bytes;

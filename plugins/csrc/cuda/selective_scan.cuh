@@ -10,13 +10,13 @@
 // warps), and each thread then replays its steps from the right state. All sums have one order:
 // no atomics, the same bits every run. Nothing is divided by a decay, so nothing overflows.
 //
-// Why a row is not cut into parts that run at the same time: u, delta, z and y pass the memory once,
-// which is all the traffic there must be. Cutting along time needs the carries first, so that u and
-// delta are read twice (20 instead of 12 bytes a step in float32), or blocks that wait for each
-// other. And the rows are enough: the flagship's calls have 1024 to 8192 of them, which is 31 warps
-// or more on each of 132 multiprocessors with 32 bytes a thread under way: 32 KB where 4.8 TB/s and
-// 0.65 us need 24 KB. B and C are shared by the rows of a group and come from the caches; the rows
-// of a block are neighbours, so most of that comes from the first level.
+// Why a row is not cut into parts that run at the same time: u, delta, z and y pass the memory
+// once, which is all the traffic there must be. Cutting along time needs the carries first, so that
+// u and delta are read twice (20 instead of 12 bytes a step in float32), or blocks that wait for
+// each other. And the rows are enough: the flagship's calls have 1024 to 8192 of them, which is 31
+// warps or more on each of 132 multiprocessors with 32 bytes a thread under way: 32 KB where 4.8
+// TB/s and 0.65 us need 24 KB. B and C are shared by the rows of a group and come from the caches;
+// the rows of a block are neighbours, so most of that comes from the first level.
 //
 // Tiles start at the 16-byte boundary below the row of u, `lead` steps before it, so that u, delta,
 // z and y are read in vectors in every row even where the length is odd.
@@ -92,8 +92,9 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
   const unsigned channel = row % dim;
   const unsigned group = row / dim * p.groups + channel / (dim / p.groups);
 
-  const long long start = static_cast<long long>(row) * length;              // of this row of u, delta, z, y
-  const long long shared = static_cast<long long>(group) * states * length;  // of the rows of B and C
+  const long long start = static_cast<long long>(row) * length;  // of this row of u, delta, z, y
+  const long long shared =
+      static_cast<long long>(group) * states * length;  // of the rows of B and C
   const long long rates = static_cast<long long>(channel) * states;
   const float D = p.D != nullptr ? weight_at(p, p.D, channel) : 0.0f;
   const float own_rate = kStates == 1 ? weight_at(p, p.A, rates) * kLog2E : 0.0f;
@@ -119,7 +120,8 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
   }
   long long at = start + t, shared_at = shared + t;  // of element t of the rows
   int turn = 0;
-  for (int tile = 0; tile * span - lead < length; ++tile, t += span, at += span, shared_at += span) {
+  for (int tile = 0; tile * span - lead < length;
+       ++tile, t += span, at += span, shared_at += span) {
     const bool vectors = inside && aligned;
     const bool shared_vectors = inside && shared_aligned;
     if (!vectors) {

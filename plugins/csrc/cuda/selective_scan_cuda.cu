@@ -31,7 +31,8 @@ bool misaligned(const void* address, ScanType type) {
 const char* check(const ScanCall& call) {
   // Positions in a row are 32-bit, and run past its end by at most one tile.
   constexpr long long kMaxSize = (1LL << 31) - (1LL << 17);
-  if (!known(call.io) || !known(call.weight)) return "an element type is not float32, float16 or bfloat16";
+  if (!known(call.io) || !known(call.weight))
+    return "an element type is not float32, float16 or bfloat16";
   if (call.weight != ScanType::kFloat32 && call.weight != call.io) {
     return "A, D and delta_bias must be float32 or of the type of u";
   }
@@ -46,8 +47,8 @@ const char* check(const ScanCall& call) {
       call.C == nullptr || call.y == nullptr) {
     return "an operand is missing";
   }
-  for (const void* address : {call.u, call.delta, call.B, call.C, call.z,
-                              static_cast<const void*>(call.y)}) {
+  for (const void* address :
+       {call.u, call.delta, call.B, call.C, call.z, static_cast<const void*>(call.y)}) {
     if (misaligned(address, call.io)) return "an operand is not aligned to its element type";
   }
   for (const void* address : {call.A, call.D, call.delta_bias}) {
@@ -77,8 +78,9 @@ cudaError_t launch(const ScanCall& call, const ScanLaunch& geometry, cudaStream_
   operands.softplus = call.softplus;
   void* arguments[] = {&operands};
   const bool gate = call.z != nullptr;
-  const auto kernel = call.states == 1 ? (gate ? scan_kernel<T, 1, true> : scan_kernel<T, 1, false>)
-                                       : (gate ? scan_kernel<T, 0, true> : scan_kernel<T, 0, false>);
+  const auto kernel = call.states == 1
+                          ? (gate ? scan_kernel<T, 1, true> : scan_kernel<T, 1, false>)
+                          : (gate ? scan_kernel<T, 0, true> : scan_kernel<T, 0, false>);
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
                           dim3(static_cast<unsigned>(geometry.grid)),
                           dim3(geometry.lanes, geometry.rows), arguments, 0, stream);

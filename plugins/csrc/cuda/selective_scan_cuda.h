@@ -1,5 +1,5 @@
-// The selective scan on the GPU, for C++ libraries: no CUDA header is needed to call it, and nothing
-// of a framework (PyTorch, TensorRT, ONNX Runtime) is in it.
+// The selective scan on the GPU, for C++ libraries: no CUDA header is needed to call it, and
+// nothing of a framework (PyTorch, TensorRT, ONNX Runtime) is in it.
 #ifndef TFANET_SELECTIVE_SCAN_CUDA_H
 #define TFANET_SELECTIVE_SCAN_CUDA_H
 
@@ -18,15 +18,15 @@ enum class ScanType : int { kFloat32, kFloat16, kBFloat16 };
 //
 // computed and accumulated in float32, and rounded once, to `io`.
 struct ScanCall {
-  const void* u;           // (batch, dim, length), io
-  const void* delta;       // (batch, dim, length), io
-  const void* A;           // (dim, states), weight
-  const void* B;           // (batch, groups, states, length), io
-  const void* C;           // (batch, groups, states, length), io
-  const void* D;           // (dim), weight, or null
-  const void* z;           // (batch, dim, length), io, or null
-  const void* delta_bias;  // (dim), weight, or null
-  void* y;                 // (batch, dim, length), io
+  const void* u;                                 // (batch, dim, length), io
+  const void* delta;                             // (batch, dim, length), io
+  const void* A;                                 // (dim, states), weight
+  const void* B;                                 // (batch, groups, states, length), io
+  const void* C;                                 // (batch, groups, states, length), io
+  const void* D;                                 // (dim), weight, or null
+  const void* z;                                 // (batch, dim, length), io, or null
+  const void* delta_bias;                        // (dim), weight, or null
+  void* y;                                       // (batch, dim, length), io
   long long batch, dim, length, groups, states;  // groups divides dim; states is 1 to 64
   ScanType io;
   ScanType weight;  // float32, or the same as io

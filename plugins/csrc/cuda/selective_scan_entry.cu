@@ -1,6 +1,7 @@
 // One kernel for one kind of call, compiled by NVRTC to PTX or to machine code: the element types,
-// N and the optional operands are macros. Parameters are the tensors that are there, then the sizes,
-// then y: the order of TensorRT's ahead-of-time plugins, which pass inputs, scalars and outputs.
+// N and the optional operands are macros. Parameters are the tensors that are there, then the
+// sizes, then y: the order of TensorRT's ahead-of-time plugins, which pass inputs, scalars and
+// outputs.
 #include "selective_scan.cuh"
 
 #if !defined(TFANET_IO) || !defined(TFANET_STATES) || !defined(TFANET_NARROW_WEIGHTS) || \

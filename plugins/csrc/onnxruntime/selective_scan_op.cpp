@@ -71,7 +71,8 @@ OrtStatus* failure(OrtErrorCode code, const char* format, ...) {
 
 enum class Provider { kCpu, kCuda };
 
-// One operator per provider and pair of element types: of the sequences, and of A, D and delta_bias.
+// One operator per provider and pair of element types: of the sequences, and of A, D and
+// delta_bias.
 struct SelectiveScanOp : OrtCustomOp {
   SelectiveScanOp(ONNXTensorElementDataType sequence, ONNXTensorElementDataType weight,
                   Provider provider = Provider::kCpu);
@@ -315,14 +316,19 @@ OrtStatus* operator_domain(OrtCustomOpDomain** result) {
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
   constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  static SelectiveScanOp ops[] = {{kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat},
-                                  {kHalf, kHalf},   {kBrain, kFloat},   {kBrain, kBrain},
+  static SelectiveScanOp ops[] = {
+      {kFloat, kFloat},
+      {kDouble, kDouble},
+      {kHalf, kFloat},
+      {kHalf, kHalf},
+      {kBrain, kFloat},
+      {kBrain, kBrain},
 #ifdef TFANET_WITH_CUDA
-                                  {kFloat, kFloat, Provider::kCuda},
-                                  {kHalf, kFloat, Provider::kCuda},
-                                  {kHalf, kHalf, Provider::kCuda},
-                                  {kBrain, kFloat, Provider::kCuda},
-                                  {kBrain, kBrain, Provider::kCuda},
+      {kFloat, kFloat, Provider::kCuda},
+      {kHalf, kFloat, Provider::kCuda},
+      {kHalf, kHalf, Provider::kCuda},
+      {kBrain, kFloat, Provider::kCuda},
+      {kBrain, kBrain, Provider::kCuda},
 #endif
   };
   OrtCustomOpDomain* domain = nullptr;
