@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -79,6 +80,74 @@ def test_nvcc_compiles_for_every_architecture(tmp_path: Path) -> None:
     # From 10.0 on, two-byte types keep two constants of the row in local memory.
     assert all(bytes_ == 0 for (_, arch), bytes_ in found.items() if int(arch) < 100), found
     assert all(bytes_ <= 16 for bytes_ in found.values()), found
+
+
+LAUNCHER = """
+#include <cstdio>
+#include "selective_scan_cuda.h"
+using namespace tfanet;
+static float memory[64];
+static void show(const char* name, const ScanCall& call) {
+  const char* wrong = launch_selective_scan(call, nullptr);
+  std::printf("%s: %s\\n", name, wrong != nullptr ? wrong : "ok");
+}
+int main() {
+  ScanCall good{};
+  good.u = good.delta = good.A = good.B = good.C = good.y = memory;
+  good.batch = good.groups = good.states = 1;
+  good.dim = 2;
+  good.length = 3;
+  show("good", good);
+#define CHANGED(field, value) { ScanCall call = good; call.field = value; show(#field, call); }
+  CHANGED(batch, 0)
+  CHANGED(length, 0)
+  CHANGED(length, -1)
+  CHANGED(length, 1LL << 31)
+  CHANGED(batch, 1LL << 30)
+  CHANGED(groups, 3)
+  CHANGED(groups, 0)
+  CHANGED(states, 65)
+  CHANGED(states, 0)
+  CHANGED(io, static_cast<ScanType>(7))
+  CHANGED(weight, ScanType::kFloat16)
+  CHANGED(C, nullptr)
+  CHANGED(z, reinterpret_cast<char*>(memory) + 2)
+  CHANGED(D, reinterpret_cast<char*>(memory) + 1)
+}
+"""
+
+
+@needs_nvcc
+def test_the_launcher_checks_its_call_and_reports_a_missing_driver(tmp_path: Path) -> None:
+    (tmp_path / "launch.cpp").write_text(LAUNCHER)
+    command = [NVCC, "-std=c++17", "-arch=sm_80", f"-I{SOURCES}", "-o", str(tmp_path / "launch")]
+    sources = [str(SOURCES / "selective_scan_cuda.cu"), str(tmp_path / "launch.cpp")]
+    subprocess.run([*command, *sources], check=True)  # type: ignore[list-item]
+    done = subprocess.run(
+        [tmp_path / "launch"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    good, *others = done.stdout.splitlines()
+    assert re.fullmatch(r"good: the kernel could not be launched: .* \(cudaError\w+\)", good)
+    assert others == [
+        "batch: ok",
+        "length: ok",
+        "length: a size is negative",
+        "length: batch x dim or length is above 2^31 - 2^17",
+        "batch: batch x dim or length is above 2^31 - 2^17",
+        "groups: the groups of B do not divide dim",
+        "groups: the groups of B do not divide dim",
+        "states: N is not from 1 to 64 (on the GPU)",
+        "states: N is not from 1 to 64 (on the GPU)",
+        "io: an element type is not float32, float16 or bfloat16",
+        "weight: A, D and delta_bias must be float32 or of the type of u",
+        "C: an operand is missing",
+        "z: an operand is not aligned to its element type",
+        "D: a weight is not aligned to its element type",
+    ]
 
 
 @needs_nvrtc
@@ -271,9 +340,7 @@ def test_devices_older_and_newer_than_nvrtc(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_error_of_the_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(fails="cuLaunchKernel")
-    with pytest.raises(
-        MissingDependencyError, match="cuLaunchKernel failed with CUDA_ERROR_X"
-    ):
+    with pytest.raises(MissingDependencyError, match="cuLaunchKernel failed with CUDA_ERROR_X"):
         launch(driver, monkeypatch)
     assert driver.calls[-1][0] == "cuCtxPopCurrent"
 

@@ -92,9 +92,9 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
   const unsigned channel = row % dim;
   const unsigned group = row / dim * p.groups + channel / (dim / p.groups);
 
-  const long long start = static_cast<long long>(row) * length;  // of this row of u, delta, z, y
-  const long long shared =
-      static_cast<long long>(group) * states * length;  // of the rows of B and C
+  // Where this row starts in u, delta, z and y, and its states' rows in B and C.
+  const long long start = static_cast<long long>(row) * length;
+  const long long shared = static_cast<long long>(group) * states * length;
   const long long rates = static_cast<long long>(channel) * states;
   const float D = p.D != nullptr ? weight_at(p, p.D, channel) : 0.0f;
   const float own_rate = kStates == 1 ? weight_at(p, p.A, rates) * kLog2E : 0.0f;
@@ -118,10 +118,9 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
     next_u = load_vectors<kItems, true>(p.u + start + t);
     next_delta = load_vectors<kItems, true>(p.delta + start + t);
   }
-  long long at = start + t, shared_at = shared + t;  // of element t of the rows
+  long long at = start + t, shared_at = shared + t;
   int turn = 0;
-  for (int tile = 0; tile * span - lead < length;
-       ++tile, t += span, at += span, shared_at += span) {
+  for (int tile = 0; tile * span - lead < length; ++tile) {
     const bool vectors = inside && aligned;
     const bool shared_vectors = inside && shared_aligned;
     if (!vectors) {
@@ -208,6 +207,9 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
       }
     }
     store<kItems>(p.y + at, t, length, vectors, y);
+    t += span;
+    at += span;
+    shared_at += span;
   }
 }
 

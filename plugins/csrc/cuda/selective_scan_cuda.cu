@@ -39,8 +39,9 @@ const char* check(const ScanCall& call) {
   if (call.batch < 0 || call.dim < 0 || call.length < 0) return "a size is negative";
   if (call.groups < 1 || call.dim % call.groups != 0) return "the groups of B do not divide dim";
   if (call.states < 1 || call.states > kMaxScanStates) return "N is not from 1 to 64 (on the GPU)";
-  if (call.batch > kMaxSize || call.dim > kMaxSize || call.length > kMaxSize) {
-    return "batch, dim or length is above 2^31 - 2^17";
+  if (call.batch > kMaxSize || call.dim > kMaxSize || call.length > kMaxSize ||
+      call.batch * call.dim > kMaxSize) {
+    return "batch x dim or length is above 2^31 - 2^17";
   }
   if (call.batch == 0 || call.dim == 0 || call.length == 0) return nullptr;
   if (call.u == nullptr || call.delta == nullptr || call.A == nullptr || call.B == nullptr ||
@@ -93,7 +94,6 @@ const char* launch_selective_scan(const ScanCall& call, cudaStream_t stream) noe
   if (call.batch == 0 || call.dim == 0 || call.length == 0) return nullptr;
   const ScanLaunch geometry = scan_launch(call.batch * call.dim, call.length, bytes_of(call.io),
                                           static_cast<int>(call.states));
-  if (geometry.grid > INT32_MAX) return "batch x dim is too large for one launch";
   const cudaError_t status = call.io == ScanType::kFloat32 ? launch<float>(call, geometry, stream)
                              : call.io == ScanType::kFloat16
                                  ? launch<Half>(call, geometry, stream)
