@@ -222,10 +222,21 @@ def test_instructions_that_err_as_much_as_documented(emulator: Path) -> None:
         check(call, y, 1e-5)
 
 
+def test_each_operand_may_start_anywhere(emulator: Path) -> None:
+    calls = [
+        Call(dim=3, length=96, states=states, io=io, has_z=True, lanes=32, rows=2, offset=offset)
+        for io in (0, 2)
+        for states in (1, 2)
+        for offset in [tuple(3 * (i == k) for i in range(9)) for k in range(9)]
+    ]
+    for call, y in zip(calls, emulate(emulator, calls), strict=True):
+        check(call, y)
+
+
 def test_the_order_of_threads_changes_no_bit(emulator: Path) -> None:
     for call in (
-        Call(dim=5, length=700, lanes=64, rows=3, has_z=True),
-        Call(batch=2, dim=3, length=300, states=3, lanes=128, rows=2, io=2),
+        Call(dim=5, length=1500, lanes=64, rows=3, has_z=True),
+        Call(batch=2, dim=3, length=900, states=4, lanes=128, rows=2, io=2),
     ):
         first, *others = emulate(emulator, [replace(call, order=k) for k in range(6)])
         assert all(torch.equal(first, other) for other in others)
