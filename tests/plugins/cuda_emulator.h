@@ -204,13 +204,19 @@ inline float shuffle_up(float x, int distance) {
   exchange(x, unused, distance, there);
   return x;
 }
-inline void compose_up(float& decay, float& add, int distance) {
+template <bool kMinusOne>
+void compose_up(float& decay, float& add, int distance) {
   float below_decay = decay, below_add = add;
   bool there;
   exchange(below_decay, below_add, distance, there);
   if (!there) return;
   add = std::fma(decay, below_add, add);
-  decay *= below_decay;
+  if (kMinusOne) {
+    add += below_add;
+    decay = std::fma(decay, below_decay, decay) + below_decay;
+  } else {
+    decay *= below_decay;
+  }
 }
 
 inline void barrier(int id, int threads) {

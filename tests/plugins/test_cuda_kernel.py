@@ -200,17 +200,16 @@ def test_every_length_with_the_block_that_a_gpu_runs(emulator: Path, io: int) ->
         check(call, y)
 
 
-# A weak decay remembers thousands of roundings of exp(delta A) to float32.
-@pytest.mark.parametrize(
-    ("decay", "tolerance"), [(1e-6, 5e-6), (1e-3, 3e-5), (1.0, 1e-6), (80.0, 1e-6)]
-)
-def test_weak_and_strong_decay_over_the_longest_rows(
-    emulator: Path, decay: float, tolerance: float
-) -> None:
-    # float16 at L = 14400: the state is float32, so nothing overflows on the way.
-    calls = [Call(dim=1, length=14400, io=io, decay=decay, seed=3).launched() for io in (0, 1)]
+@pytest.mark.parametrize("decay", [1e-6, 1e-4, 1e-3, 1.0, 80.0])
+def test_weak_and_strong_decay_over_the_longest_rows(emulator: Path, decay: float) -> None:
+    # float16 at L = 14400: the state is float32, so nothing overflows on the way; its exp(delta A)
+    # is rounded to float32 at every step, which a weak decay remembers.
+    calls = [
+        Call(dim=1, length=14400, io=io, decay=decay, seed=3, hostile=io == 0).launched()
+        for io in (0, 1)
+    ]
     for call, y in zip(calls, emulate(emulator, calls), strict=True):
-        check(call, y, tolerance)
+        check(call, y, 2e-6 if call.io == 0 else 5e-5)
 
 
 def test_instructions_that_err_as_much_as_documented(emulator: Path) -> None:

@@ -43,19 +43,37 @@ __device__ __forceinline__ float shuffle_up(float x, int distance) {
 }
 
 // The step h -> decay h + add of this lane after that of the lane `distance` below it, if there is
-// one. By hand, because the shuffle itself says whether there is.
+// one; where kMinusOne, `decay` holds the decay less 1. By hand, because the shuffle itself says
+// whether there is such a lane.
+template <bool kMinusOne>
 __device__ __forceinline__ void compose_up(float& decay, float& add, int distance) {
-  asm volatile(
-      "{\n\t"
-      ".reg .pred there;\n\t"
-      ".reg .f32 below_decay, below_add;\n\t"
-      "shfl.sync.up.b32 below_decay|there, %0, %2, 0, 0xffffffff;\n\t"
-      "shfl.sync.up.b32 below_add, %1, %2, 0, 0xffffffff;\n\t"
-      "@there fma.rn.f32 %1, %0, below_add, %1;\n\t"
-      "@there mul.f32 %0, %0, below_decay;\n\t"
-      "}"
-      : "+f"(decay), "+f"(add)
-      : "r"(distance));
+  if constexpr (kMinusOne) {
+    asm volatile(
+        "{\n\t"
+        ".reg .pred there;\n\t"
+        ".reg .f32 below_decay, below_add;\n\t"
+        "shfl.sync.up.b32 below_decay|there, %0, %2, 0, 0xffffffff;\n\t"
+        "shfl.sync.up.b32 below_add, %1, %2, 0, 0xffffffff;\n\t"
+        "@there fma.rn.f32 %1, %0, below_add, %1;\n\t"
+        "@there add.rn.f32 %1, %1, below_add;\n\t"
+        "@there fma.rn.f32 %0, %0, below_decay, %0;\n\t"
+        "@there add.rn.f32 %0, %0, below_decay;\n\t"
+        "}"
+        : "+f"(decay), "+f"(add)
+        : "r"(distance));
+  } else {
+    asm volatile(
+        "{\n\t"
+        ".reg .pred there;\n\t"
+        ".reg .f32 below_decay, below_add;\n\t"
+        "shfl.sync.up.b32 below_decay|there, %0, %2, 0, 0xffffffff;\n\t"
+        "shfl.sync.up.b32 below_add, %1, %2, 0, 0xffffffff;\n\t"
+        "@there fma.rn.f32 %1, %0, below_add, %1;\n\t"
+        "@there mul.rn.f32 %0, %0, below_decay;\n\t"
+        "}"
+        : "+f"(decay), "+f"(add)
+        : "r"(distance));
+  }
 }
 
 // Waits for the `threads` threads (a multiple of 32) that meet at barrier `id`, from 1 to 15.

@@ -65,20 +65,48 @@ __device__ __forceinline__ float softplus_of(float x) {
   return fmaf(2.0f, fmaf(p * q, s, s), fmaxf(x, 0.0f));
 }
 
-// The composition of steps h -> decay h + add.
+// A step h -> decay h + add, or several, one after the other. Where kMinusOne, `decay` holds the
+// decay less 1: a weak decay is then not rounded to the nearest float below 1, an error that a long
+// memory adds up (14400 steps of e^-0.0002: 1e-6 instead of 1e-5).
+template <bool kMinusOne>
 struct Step {
   float decay, add;
-  __device__ __forceinline__ float operator()(float h) const { return fmaf(decay, h, add); }
+
+  __device__ __forceinline__ float operator()(float h) const {
+    const float rest = fmaf(decay, h, add);
+    return kMinusOne ? h + rest : rest;
+  }
+  // This step after `before`, which becomes both.
+  __device__ __forceinline__ void append_to(Step& before) const {
+    before.add = (*this)(before.add);
+    before.decay =
+        kMinusOne ? fmaf(decay, before.decay, decay) + before.decay : decay * before.decay;
+  }
 };
+
+// 2^x, or 2^x - 1 where kMinusOne: near 0 by a polynomial, fitted to 1e-7 relative.
+template <bool kMinusOne>
+__device__ __forceinline__ float decay_of(float x) {
+  const float whole = device::exp2_fast(x);
+  if (!kMinusOne) return whole;
+  float p = fmaf(x, 1.3365767e-3f, 9.6452400e-3f);
+  p = fmaf(x, p, 5.5503939e-2f);
+  p = fmaf(x, p, 0.24022555f);
+  p = fmaf(x, p, 0.69314718f);
+  return fabsf(x) < 0.375f ? x * p : whole - 1.0f;
+}
 
 // kStates: N where it is known, 0 where p.states holds it. kGate: whether there is z.
 template <typename T, int kStates, bool kGate>
 __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
   constexpr int kItems = scan_items(sizeof(T), kStates);
   constexpr int kWarps = kMaxScanLanes / 32;
+  // What it costs is hidden behind the memory where N = 1, and below the rounding of shorter types.
+  constexpr bool kMinusOne = sizeof(T) == 4 && kStates == 1;
+  using Steps = Step<kMinusOne>;
   // Both have two turns, so that one barrier per state is enough: what is read in one turn is
   // written again only after the next barrier but one.
-  __shared__ Step totals[2][kWarps];
+  __shared__ Steps totals[2][kWarps];
   __shared__ float carries[2][kMaxScanRows][kStates > 0 ? kStates : kMaxScanStates];
 
   // There are fewer rows than 2^31, and a block at the end has at most seven too many.
@@ -159,25 +187,24 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
       const long long state_at = shared_at + static_cast<long long>(n) * length;
       if (!shared_vectors) next_B = load_each<kItems>(p.B + state_at, t, length);
       float decay[kItems], add[kItems];
-      Step own{1.0f, 0.0f};
+      Steps own{kMinusOne ? 0.0f : 1.0f, 0.0f};
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
-        decay[i] = device::exp2_fast(dt[i] * rate);
+        decay[i] = decay_of<kMinusOne>(dt[i] * rate);
         add[i] = (kStates == 1 ? dt[i] * own_u[i] : x[i]) * next_B[i];
-        own.add = fmaf(decay[i], own.add, add[i]);
-        own.decay *= decay[i];
+        Steps{decay[i], add[i]}.append_to(own);
       }
       const Pack<T, kItems> Cn = shared_vectors ? load_vectors<kItems, false>(p.C + state_at)
                                                 : load_each<kItems>(p.C + state_at, t, length);
       if (n + 1 < states && shared_vectors) {
         next_B = load_vectors<kItems, false>(p.B + state_at + length);
       }
-      Step upto = own;  // of all lanes of the warp up to this one
+      Steps upto = own;  // of all lanes of the warp up to this one
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
-        device::compose_up(upto.decay, upto.add, distance);
+        device::compose_up<kMinusOne>(upto.decay, upto.add, distance);
       }
-      const Step before{device::shuffle_up(upto.decay, 1), device::shuffle_up(upto.add, 1)};
+      const Steps before{device::shuffle_up(upto.decay, 1), device::shuffle_up(upto.add, 1)};
       if (lane == 31) totals[turn][slot + warp] = upto;
       if (warps > 1) {
         device::barrier(1 + threadIdx.y, blockDim.x);
@@ -191,7 +218,7 @@ __device__ __forceinline__ void selective_scan(const ScanOperands<T>& p) {
       if (lane > 0) h = before(h);
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
-        h = fmaf(decay[i], h, add[i]);
+        h = Steps{decay[i], add[i]}(h);
         y[i] = fmaf(Cn[i], h, y[i]);
       }
     }
