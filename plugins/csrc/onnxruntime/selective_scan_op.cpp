@@ -1,5 +1,6 @@
 // The operator tfanet::SelectiveScan, version 1, for ONNX Runtime: checks the operands, then runs
-// the kernel of selective_scan.h on the session's own threads.
+// the kernel of selective_scan.h on the session's own threads, or, built with CUDA and on the CUDA
+// execution provider, the one of selective_scan_cuda.h on the session's stream.
 //
 // Only the C interface of ONNX Runtime is used, no exception crosses it, and every function comes
 // from the running ONNX Runtime: kApiVersion is the oldest one that loads this library.
@@ -14,6 +15,9 @@
 #include <new>
 
 #include "../selective_scan.h"
+#ifdef TFANET_WITH_CUDA
+#include "../cuda/selective_scan_cuda.h"
+#endif
 
 namespace {
 
@@ -65,10 +69,15 @@ OrtStatus* failure(OrtErrorCode code, const char* format, ...) {
   return g_api->CreateStatus(code, text);
 }
 
-// One operator per pair of element types: of the sequences, and of A, D and delta_bias.
+enum class Provider { kCpu, kCuda };
+
+// One operator per provider and pair of element types: of the sequences, and of A, D and
+// delta_bias.
 struct SelectiveScanOp : OrtCustomOp {
-  SelectiveScanOp(ONNXTensorElementDataType sequence, ONNXTensorElementDataType weight);
+  SelectiveScanOp(ONNXTensorElementDataType sequence, ONNXTensorElementDataType weight,
+                  Provider provider = Provider::kCpu);
   ONNXTensorElementDataType sequence, weight;
+  Provider provider;
 };
 
 const SelectiveScanOp& self(const OrtCustomOp* op) {
@@ -166,23 +175,9 @@ void run_part(void* work_of_all, size_t part) {
   tfanet::run_forward(work.args, work.units * p / work.parts, work.units * (p + 1) / work.parts);
 }
 
-OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
-  const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
-  size_t inputs = 0;
-  RETURN_IF_ERROR(g_api->KernelContext_GetInputCount(context, &inputs));
-  Operands operands;
-  for (size_t i = 0; i < std::min<size_t>(inputs, kInputs); ++i) {
-    RETURN_IF_ERROR(read_input(context, i, operands));
-  }
+OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operands& operands,
+                   void* y) {
   const int64_t* sizes = operands.sizes;
-  if (inputs <= kC) return failure(ORT_INVALID_ARGUMENT, "needs the inputs u, delta, A, B and C");
-  const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
-  OrtValue* output = nullptr;
-  void* y = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, shape, 3, &output));
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
-  if (shape[0] == 0 || shape[1] == 0 || shape[2] == 0) return nullptr;
-
   tfanet::ScanArgs args{};
   args.batch = sizes[kBatch];
   args.dim = sizes[kDim];
@@ -216,6 +211,67 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
   return g_api->KernelContext_ParallelFor(context, run_part, parts, parts, &work);
 }
 
+#ifdef TFANET_WITH_CUDA
+tfanet::ScanType cuda_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return tfanet::ScanType::kFloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return tfanet::ScanType::kBFloat16;
+    default:
+      return tfanet::ScanType::kFloat32;
+  }
+}
+
+OrtStatus* run_cuda(const Kernel& kernel, OrtKernelContext* context, const Operands& operands,
+                    void* y) {
+  tfanet::ScanCall call{};
+  call.u = operands.data[kU];
+  call.delta = operands.data[kDelta];
+  call.A = operands.data[kA];
+  call.B = operands.data[kB];
+  call.C = operands.data[kC];
+  call.D = operands.data[kD];
+  call.z = operands.data[kZ];
+  call.delta_bias = operands.data[kDeltaBias];
+  call.y = y;
+  call.batch = operands.sizes[kBatch];
+  call.dim = operands.sizes[kDim];
+  call.length = operands.sizes[kLength];
+  call.groups = operands.sizes[kGroups];
+  call.states = operands.sizes[kState];
+  call.io = cuda_type(kernel.op.sequence);
+  call.weight = cuda_type(kernel.op.weight);
+  call.softplus = kernel.delta_softplus;
+  void* stream = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetGPUComputeStream(context, &stream));
+  const char* why = tfanet::launch_selective_scan(call, static_cast<cudaStream_t>(stream));
+  return why == nullptr ? nullptr : failure(ORT_FAIL, "%s", why);
+}
+#endif
+
+OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
+  size_t inputs = 0;
+  RETURN_IF_ERROR(g_api->KernelContext_GetInputCount(context, &inputs));
+  Operands operands;
+  for (size_t i = 0; i < std::min<size_t>(inputs, kInputs); ++i) {
+    RETURN_IF_ERROR(read_input(context, i, operands));
+  }
+  const int64_t* sizes = operands.sizes;
+  if (inputs <= kC) return failure(ORT_INVALID_ARGUMENT, "needs the inputs u, delta, A, B and C");
+  const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
+  OrtValue* output = nullptr;
+  void* y = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, shape, 3, &output));
+  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+  if (shape[0] == 0 || shape[1] == 0 || shape[2] == 0) return nullptr;
+#ifdef TFANET_WITH_CUDA
+  if (kernel.op.provider == Provider::kCuda) return run_cuda(kernel, context, operands, y);
+#endif
+  return run_cpu(kernel, context, operands, y);
+}
+
 // y has the element type and shape of u. Other sizes are checked when the node runs.
 OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* u = nullptr;
@@ -224,11 +280,13 @@ OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
 }
 
 SelectiveScanOp::SelectiveScanOp(ONNXTensorElementDataType sequence_type,
-                                 ONNXTensorElementDataType weight_type)
-    : OrtCustomOp{}, sequence(sequence_type), weight(weight_type) {
+                                 ONNXTensorElementDataType weight_type, Provider provider_of_op)
+    : OrtCustomOp{}, sequence(sequence_type), weight(weight_type), provider(provider_of_op) {
   version = kApiVersion;
   GetName = [](const OrtCustomOp*) { return "SelectiveScan"; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
+    return self(op).provider == Provider::kCuda ? "CUDAExecutionProvider" : nullptr;
+  };
   GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   GetInputType = [](const OrtCustomOp* op, size_t index) {
     return kSpecs[index].weight ? self(op).weight : self(op).sequence;
@@ -258,8 +316,21 @@ OrtStatus* operator_domain(OrtCustomOpDomain** result) {
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
   constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  static SelectiveScanOp ops[] = {{kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat},
-                                  {kHalf, kHalf},   {kBrain, kFloat},   {kBrain, kBrain}};
+  static SelectiveScanOp ops[] = {
+      {kFloat, kFloat},
+      {kDouble, kDouble},
+      {kHalf, kFloat},
+      {kHalf, kHalf},
+      {kBrain, kFloat},
+      {kBrain, kBrain},
+#ifdef TFANET_WITH_CUDA
+      {kFloat, kFloat, Provider::kCuda},
+      {kHalf, kFloat, Provider::kCuda},
+      {kHalf, kHalf, Provider::kCuda},
+      {kBrain, kFloat, Provider::kCuda},
+      {kBrain, kBrain, Provider::kCuda},
+#endif
+  };
   OrtCustomOpDomain* domain = nullptr;
   RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &domain));
   for (SelectiveScanOp& op : ops) {
