@@ -22,16 +22,21 @@ from tfanet.errors import InputError
 from . import onnx_op
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE, Nodes, Pattern, build_function, softplus
 
-__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite"]
+__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite", "scan_nodes"]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
 _D, _BIAS, _Z = (INPUTS.index(name) for name in ("D", "delta_bias", "z"))
 
 
+def scan_nodes(model: ModelProto) -> list[NodeProto]:
+    """The tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
+    return [node for graph in _graphs(model.graph) for node in graph.node if _is_scan(node)]
+
+
 def count_scan_nodes(model: ModelProto) -> int:
-    """Number of tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
-    return sum(_is_scan(node) for graph in _graphs(model.graph) for node in graph.node)
+    """Their number."""
+    return len(scan_nodes(model))
 
 
 def attach(model: ModelProto, kind: str) -> ModelProto:
@@ -92,7 +97,7 @@ def attach_by_length(model: ModelProto) -> ModelProto:
         return result
     result.functions.remove(shared)
     opset = next(o.version for o in shared.opset_import if o.domain == "")
-    scans = [n for graph in _graphs(result.graph) for n in graph.node if _is_scan(n)]
+    scans = scan_nodes(result)
     pattern = replace(
         _measure(result, scans, "parallel"),
         one_length=True,
@@ -156,7 +161,7 @@ def _softplus(node: NodeProto) -> bool:
 
 def _unify(model: ModelProto, kind: str) -> Pattern:
     """Brings all scan nodes to one pattern, in place, and returns it."""
-    scans = [n for graph in _graphs(model.graph) for n in graph.node if _is_scan(n)]
+    scans = scan_nodes(model)
     smooth, gate = all(map(_softplus, scans)), all(_given(n, _Z) for n in scans)
     bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
     pattern = replace(

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.plugins.native import trt_library_path
 from tfanet.runtime.device import Device, Pinned, check, cudart, device_array
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "EngineGraph",
     "check_record",
     "load_module",
+    "load_plugin_library",
     "make_logger",
 ]
 
@@ -82,6 +84,18 @@ def load_module(target: str) -> Any:
         ) from error
 
 
+def load_plugin_library(trt: Any, path: Path) -> None:
+    """Make libtfanet_trt.so known to TensorRT, once a process. Raises EngineError if it refuses."""
+    registry = trt.get_plugin_registry()
+    if registry.load_library(str(path)) is not None:
+        return
+    if registry.get_creator("SelectiveScan", "1", "tfanet") is None:  # not loaded earlier either
+        raise EngineError(
+            f"{path} is refused by {trt.__name__} {trt.__version__}: build it again with the "
+            "headers of that version (TENSORRT_ROOT=DIR make native)"
+        )
+
+
 class EngineGraph:
     """One engine file on one GPU. `run` may be called from many threads.
 
@@ -117,6 +131,8 @@ class EngineGraph:
         check_record(record, self.device, self._trt.__version__)
         self._name, self._path = record["name"], path
         self._logger = make_logger(self._trt)
+        if record.get("plugin") == "library":
+            load_plugin_library(self._trt, trt_library_path())
         with self.device.current():
             runtime = self._trt.Runtime(self._logger)
             runtime.engine_host_code_allowed = host_code
