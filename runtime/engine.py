@@ -7,6 +7,7 @@ checked before the file is handed to the library, which answers a bad one with N
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import queue
@@ -85,15 +86,22 @@ def load_module(target: str) -> Any:
 
 
 def load_plugin_library(trt: Any, path: Path) -> None:
-    """Make libtfanet_trt.so known to TensorRT, once a process. Raises EngineError if it refuses."""
+    """Make libtfanet_trt.so known to TensorRT, once a process.
+
+    Raises EngineError where the library is of another major version, or is refused.
+    """
+    again = "build it again with the headers of that version (TENSORRT_ROOT=DIR make native)"
+    try:
+        built = ctypes.CDLL(str(path)).tfanet_tensorrt_major()
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{path} cannot be loaded ({error}): {again}") from error
+    if built != int(trt.__version__.split(".")[0]):
+        raise EngineError(f"{path} is for TensorRT {built}, here is {trt.__version__}: {again}")
     registry = trt.get_plugin_registry()
     if registry.load_library(str(path)) is not None:
         return
     if registry.get_creator("SelectiveScan", "1", "tfanet") is None:  # not loaded earlier either
-        raise EngineError(
-            f"{path} is refused by {trt.__name__} {trt.__version__}: build it again with the "
-            "headers of that version (TENSORRT_ROOT=DIR make native)"
-        )
+        raise EngineError(f"{path} is refused by {trt.__name__} {trt.__version__}: {again}")
 
 
 class EngineGraph:

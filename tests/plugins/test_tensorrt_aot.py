@@ -11,6 +11,8 @@ import itertools
 import json
 import random
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,6 +328,18 @@ def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package
 
 
+def plugin_library(folder: Path, major: int) -> Path:
+    """A library that says which TensorRT it is for."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc)")
+    library = folder / f"libtfanet_trt_{major}.so"
+    source = f"int tfanet_tensorrt_major(void) {{ return {major}; }}"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    return library
+
+
 def scans(onnx_scans: Any) -> ModelProto:
     scan = onnx_scans.Scan(optional=("D", "delta_bias"))
     return onnx_scans.chain(scan, scan, dynamic=("batch",)).model
@@ -335,7 +349,7 @@ def scans(onnx_scans: Any) -> ModelProto:
 def test_build_with_a_plugin(
     onnx_scans: Any, fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    library = tmp_path / "libtfanet_trt.so"
+    library = plugin_library(tmp_path, 11)
     monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda: library)
     graph = engine_graph(scans(onnx_scans), form)
     facts = build_engine(graph, tmp_path / "plan", target="tensorrt", options=Options(plugin=form))
@@ -354,10 +368,15 @@ def test_build_without_what_the_plugin_needs(
 
     aot, library = (engine_graph(scans(onnx_scans), form) for form in ("aot", "library"))
     missing = tmp_path / "nowhere" / "libtfanet_trt.so"
+    older, newer = plugin_library(tmp_path, 10), plugin_library(tmp_path, 11)
     monkeypatch.setattr("tfanet.plugins.native._LIBRARIES", missing.parent)
     with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
         build_engine(library, **options("library"))
-    monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda: missing)
+    for path, words in ((missing, "cannot be loaded"), (older, r"for TensorRT 10, here is 11\.1")):
+        monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda path=path: path)
+        with pytest.raises(InputError, match=words):
+            build_engine(library, **options("library"))
+    monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda: newer)
     (fake_tensorrt / "__init__.py").write_text(TENSORRT + "refuses = True\n")
     with pytest.raises(InputError, match=r"refused by tensorrt.*TENSORRT_ROOT"):
         build_engine(library, **options("library"))

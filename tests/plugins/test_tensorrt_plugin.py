@@ -6,6 +6,7 @@ Without a GPU the plugin is linked with tensorrt_host_scan.cpp in place of the C
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
@@ -106,11 +107,19 @@ def on_host(include: list[str], tmp_path_factory: pytest.TempPathFactory) -> Con
 
 
 @pytest.fixture(scope="session")
-def real_library() -> Path:
+def real_library(include: list[str]) -> Path:
+    """Interfaces differ between major versions, so the library must be of the headers' one."""
     try:
-        return trt_library_path()
+        library = trt_library_path()
     except MissingDependencyError as error:
         pytest.skip(str(error))
+    built = ctypes.CDLL(str(library)).tfanet_tensorrt_major()
+    version = (Path(include[1]) / "NvInferVersion.h").read_text()
+    found = re.search(r"#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) (\d+)", version)
+    assert found is not None
+    if built != int(found[1]):
+        pytest.skip(f"{library} is for TensorRT {built}, the headers are of {found[1]}")
+    return library
 
 
 def make_cases(onnx_scans: Any, path: Path, seed: int) -> list[tuple[np.ndarray, np.dtype, float]]:
@@ -180,6 +189,7 @@ def test_library_exports_and_links_the_least(real_library: Path) -> None:
     assert sorted(line.split()[-1] for line in exported.splitlines()) == [
         "getCreators",
         "setLoggerFinder",
+        "tfanet_tensorrt_major",
     ]
 
 

@@ -387,7 +387,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 }  // namespace
 }  // namespace tfanet
 
-// What IPluginRegistry::loadLibrary looks for.
+// What IPluginRegistry::loadLibrary looks for, and the major version of TensorRT that this library
+// is for: interfaces differ between them, and loadLibrary does not compare.
 #define TFANET_EXPORT extern "C" __attribute__((visibility("default")))
 
 TFANET_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
@@ -396,6 +397,8 @@ TFANET_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t
   count = 1;
   return creators;
 }
+
+TFANET_EXPORT int tfanet_tensorrt_major() { return NV_TENSORRT_MAJOR; }
 
 TFANET_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   tfanet::logger_finder.store(finder);
