@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,15 @@ from tfanet.errors import InputError
 from . import onnx_op
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE, Nodes, Pattern, build_function, softplus
 
-__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite", "scan_nodes"]
+__all__ = [
+    "KINDS",
+    "attach",
+    "attach_by_length",
+    "count_scan_nodes",
+    "rewrite",
+    "rewrite_file",
+    "scan_nodes",
+]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
@@ -118,7 +126,14 @@ def attach_by_length(model: ModelProto) -> ModelProto:
 
 
 def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
-    """`attach` from file to file; weights stored beside `path_in` move into `path_out`.
+    """`attach` from file to file; see `rewrite_file`."""
+    rewrite_file(path_in, path_out, lambda model: attach(model, kind))
+
+
+def rewrite_file(
+    path_in: str | Path, path_out: str | Path, change: Callable[[ModelProto], ModelProto]
+) -> None:
+    """What `change` makes of a model; weights stored beside `path_in` move into `path_out`.
 
     The file appears whole or not at all. Raises InputError where `path_in` can't be read.
     """
@@ -127,7 +142,7 @@ def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
         model = onnx.load(path_in)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path_in} can't be read as an ONNX model: {error}") from error
-    payload = attach(model, kind).SerializeToString(deterministic=True)
+    payload = change(model).SerializeToString(deterministic=True)
     handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

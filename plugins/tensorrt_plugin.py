@@ -13,16 +13,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, helper
 
 from tfanet.errors import InputError, MissingDependencyError
 
-from .function_body import attach, scan_nodes
+from .function_body import attach, rewrite_file, scan_nodes
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
 
-__all__ = ["FORMS", "plugin_graph", "register", "symbolic_geometry"]
+__all__ = ["FORMS", "plugin_graph", "register", "rewrite", "symbolic_geometry"]
 
 FORMS = ("aot", "library")
 _VERSION = "1"
@@ -48,7 +49,8 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
 
     Raises InputError for an unknown `form`, and as `tfanet.plugins.attach` does.
     """
-    _check_form(form)
+    if form not in FORMS:
+        raise InputError(f"plugin {form!r} is unknown; choose one of {', '.join(FORMS)}")
     result = attach(model, "none")
     for node in scan_nodes(result):
         given = len(node.input) - _REQUIRED
@@ -62,9 +64,13 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
     return result
 
 
-def _check_form(form: str) -> None:
-    if form not in FORMS:
-        raise InputError(f"plugin {form!r} is unknown; choose one of {', '.join(FORMS)}")
+def rewrite(path_in: str | Path, path_out: str | Path, form: str = "library") -> None:
+    """`plugin_graph` from file to file: what `trtexec --onnx=path_out` takes.
+
+    With "library" it also needs `--dynamicPlugins=libtfanet_trt.so`, at the build and whenever the
+    engine is loaded. Raises InputError where `path_in` can't be read, and as `plugin_graph` does.
+    """
+    rewrite_file(path_in, path_out, lambda model: plugin_graph(model, form))
 
 
 def register(inputs: int = len(INPUTS), *, arch: int | None = None) -> None:

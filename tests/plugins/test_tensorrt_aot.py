@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 from onnx import ModelProto
 
@@ -241,6 +242,18 @@ def test_plugin_graph(onnx_scans: Any, optional: tuple[str, ...], form: str) -> 
     chain = onnx_scans.chain(scan, scan)
     result = onnx_scans.run(attach(graph, "sequential"), chain.feeds)
     assert onnx_scans.error(result, chain.expected) < 2e-6
+
+
+def test_rewrite(onnx_scans: Any, tmp_path: Path) -> None:
+    model = onnx_scans.chain(onnx_scans.Scan(optional=("D",))).model
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(attach(model, "sequential"), source)
+    tensorrt_plugin.rewrite(source, target)
+    assert onnx.load(target) == plugin_graph(model, "library")
+    source.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"in\.onnx can't be read"):
+        tensorrt_plugin.rewrite(source, tmp_path / "other.onnx", "aot")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "out.onnx"}
 
 
 def test_plugin_graph_refuses_an_unknown_form(onnx_scans: Any) -> None:

@@ -228,3 +228,49 @@ def test_enqueue_on_a_gpu(
     conformance = Conformance(program, real_library)
     conformance.run()
     check_enqueue(conformance, onnx_scans, tmp_path, seed=3)
+
+
+# --- Which headers CMake takes --------------------------------------------------------------------
+
+SCRIPT = """
+include({headers})
+tfanet_find_tensorrt_headers(found reason)
+message("found [${{found}}] reason [${{reason}}]")
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("#define NV_TENSORRT_MAJOR 10 //!< x\n#define NV_TENSORRT_MINOR 9\n", "found [{root}"),
+        (
+            "#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 1\n"
+            "#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n",
+            "found [{root}",
+        ),
+        (
+            "#define NV_TENSORRT_MAJOR 10\n#define NV_TENSORRT_MINOR 8\n",
+            "is of TensorRT 10.8, 10.9",
+        ),
+        (
+            "#define NV_TENSORRT_MAJOR 8\n#define NV_TENSORRT_MINOR 10\n",
+            "is of TensorRT 8.10, 10.9",
+        ),
+        (None, "holds no include/NvInferRuntime.h"),
+    ],
+)
+def test_headers_that_cmake_takes(tmp_path: Path, version: str | None, words: str) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    root = tmp_path / "root"
+    (root / "include").mkdir(parents=True)
+    if version is not None:
+        (root / "include" / "NvInferRuntime.h").write_text("")
+        (root / "include" / "NvInferVersion.h").write_text(version)
+    script = tmp_path / "script.cmake"
+    script.write_text(SCRIPT.format(headers=CSRC / "tensorrt" / "headers.cmake"))
+    command = ["cmake", f"-DTENSORRT_ROOT={root}", "-P", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert words.format(root=root) in told
+    assert (done.returncode == 0) == (version is not None)
