@@ -31,6 +31,12 @@ __all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "rounded_graphs"]
 Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
 GRAPHS = ("text.onnx", "image.onnx")
+# What the manifest says of the scans, by plugin.
+_SCANS = {
+    None: "standard operators, one body for each length",
+    "aot": "a plugin in the engine",
+    "library": "the plugin of libtfanet_trt.so",
+}
 # Of a low precision's masks against FP32's: beyond this something overflows or is lost.
 MAX_PIXEL_SHARE = 0.01
 
@@ -69,6 +75,7 @@ def add_engine(
     manifest = opened.manifest
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
+    options.check(target)
     name = f"{target}-{precision}"
     typed, report = _typed(opened, precision, list(keep), samples)
     files = {graph: f"{graph.removesuffix('.onnx')}.{name}.engine" for graph in GRAPHS}
@@ -83,7 +90,7 @@ def add_engine(
                     progress(f"{graph}: {phase}", step, steps)
 
             facts[graph] = build_engine(
-                engine_graph(typed[graph]),
+                engine_graph(typed[graph], options.plugin),
                 folder / files[graph],
                 target=target,
                 profile=replace(profile, min=1) if graph == "text.onnx" else profile,
@@ -99,7 +106,8 @@ def add_engine(
             "profile": asdict(profile),
             "compute": _compute(target, options),
             "flags": options.flags(),
-            "scan": "standard operators, one body for each length",
+            "scan": _SCANS[options.plugin],
+            "plugin": options.plugin,
             "files": files,
             "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
             "build": {graph: {key: facts[graph][key] for key in _BUILD_FACTS} for graph in GRAPHS},

@@ -26,9 +26,11 @@ import onnx
 import onnx_ir
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError
+from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.simplify import simplify
-from tfanet.plugins.function_body import attach_by_length
+from tfanet.plugins import attach, trt_library_path
+from tfanet.plugins.function_body import attach_by_length, scan_nodes
+from tfanet.plugins.tensorrt_plugin import FORMS, plugin_graph
 from tfanet.runtime.engine import MODULES, load_module
 
 __all__ = ["COMPUTE", "Options", "Profile", "build_engine", "engine_graph"]
@@ -93,6 +95,8 @@ class Options:
         refit: weights can be replaced. strip_weights: the plan holds none until it is refitted.
         weight_streaming: weights may stay in host memory.
         inspect: a directory that gets what the library says of each layer, as JSON; needs a GPU.
+        plugin: "aot" or "library", what runs the scans (tensorrt), see
+            `tfanet.plugins.tensorrt_plugin`; None is standard operators.
     """
 
     compute: Sequence[str] = ()
@@ -106,6 +110,7 @@ class Options:
     strip_weights: bool = False
     weight_streaming: bool = False
     inspect: str | Path | None = None
+    plugin: str | None = None
 
     def check(self, target: str) -> None:
         """Raises InputError for a value that is unknown, or not this target's."""
@@ -121,6 +126,10 @@ class Options:
             )
         if target == "tensorrt-rtx" and self.timing_cache is not None:
             raise InputError("tensorrt-rtx has no timing cache: it tunes when the engine is loaded")
+        if self.plugin not in (None, *FORMS):
+            raise InputError(f"plugin is {self.plugin!r}: choose one of {', '.join(FORMS)}")
+        if target == "tensorrt-rtx" and self.plugin is not None:
+            raise InputError("tensorrt-rtx has no plugins: leave --plugin out")
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"level is {self.level}: the builder has 0 to 5")
         if self.hardware is not None and (target, self.hardware) not in _HARDWARE:
@@ -135,15 +144,16 @@ class Options:
         return [_FLAGS[name] for name in named if getattr(self, name)]
 
 
-def engine_graph(model: ModelProto) -> ModelProto:
+def engine_graph(model: ModelProto, plugin: str | None = None) -> ModelProto:
     """What a builder is given: every scan in standard operators, specialised for its length.
 
-    TensorRT-RTX has no plugins, and full TensorRT needs none to run it. Shapes are folded, only
-    the batch stays open.
+    TensorRT-RTX has no plugins, and full TensorRT needs none to run it. With a `plugin` (see
+    `Options`) scans stay nodes. Shapes are folded, only the batch stays open.
     """
-    typed = onnx_ir.from_proto(attach_by_length(model))
+    typed = onnx_ir.from_proto(attach(model, "none") if plugin else attach_by_length(model))
     simplify(typed)
-    return onnx_ir.to_proto(typed)
+    graph = onnx_ir.to_proto(typed)
+    return plugin_graph(graph, plugin) if plugin else graph
 
 
 def build_engine(
@@ -195,6 +205,7 @@ def build_engine(
             "level": options.level,
             "hardware": options.hardware,
             "inspect": _absolute(options.inspect),
+            "plugin": _plugin_job(model, options.plugin),
             "name": output.name,
         }
         start = time.monotonic()
@@ -203,6 +214,16 @@ def build_engine(
         os.chmod(part, 0o644)
         os.replace(part, output)
     return {"seconds": round(seconds, 1), **facts, "bytes": output.stat().st_size}
+
+
+def _plugin_job(model: ModelProto, form: str | None) -> dict[str, Any] | None:
+    """What the worker needs to have the plugin ready, if there is a scan to run."""
+    scans = scan_nodes(model)
+    if form is None or not scans:
+        return None
+    if form == "library":
+        return {"form": form, "path": str(trt_library_path())}
+    return {"form": form, "inputs": len(scans[0].input)}
 
 
 def _absolute(path: str | Path | None) -> str | None:
@@ -237,8 +258,8 @@ def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) 
                 "build on a faster machine"
             )
         if "error" in answer:
-            kind = InputError if answer["kind"] == "input" else GateError
-            raise kind(answer["error"])
+            kinds = {"input": InputError, "missing": MissingDependencyError}
+            raise kinds.get(answer["kind"], GateError)(answer["error"])
         if "facts" not in answer:
             raise GateError(
                 f"{job['module']} {_end(code)} while building: {_last_line(log) or 'no message'}; "

@@ -1,7 +1,8 @@
 """The child process of `build_engine`: one job in, JSON lines out, one engine file written.
 
 Runs as `python -m tfanet.export.engine_worker JOB`. Lines are {"phase", "step", "steps"} while it
-works, then {"facts"} or {"error", "kind"}; kind "input" is the model's or the user's fault.
+works, then {"facts"} or {"error", "kind"}; kind "input" is the model's or the user's fault, kind
+"missing" the machine's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tfanet.errors import MissingDependencyError, TfanetError
 from tfanet.memory import peak_bytes
-from tfanet.runtime.engine import make_logger
+from tfanet.runtime.engine import load_plugin_library, make_logger
 
 
 def _say(**message: Any) -> None:
@@ -56,6 +58,15 @@ def _make_monitor(trt: Any) -> Any:
     return Monitor()
 
 
+def _prepare_plugin(trt: Any, plugin: dict[str, Any]) -> None:
+    if plugin["form"] == "library":
+        load_plugin_library(trt, Path(plugin["path"]))
+        return
+    from tfanet.plugins.tensorrt_plugin import register
+
+    register(plugin["inputs"])
+
+
 def _parse(trt: Any, network: Any, logger: Any, path: str) -> None:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(Path(path).read_bytes()):
@@ -94,6 +105,8 @@ def _add_profile(builder: Any, network: Any, config: Any, sizes: dict[str, int])
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     trt = importlib.import_module(job["module"])
     logger = make_logger(trt, sys.stderr)
+    if job["plugin"]:
+        _prepare_plugin(trt, job["plugin"])
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, job["onnx"])
@@ -165,6 +178,9 @@ def main() -> None:
         _say(facts=_run(job))
     except _Refused as refusal:
         _say(error=str(refusal), kind=refusal.kind)
+    except TfanetError as error:
+        missing = isinstance(error, MissingDependencyError)
+        _say(error=str(error), kind="missing" if missing else "input")
     except OSError as error:
         _say(error=f"the engine cannot be written: {error.strerror or error}", kind="input")
 

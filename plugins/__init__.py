@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfanet.plugins.function_body import attach, rewrite
-    from tfanet.plugins.native import cpu_library_path, ort_library_path
+    from tfanet.plugins.native import cpu_library_path, ort_library_path, trt_library_path
     from tfanet.plugins.onnx_op import custom_translation_table
     from tfanet.plugins.reference import selective_scan_parallel, selective_scan_ref
     from tfanet.plugins.scan import selective_scan
@@ -24,6 +24,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_parallel",
     "selective_scan_ref",
+    "trt_library_path",
 ]
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "selective_scan": "scan",
     "selective_scan_parallel": "reference",
     "selective_scan_ref": "reference",
+    "trt_library_path": "native",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,16 +22,29 @@ from tfanet.errors import InputError
 from . import onnx_op
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE, Nodes, Pattern, build_function, softplus
 
-__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "rewrite"]
+__all__ = [
+    "KINDS",
+    "attach",
+    "attach_by_length",
+    "count_scan_nodes",
+    "rewrite",
+    "rewrite_file",
+    "scan_nodes",
+]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
 _D, _BIAS, _Z = (INPUTS.index(name) for name in ("D", "delta_bias", "z"))
 
 
+def scan_nodes(model: ModelProto) -> list[NodeProto]:
+    """The tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
+    return [node for graph in _graphs(model.graph) for node in graph.node if _is_scan(node)]
+
+
 def count_scan_nodes(model: ModelProto) -> int:
-    """Number of tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
-    return sum(_is_scan(node) for graph in _graphs(model.graph) for node in graph.node)
+    """Their number."""
+    return len(scan_nodes(model))
 
 
 def attach(model: ModelProto, kind: str) -> ModelProto:
@@ -92,7 +105,7 @@ def attach_by_length(model: ModelProto) -> ModelProto:
         return result
     result.functions.remove(shared)
     opset = next(o.version for o in shared.opset_import if o.domain == "")
-    scans = [n for graph in _graphs(result.graph) for n in graph.node if _is_scan(n)]
+    scans = scan_nodes(result)
     pattern = replace(
         _measure(result, scans, "parallel"),
         one_length=True,
@@ -113,7 +126,14 @@ def attach_by_length(model: ModelProto) -> ModelProto:
 
 
 def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
-    """`attach` from file to file; weights stored beside `path_in` move into `path_out`.
+    """`attach` from file to file; see `rewrite_file`."""
+    rewrite_file(path_in, path_out, lambda model: attach(model, kind))
+
+
+def rewrite_file(
+    path_in: str | Path, path_out: str | Path, change: Callable[[ModelProto], ModelProto]
+) -> None:
+    """What `change` makes of a model; weights stored beside `path_in` move into `path_out`.
 
     The file appears whole or not at all. Raises InputError where `path_in` can't be read.
     """
@@ -122,7 +142,7 @@ def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
         model = onnx.load(path_in)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path_in} can't be read as an ONNX model: {error}") from error
-    payload = attach(model, kind).SerializeToString(deterministic=True)
+    payload = change(model).SerializeToString(deterministic=True)
     handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -156,7 +176,7 @@ def _softplus(node: NodeProto) -> bool:
 
 def _unify(model: ModelProto, kind: str) -> Pattern:
     """Brings all scan nodes to one pattern, in place, and returns it."""
-    scans = [n for graph in _graphs(model.graph) for n in graph.node if _is_scan(n)]
+    scans = scan_nodes(model)
     smooth, gate = all(map(_softplus, scans)), all(_given(n, _Z) for n in scans)
     bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
     pattern = replace(

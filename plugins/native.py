@@ -23,6 +23,7 @@ __all__ = [
     "forward",
     "isa_name",
     "ort_library_path",
+    "trt_library_path",
 ]
 
 _ABI = 1
@@ -89,6 +90,18 @@ def ort_library_path() -> Path:
         MissingDependencyError: where it has not been built.
     """
     return _built("libtfanet_ort.so", " (it needs the headers of ONNX Runtime)")
+
+
+def trt_library_path() -> Path:
+    """libtfanet_trt.so, for `trtexec --dynamicPlugins` or `IPluginRegistry.load_library`.
+
+    Raises:
+        MissingDependencyError: where it has not been built.
+    """
+    return _built(
+        "libtfanet_trt.so",
+        " (it needs the CUDA compiler, and the headers of TensorRT in TENSORRT_ROOT/include)",
+    )
 
 
 def _built(name: str, need: str) -> Path:

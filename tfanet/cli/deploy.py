@@ -123,6 +123,11 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--hardware", help="same-compute or ampere-plus: more GPUs than this one (tensorrt)"
     )
+    parser.add_argument(
+        "--plugin",
+        help="the scan as a plugin (tensorrt): aot lies in the engine, library needs "
+        "libtfanet_trt.so wherever the engine runs; default: standard operators",
+    )
     for flag, words in (
         ("version-compatible", "later versions may load it"),
         ("refit", "its weights can be replaced"),
