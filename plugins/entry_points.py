@@ -18,7 +18,7 @@ from tfanet.errors import InputError
 from .reference import last_state
 from .scan import selective_scan
 
-__all__ = ["causal_conv1d", "causal_conv1d_update", "inner", "rms_norm", "scan"]
+__all__ = ["causal_conv1d", "causal_conv1d_update", "inner", "rms_norm", "scan", "window_reverse"]
 
 
 def scan(
@@ -217,3 +217,17 @@ def _check_convolution(x: Tensor, weight: Tensor, activation: str | None) -> Non
             f"causal_conv1d: x is {tuple(x.shape)} and weight {tuple(weight.shape)}, expected "
             "(batch, dim, L) and (dim, width)"
         )
+
+
+def window_reverse(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
+    """Windows of tokens put together to maps, as MambaVision defines it; the batch stays symbolic.
+
+    Args:
+        windows: (batch * windows of a map, window_size^2, C), rows of windows first.
+
+    Returns:
+        (batch, C, H, W).
+    """
+    rows, columns = H // window_size, W // window_size
+    shape = (windows.shape[0] // (rows * columns), rows, columns, window_size, window_size, -1)
+    return windows.reshape(shape).permute(0, 5, 1, 3, 2, 4).reshape(shape[0], -1, H, W)

@@ -39,7 +39,7 @@ class _Family:
     """Entry points that mean the same, by the names of functions and of autograd Functions.
 
     `ignored` parameters choose how a thing is computed, never what. `probe`, for families whose
-    names forks use for other orders of scanning, makes an argument to compare results on.
+    names other code uses for other things, makes arguments to compare results on.
     """
 
     implementation: Function
@@ -47,11 +47,11 @@ class _Family:
     classes: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    probe: Callable[[], torch.Tensor] | None = None
+    probe: Callable[[], tuple[Any, ...]] | None = None
 
 
-def _map(*shape: int) -> Callable[[], torch.Tensor]:
-    return lambda: torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+def _map(*shape: int, then: tuple[int, ...] = ()) -> Callable[[], tuple[Any, ...]]:
+    return lambda: (torch.arange(float(torch.Size(shape).numel())).reshape(shape), *then)
 
 
 _FAMILIES = (
@@ -113,6 +113,11 @@ _FAMILIES = (
         ignored=("force_torch",),
         probe=_map(1, 4, 2, 2, 3),
     ),
+    _Family(
+        entry_points.window_reverse,
+        ("window_reverse",),
+        probe=_map(6, 4, 2, then=(2, 4, 6)),
+    ),
 )
 _BY_NAME = {name: f for f in _FAMILIES for name in (*f.functions, *f.classes)}
 
@@ -140,9 +145,9 @@ def exportable() -> Iterator[tuple[str, ...]]:
     Routed are, wherever they have been imported by now: `selective_scan_fn`, `selective_scan_ref`,
     `mamba_inner_fn` (taken apart) and their variants in mamba-ssm and Vim; VMamba's scan,
     cross-scan and cross-merge families, Triton ones included; transformers' Mamba mixers;
-    `causal_conv1d_fn`, as a standard convolution. Results and gradients are the same up to
-    rounding. Also a decorator, `@exportable()`; blocks may be nested. All is put back at the end,
-    also after an error.
+    `causal_conv1d_fn`, as a standard convolution; MambaVision's `window_reverse`, whose batch then
+    stays open. Results and gradients are the same up to rounding. Also a decorator,
+    `@exportable()`; blocks may be nested. All is put back at the end, also after an error.
 
     Yields:
         the names of the entry points that are routed, "package.module.name".
@@ -276,7 +281,7 @@ def _find_routes() -> list[_Route]:
     holders: dict[int, set[str]] = {}
     found: dict[int, Any] = {}
     for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType) or module.__name__.startswith("tfanet.plugins"):
+        if not isinstance(module, ModuleType):
             continue
         for value in list(vars(module).values()):
             if _is_entry_point(value):
@@ -295,7 +300,7 @@ def _find_routes() -> list[_Route]:
         elif verdict:
             routes.append(route)
             trusted.update((_order(route.family), holder) for holder in holders[key])
-        else:
+        elif "cross" in value.__name__.lower():
             _warn(value, "goes over the map in another order than VMamba's")
     for route in unchecked:
         # A Triton kernel can't run here; the PyTorch form that stands beside it has been compared.
@@ -310,6 +315,8 @@ def _find_routes() -> list[_Route]:
 def _is_entry_point(value: Any) -> bool:
     if not isinstance(value, FunctionType | type) or value.__name__ not in _BY_NAME:
         return False
+    if value.__module__.startswith("tfanet.plugins."):
+        return False  # our own, and stand-ins
     family = _BY_NAME[value.__name__]
     if isinstance(value, FunctionType):
         return value.__name__ in family.functions and not hasattr(value, "_tfanet_route")
@@ -357,17 +364,17 @@ def _route(value: Any) -> _Route | None:
 def _behaves(route: _Route) -> bool | None:
     """Whether an original gives what its replacement does; None where that must be seen elsewhere.
 
-    Families without a probe are trusted: no fork is known that gives their names another meaning.
+    Families without a probe are trusted: no code is known that gives their names another meaning.
     So is a cross-scan that has VMamba's flags in its signature, where it can't run here.
     """
     probe = route.family.probe
     if probe is None:
         return True
     call = getattr(route.original, "apply", route.original)
-    expected = route.replacement(probe())
+    expected = route.replacement(*probe())
     try:
         with torch.no_grad():
-            result = call(probe())
+            result = call(*probe())
     except Exception:  # whatever a kernel without its device raises
         flags = inspect.signature(getattr(route.original, "forward", route.original)).parameters
         return True if "in_channel_first" in flags else None
