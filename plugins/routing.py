@@ -247,13 +247,14 @@ class _Routing:
                     namespace[name] = new
 
     def _exchange(self, value: Any, table: dict[int, Any]) -> Any:
-        if isinstance(value, type):
-            return None  # an autograd Function keeps its place: its `apply` is what changes
+        # `type`, not `isinstance`: proxies answer that with a warning or an import.
+        kind = type(value)
         if id(value) in table:
-            return table[id(value)]
-        if isinstance(value, functools.partial) and id(value.func) in table:
+            # An autograd Function keeps its place: its `apply` is what changes.
+            return None if issubclass(kind, type) else table[id(value)]
+        if kind is functools.partial and id(value.func) in table:
             new: Any = functools.partial(table[id(value.func)], *value.args, **value.keywords)
-        elif isinstance(value, MethodType) and value.__name__ == "apply":
+        elif kind is MethodType and value.__name__ == "apply":
             new = table.get(id(value.__self__))
         else:
             return None
@@ -313,7 +314,7 @@ def _find_routes() -> list[_Route]:
 
 
 def _is_entry_point(value: Any) -> bool:
-    if not isinstance(value, FunctionType | type) or value.__name__ not in _BY_NAME:
+    if not issubclass(type(value), FunctionType | type) or value.__name__ not in _BY_NAME:
         return False
     if value.__module__.startswith("tfanet.plugins."):
         return False  # our own, and stand-ins
