@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ _AXIS = re.compile(r"(?:([A-Za-z_]\w*)=)?([0-9]+)(?:x|$)")
 class InputSpec:
     """One input. `axes` names those that stay open in the graph; equal names are equal sizes.
 
-    `argument`: the name was given, so the input is passed to `forward` by it.
+    `argument`: the name was given, and not made up.
     """
 
     name: str
@@ -67,8 +66,6 @@ def parse_inputs(texts: Sequence[str], dynamic_batch: bool = True) -> list[Input
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"input {name!r} is given twice: give every input its own name")
-    if not all(a.argument for s, a in pairwise(specs) if s.argument):
-        raise InputError("an input without a name follows a named one: put those without first")
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         for axis, name in spec.axes:

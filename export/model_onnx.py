@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
@@ -49,7 +50,12 @@ class _Flat(nn.Module):
     def __init__(self, model: nn.Module, specs: Sequence[InputSpec]) -> None:
         super().__init__()
         self.model = model
-        self._names = [spec.name if spec.argument else None for spec in specs]
+        parameters = inspect.signature(model.forward).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._names = [
+            spec.name if spec.argument and (anything or spec.name in parameters) else None
+            for spec in specs
+        ]
 
     def call(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         pairs = list(zip(self._names, values, strict=True))
@@ -81,8 +87,8 @@ def export_onnx(
     Args:
         model: a module, or "package.module:factory" of a module or of a function that makes one.
         output: the ONNX file to write.
-        input: one or more of "[NAME:]1x3x224x224[:DTYPE]"; a named one is passed by its name. An
-            axis written "height=224" stays open.
+        input: one or more of "[NAME:]1x3x224x224[:DTYPE]"; one that is named as a parameter of
+            `forward` is passed by that. An axis written "height=224" stays open.
         function: the scan in standard operators: "sequential", "parallel" or "none".
         checkpoint: a .safetensors or .pth file of the weights.
         dynamic_batch: leave the first axis of every input open, as "batch".
@@ -180,13 +186,10 @@ def _run(flat: _Flat, values: Sequence[Tensor], specs: Sequence[InputSpec]) -> d
     try:
         with torch.no_grad():
             outputs = flat.call(values)
-    except InputError:
-        raise
     except Exception as error:
         given = ", ".join(map(str, specs))
-        raise InputError(
-            f"the model fails on the input {given}: {reason(error)}; check --input"
-        ) from error
+        hint = "" if isinstance(error, InputError) else "; check --input"
+        raise InputError(f"the model fails on the input {given}: {reason(error)}{hint}") from error
     if not outputs:
         raise InputError("the model returns no tensor: give a factory of one that does")
     return outputs

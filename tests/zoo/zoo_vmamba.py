@@ -98,7 +98,7 @@ class VSSM(nn.Module):
 
 
 def micro():
-    return VSSM(16, (1, 1, 2, 1), 1.0, classes=10)
+    return VSSM(16, (1, 1, 1, 1), 1.0, classes=10)
 
 
 def tiny():
