@@ -172,7 +172,7 @@ def test_a_module_is_exported_with_a_checkpoint(tmp_path: Path) -> None:
         expected = trained(image).numpy()
     got = session.run(None, {"image": image.numpy()})[0]
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    with pytest.raises(InputError, match=r"weights.pth lacks weight.*another model"):
+    with pytest.raises(InputError, match=r"weights.pth lacks bias.*another model"):
         export_onnx("zoo_mistakes:no_scan", tmp_path / "x", input="1x3x4x4", checkpoint=weights)
 
 

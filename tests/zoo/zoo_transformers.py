@@ -20,3 +20,7 @@ class LastHiddenState(nn.Module):
 def small():
     config = MambaConfig(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)
     return LastHiddenState(MambaModel(config))
+
+
+def mamba_130m():
+    return LastHiddenState(MambaModel(MambaConfig()))
