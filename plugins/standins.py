@@ -199,6 +199,7 @@ _NORMS: dict[str, Any] = {
     "layer_norm_fn": mamba_block.layer_norm_fn,
     "rms_norm_fn": mamba_block.rms_norm_fn,
 }
+_OTHER_SCANS = ("Mamba2", "Mamba2Simple", "Mamba3")
 # Packages, each with its modules and their names.
 _PACKAGES: dict[str, dict[str, dict[str, Any]]] = {
     "mamba_ssm": {
@@ -237,6 +238,16 @@ _PACKAGES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def _missing(name: str) -> Any:
+    """`__getattr__` of the stand-in modules."""
+    if name in _OTHER_SCANS:
+        raise ImportError(
+            f"the stand-in of mamba_ssm has no {name}: Mamba-2 and Mamba-3 use other scans than "
+            "tfanet::SelectiveScan; install mamba-ssm to run it"
+        )
+    raise AttributeError(name)
+
+
 class Standins:
     """The stand-in modules that are in `sys.modules`."""
 
@@ -259,7 +270,7 @@ class Standins:
     def _add(self, modules: dict[str, dict[str, Any]]) -> None:
         for name, members in modules.items():
             module = ModuleType(name, f"Stand-in of {name} by tfanet.")
-            module.__dict__.update(members)
+            module.__dict__.update(members, __getattr__=_missing)
             # A spec, so that importlib.util.find_spec answers; a path, so that parts are found.
             module.__spec__ = ModuleSpec(name, None, is_package=True)
             module.__path__ = []

@@ -50,7 +50,9 @@ def test_run_blocks_run(page, tmp_path):
 
 
 def test_pages_have_blocks_to_run():
-    found = {name: len(BLOCK.findall(page.read_text())) for name, page in zip(NAMES, PAGES, strict=True)}
+    found = {
+        name: len(BLOCK.findall(page.read_text())) for name, page in zip(NAMES, PAGES, strict=True)
+    }
     assert found["README.md"] >= 4 and found["docs/runtimes.md"] >= 5
     assert sum(found.values()) >= 14
 

@@ -232,6 +232,27 @@ def test_mamba_scan_with_its_last_state(
     assert error(state, h) < 1e-6
 
 
+def test_transformers_mixers_and_their_cache() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=30, hidden_size=16, state_size=4, num_hidden_layers=2
+    )
+    model = transformers.MambaModel(config).eval()
+    ids = torch.randint(0, 30, (2, 13))
+    with torch.no_grad():
+        expected = model(ids, use_cache=True)
+        with exportable() as names:
+            got = model(ids, use_cache=True)
+    assert "transformers.models.mamba.modeling_mamba.mamba_selective_scan" in names
+    assert error(got.last_hidden_state, expected.last_hidden_state) < 1e-6
+    for layer in range(2):
+        ours, own = (
+            r.cache_params.get_recurrent_state(layer, state_idx=0) for r in (got, expected)
+        )
+        assert error(ours, own) < 1e-6
+
+
 def test_what_the_operator_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_state(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=True, h0=None):
         raise RuntimeError("needs CUDA")
