@@ -18,7 +18,15 @@ from tfanet.errors import InputError
 from .reference import last_state
 from .scan import selective_scan
 
-__all__ = ["causal_conv1d", "causal_conv1d_update", "inner", "rms_norm", "scan", "window_reverse"]
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "inner",
+    "mamba_mixer",
+    "rms_norm",
+    "scan",
+    "window_reverse",
+]
 
 
 def scan(
@@ -140,6 +148,26 @@ def inner(
     if out_proj_weight is None:
         return y
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+def mamba_mixer(mixer: Any, input_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """`MambaMixer.slow_forward` of the first transformers 5, on whole sequences, without its loop.
+
+    Args:
+        mixer: the module. input_states: (batch, L, hidden). attention_mask: (batch, L).
+    """
+    x, gate = mixer.in_proj(input_states).transpose(1, 2).chunk(2, dim=1)
+    mask = None if attention_mask is None else attention_mask.unsqueeze(1)
+    x = x if mask is None else x * mask
+    x = mixer.act(mixer.conv1d(x)[..., : x.shape[-1]])
+    x = x if mask is None else x * mask
+    parts = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
+    dt, B, C = mixer.x_proj(x.transpose(1, 2)).split(parts, dim=-1)
+    delta = F.linear(dt, mixer.dt_proj.weight).transpose(1, 2)
+    A = -torch.exp(mixer.A_log.float())
+    bias = mixer.dt_proj.bias
+    y = scan(x, delta, A, B.transpose(1, 2), C.transpose(1, 2), mixer.D, None, bias, True)
+    return mixer.out_proj((y * mixer.act(gate)).transpose(1, 2))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:

@@ -119,6 +119,15 @@ _FAMILIES = (
         probe=_map(6, 4, 2, then=(2, 4, 6)),
     ),
 )
+# Methods, by module, class and name; each with what stands in for it where no cache is given.
+_METHODS = (
+    (
+        "transformers.models.mamba.modeling_mamba",
+        "MambaMixer",
+        "slow_forward",
+        entry_points.mamba_mixer,
+    ),
+)
 _BY_NAME = {name: f for f in _FAMILIES for name in (*f.functions, *f.classes)}
 
 
@@ -203,6 +212,7 @@ class _Routing:
         self._routes: dict[int, _Route] = {}
         # What was made from an original when it was replaced (a partial, a bound `apply`).
         self._derived: dict[int, tuple[Any, Any]] = {}
+        self._methods: dict[str, tuple[type, str, Function]] = {}
 
     def enter(self) -> tuple[str, ...]:
         with self._lock:
@@ -224,7 +234,16 @@ class _Routing:
                 if isinstance(route.original, type):
                     route.original.apply = staticmethod(route.replacement)  # type: ignore[attr-defined]
             self._swap({key: route.replacement for key, route in self._routes.items()})
-            return tuple(sorted(route.name for route in self._routes.values()))
+            self._route_methods()
+            return tuple(sorted([*(r.name for r in self._routes.values()), *self._methods]))
+
+    def _route_methods(self) -> None:
+        for module, kind, name, replacement in _METHODS:
+            owner: Any = getattr(sys.modules.get(module), kind, object)
+            label = f"{module}.{kind}.{name}"
+            if label not in self._methods and name in vars(owner):
+                self._methods[label] = (owner, name, getattr(owner, name))
+                setattr(owner, name, _without_cache(getattr(owner, name), replacement))
 
     def _restore(self) -> None:
         routes = self._routes.values()
@@ -234,7 +253,9 @@ class _Routing:
             if isinstance(route.original, type):
                 del route.original.apply  # type: ignore[attr-defined]
         self._swap(back)
-        self._routes, self._derived = {}, {}
+        for owner, name, method in self._methods.values():
+            setattr(owner, name, method)
+        self._routes, self._derived, self._methods = {}, {}, {}
 
     def _swap(self, table: dict[int, Any]) -> None:
         """Replace the keys' objects, and what is made of them, in every namespace."""
@@ -360,6 +381,21 @@ def _route(value: Any) -> _Route | None:
 
     routed._tfanet_route = True  # type: ignore[attr-defined]
     return _Route(value, routed, family)
+
+
+def _without_cache(method: Function, replacement: Function) -> Function:
+    """The replacement, for calls that give no `cache_params`; decoding keeps the method."""
+
+    @functools.wraps(method)
+    def routed(
+        self: Any, input_states: Any, cache_params: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if cache_params is not None:
+            return method(self, input_states, cache_params, *args, **kwargs)
+        bound = inspect.signature(method).bind(self, input_states, None, *args, **kwargs)
+        return replacement(self, input_states, bound.arguments.get("attention_mask"))
+
+    return routed
 
 
 def _behaves(route: _Route) -> bool | None:

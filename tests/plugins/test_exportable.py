@@ -253,6 +253,51 @@ def test_transformers_mixers_and_their_cache() -> None:
         assert error(ours, own) < 1e-6
 
 
+class OlderMixer(nn.Module):
+    """The parts and the slow path of transformers' mixer before its kernels were functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_step_rank, self.ssm_state_size = 2, 3
+        self.in_proj, self.out_proj = nn.Linear(4, 12), nn.Linear(6, 4)
+        self.conv1d, self.act = nn.Conv1d(6, 6, 4, padding=3, groups=6), nn.SiLU()
+        self.x_proj, self.dt_proj = nn.Linear(6, 8, bias=False), nn.Linear(2, 6)
+        self.A_log, self.D = nn.Parameter(torch.rand(6, 3)), nn.Parameter(torch.rand(6))
+
+    def slow_forward(
+        self, input_states, cache_params=None, cache_position=None, attention_mask=None
+    ):
+        if cache_params is not None:
+            return "decoded"
+        mask = 1 if attention_mask is None else attention_mask.unsqueeze(1)
+        x, gate = self.in_proj(input_states).transpose(1, 2).chunk(2, dim=1)
+        x = self.act(self.conv1d(x * mask)[..., : x.shape[2]]) * mask
+        dt, B, C = self.x_proj(x.transpose(1, 2)).split([2, 3, 3], dim=-1)
+        delta = nn.functional.softplus(self.dt_proj(dt)).transpose(1, 2)
+        A = -self.A_log.exp()
+        y = selective_scan_ref(x, delta, A, B.transpose(1, 2), C.transpose(1, 2), self.D)
+        return self.out_proj((y.float() * self.act(gate)).transpose(1, 2))
+
+
+def test_the_slow_path_of_older_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "transformers.models.mamba.modeling_mamba"
+    fake = types.ModuleType(name)
+    fake.MambaMixer = OlderMixer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, fake)
+    torch.manual_seed(0)
+    mixer, x = OlderMixer(), torch.randn(2, 9, 4)
+    mask = torch.ones(2, 9)
+    mask[0, :3] = 0
+    slow = OlderMixer.slow_forward
+    expected, masked = mixer.slow_forward(x), mixer.slow_forward(x, None, None, mask)
+    with exportable() as names:
+        assert f"{name}.MambaMixer.slow_forward" in names
+        assert error(mixer.slow_forward(x), expected) < 1e-6
+        assert error(mixer.slow_forward(x, attention_mask=mask), masked) < 1e-6
+        assert mixer.slow_forward(x, object()) == "decoded"
+    assert OlderMixer.slow_forward is slow
+
+
 def test_what_the_operator_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_state(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=True, h0=None):
         raise RuntimeError("needs CUDA")
