@@ -13,30 +13,37 @@ if TYPE_CHECKING:
     from tfanet.plugins.native import cpu_library_path, ort_library_path, trt_library_path
     from tfanet.plugins.onnx_op import custom_translation_table
     from tfanet.plugins.reference import selective_scan_parallel, selective_scan_ref
+    from tfanet.plugins.routing import exportable, install, uninstall
     from tfanet.plugins.scan import selective_scan
 
 __all__ = [
     "attach",
     "cpu_library_path",
     "custom_translation_table",
+    "exportable",
+    "install",
     "ort_library_path",
     "rewrite",
     "selective_scan",
     "selective_scan_parallel",
     "selective_scan_ref",
     "trt_library_path",
+    "uninstall",
 ]
 
 _HOMES = {
     "attach": "function_body",
     "cpu_library_path": "native",
     "custom_translation_table": "onnx_op",
+    "exportable": "routing",
+    "install": "routing",
     "ort_library_path": "native",
     "rewrite": "function_body",
     "selective_scan": "scan",
     "selective_scan_parallel": "reference",
     "selective_scan_ref": "reference",
     "trt_library_path": "native",
+    "uninstall": "routing",
 }
 
 

@@ -1,7 +1,7 @@
 """The scan in plain PyTorch: the sequential definition, and a parallel form.
 
 `selective_scan_ref` is the oracle of the tests; `selective_scan_parallel` is what one writes
-without a kernel, and the baseline of the benchmarks.
+without a kernel, and the baseline of the benchmarks; `last_state` is the state that a scan ends in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["selective_scan_parallel", "selective_scan_ref"]
+__all__ = ["last_state", "selective_scan_parallel", "selective_scan_ref"]
 
 CHUNK = 16
 
@@ -63,6 +63,27 @@ def selective_scan_parallel(
     h = _scan(a, b)[..., :length]
     y = (h * c).sum(2)
     return _finish(y, u, D, z).to(kind)
+
+
+def last_state(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """h after the last step, (batch, dim, N), by the recurrence in closed form:
+
+        h = sum_t exp(A sum_{s>t} delta'_s) delta'_t B_t u_t
+
+    Nothing is divided and nothing is looped over, so it can be exported. Arguments as in
+    `selective_scan`; the dtype is the state's, float32 or float64. Memory for (batch, dim, N, L).
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    _, delta, _, inflow, _ = _prepare(u, delta, A, B, B, delta_bias, delta_softplus, dtype)
+    later = F.pad(delta[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)  # delta' of the steps after
+    return (torch.exp(A.to(dtype)[:, :, None] * later.unsqueeze(2)) * inflow).sum(-1)
 
 
 def _scan(a: Tensor, b: Tensor) -> Tensor:
