@@ -291,8 +291,11 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         from tfanet.runtime.bundle import Bundle
 
         report = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
-        rows = [(report["metric"], *(f"{report[k]:.2f}" for k in ("certified", "measured")))]
-        return report, table(("metric", "certified", "measured here"), rows)
+        rows = [
+            (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
+            for row in report
+        ]
+        return report, table(("metric", "certified", "measured here", "least"), rows)
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
