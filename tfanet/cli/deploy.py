@@ -290,12 +290,12 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         from tfanet.calibration import recheck
         from tfanet.runtime.bundle import Bundle
 
-        report = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
+        checked = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
         rows = [
             (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
-            for row in report
+            for row in checked
         ]
-        return report, table(("metric", "certified", "measured here", "least"), rows)
+        return checked, table(("metric", "certified", "measured here", "least"), rows)
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
