@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from tfanet.errors import InputError
 from tfanet.runtime.bundle import Bundle
 
 from .bias_correction import bias_of, correct, mean_axis
+from .collect import Seen
 from .graph import Graph
-from .observers import OBSERVERS, Observer, PerChannel
-from .placement import INT8, Layer
+from .observers import OBSERVERS, Observer
+from .placement import INT8
 from .qdq import activation_ranges, quantize
 from .ranges import Calibration, GraphRanges
 from .sampler import CalibrationSet, choose, warn_if_small
 from .smooth import exponents, find_groups, migrate
-from .source import GRAPHS, Inputs, Progress, Source
+from .source import GRAPHS, Progress, Source, Watcher
 
-__all__ = ["MEMORY", "apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
+__all__ = ["apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
 
-MEMORY = 1 << 30  # bytes of watched values at a time
+PROBED = 16  # pictures that tell the channels' ranges before the others are measured
 
 
 def calibrate(
@@ -41,7 +43,6 @@ def calibrate(
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
-    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Calibration:
     """Measure the ranges of a bundle's activations on a stratified subset of a split.
@@ -50,8 +51,8 @@ def calibrate(
         bundle: an FP32 bundle. data, dataset, split, split_by, images: as for `ReferDataset`.
         count: pictures. seed: of the choice. sent_ids: take these instead, as in a calibration.
         observer: minmax, moving-average, percentile, entropy or mse.
-        smooth: migrate channel scales into weights. bias_correction: also keep channel means.
-        memory: most bytes of values watched at a time; more values take more passes.
+        smooth: migrate channel scales into weights, by what `PROBED` of the pictures show first.
+        bias_correction: also keep channel means.
 
     Raises:
         BundleError, DataError: for a bad bundle or dataset.
@@ -60,8 +61,6 @@ def calibrate(
     """
     if observer not in OBSERVERS:
         raise InputError(f"observer is {observer!r}: choose one of {', '.join(OBSERVERS)}")
-    if memory < 1:
-        raise InputError(f"memory is {memory}: give a number of bytes, 1 or more")
     source = Source.open(bundle)
     chosen = choose(
         data,
@@ -80,7 +79,6 @@ def calibrate(
         observer=observer,
         smooth=smooth,
         bias_correction=bias_correction,
-        memory=memory,
         progress=progress,
     )
 
@@ -92,49 +90,61 @@ def measure_ranges(
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
-    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Calibration:
     """`calibrate` with a source and items that are there already."""
 
-    def inputs() -> Any:
-        return chosen.tensors(source.bundle)
-
     count = len(chosen.items)
-    facts = model_facts(source)
-    moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
-    if smooth:
-        moved = _smoothing(source, inputs, count, memory, progress)
-        source = _migrated(source, moved)
     graphs = source.graphs()
     names = {name: activation_ranges(graphs[name], source.layers[name]) for name in GRAPHS}
+    groups = {
+        name: {group.value: group for group in find_groups(graphs[name], source.layers[name])}
+        for name in GRAPHS
+    }
+    watcher = source.watcher(_axes(source, names), groups)
+    moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
+    if smooth:
+        few = replace(chosen, items=chosen.items[:: -(-count // PROBED)])
+        largest = _channels(watcher, source, few, progress)
+        moved = {
+            name: {
+                value: exponents(graphs[name], group, largest[name, value]).tolist()
+                for value, group in groups[name].items()
+            }
+            for name in GRAPHS
+        }
     seen: dict[tuple[str, str], Observer] = {
         (name, value): OBSERVERS[observer]() for name in GRAPHS for value in names[name]
     }
-    axes = _mean_axes(source, graphs) if bias_correction else {}
-    means = {key: PerChannel(axis) for key, axis in axes.items()}
+    means = {key: np.zeros(()) for key in (_corrected(source, graphs) if bias_correction else ())}
 
-    def watch(name: str, value: str, x: np.ndarray) -> None:
-        seen[name, value].update(x)
+    def watch(name: str, value: str, x: Seen) -> None:
+        if value in moved[name]:
+            x = _divided(x, np.exp2(np.array(moved[name][value], np.float32)))
+        seen[name, value].update(x.largest, x.sample)
         if (name, value) in means:
-            means[name, value].update(x)
+            means[name, value] = means[name, value] + x.means.astype(np.float64) / count
 
-    source.observe(
-        inputs, names, watch, memory=memory, count=count, progress=progress, stage="measuring"
+    watcher.observe(
+        lambda: chosen.tensors(source.bundle),
+        watch,
+        count=count,
+        progress=progress,
+        stage="measuring",
     )
     ranges = {
         name: GraphRanges(
             amax={v: float(np.float32(seen[name, v].amax())) for v in names[name]},
             smooth=moved[name],
             means={
-                value: [float(f"{mean:.6g}") for mean in observed.mean()]
-                for (graph, value), observed in means.items()
+                value: [float(f"{mean:.6g}") for mean in mean]
+                for (graph, value), mean in means.items()
                 if graph == name
             },
         )
         for name in GRAPHS
     }
-    return Calibration(facts, observer, chosen.facts(), ranges)
+    return Calibration(model_facts(source), observer, chosen.facts(), ranges)
 
 
 def prepare(source: Source, calibration: Calibration) -> tuple[Source, bool]:
@@ -192,29 +202,38 @@ def model_facts(source: Source) -> dict[str, Any]:
     }
 
 
-def _smoothing(
-    source: Source, inputs: Inputs, count: int, memory: int, progress: Progress | None
-) -> dict[str, dict[str, list[int]]]:
-    """Exponents by file and value."""
-    graphs = source.graphs()
-    groups = {name: find_groups(graphs[name], source.layers[name]) for name in GRAPHS}
-    stats = {(n, g.value): PerChannel(-1) for n in GRAPHS for g in groups[n]}
-    source.observe(
-        inputs,
-        {name: [group.value for group in groups[name]] for name in GRAPHS},
-        lambda name, value, x: stats[name, value].update(x),
-        memory=memory,
-        count=count,
+def _channels(
+    watcher: Watcher, source: Source, chosen: CalibrationSet, progress: Progress | None
+) -> dict[tuple[str, str], np.ndarray]:
+    """Largest magnitude of each channel, by file and value."""
+    largest: dict[tuple[str, str], np.ndarray] = {}
+
+    def watch(name: str, value: str, x: Seen) -> None:
+        if x.channels is not None:
+            largest[name, value] = np.maximum(largest.get((name, value), 0), x.channels)
+
+    watcher.observe(
+        lambda: chosen.tensors(source.bundle),
+        watch,
+        count=len(chosen.items),
         progress=progress,
         stage="measuring channels",
     )
-    return {
-        name: {
-            group.value: exponents(graphs[name], group, stats[name, group.value].amax()).tolist()
-            for group in groups[name]
-        }
-        for name in GRAPHS
-    }
+    return largest
+
+
+def _divided(x: Seen, factors: np.ndarray) -> Seen:
+    """What is seen of a value whose channels, the last axis, are divided by `factors`."""
+    assert x.channels is not None
+    of_sample = np.arange(x.sample.size) * x.stride % factors.size
+    channels = x.channels / factors
+    return replace(
+        x,
+        largest=float(channels.max()),
+        channels=channels,
+        means=x.means / factors,
+        sample=x.sample / factors[of_sample],
+    )
 
 
 def _migrated(source: Source, moved: dict[str, dict[str, list[int]]]) -> Source:
@@ -229,15 +248,20 @@ def _migrated(source: Source, moved: dict[str, dict[str, list[int]]]) -> Source:
     )
 
 
-def _mean_axes(source: Source, graphs: dict[str, Graph]) -> dict[tuple[str, str], int]:
-    """Channel axis of every value whose mean a correction needs."""
+def _axes(source: Source, names: dict[str, list[str]]) -> dict[str, dict[str, int]]:
+    """Channel axis of every watched value, by file."""
+    read = {
+        name: {value: mean_axis(layer) for layer in source.layers[name] for value in layer.inputs}
+        for name in GRAPHS
+    }
+    return {name: {value: read[name].get(value, 1) for value in names[name]} for name in GRAPHS}
 
-    def needed(name: str, layer: Layer) -> bool:
-        return layer.precision == INT8 and bool(bias_of(graphs[name], layer))
 
-    return {
-        (name, layer.inputs[0]): mean_axis(layer)
+def _corrected(source: Source, graphs: dict[str, Graph]) -> list[tuple[str, str]]:
+    """File and value of every mean that a correction needs."""
+    return [
+        (name, layer.inputs[0])
         for name in GRAPHS
         for layer in source.layers[name]
-        if needed(name, layer)
-    }
+        if layer.precision == INT8 and bias_of(graphs[name], layer)
+    ]

@@ -1,4 +1,4 @@
-"""Ranges of activations: each observer sees a value batch by batch and keeps bounded memory.
+"""Ranges of activations: each observer sees a value picture by picture and keeps bounded memory.
 
 All are symmetric: the result is amax, the magnitude that INT8 127 stands for. An observer of the
 histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value comes, limit doubles
@@ -20,19 +20,20 @@ __all__ = [
     "MovingAverage",
     "Mse",
     "Observer",
-    "PerChannel",
     "Percentile",
 ]
 
 BINS = 2048
 LEVELS = 127
-MOST_COUNTED = 1 << 18  # values of an update that a histogram counts, evenly spaced; amax sees all
 
 
 class Observer(Protocol):
-    """update(x) with float arrays of any shape, then amax()."""
+    """update(largest, sample) for each picture, then amax().
 
-    def update(self, x: np.ndarray) -> None: ...
+    `largest` is the magnitude of all elements, `sample` some or all of them, flat float32.
+    """
+
+    def update(self, largest: float, sample: np.ndarray) -> None: ...
 
     def amax(self) -> float: ...
 
@@ -43,8 +44,8 @@ class MinMax:
     def __init__(self) -> None:
         self._amax = 0.0
 
-    def update(self, x: np.ndarray) -> None:
-        self._amax = max(self._amax, _largest(x))
+    def update(self, largest: float, sample: np.ndarray) -> None:
+        self._amax = max(self._amax, largest)
 
     def amax(self) -> float:
         return self._amax
@@ -63,8 +64,8 @@ class MovingAverage:
         self._momentum = momentum
         self._amax: float | None = None
 
-    def update(self, x: np.ndarray) -> None:
-        largest, past = _largest(x), self._amax
+    def update(self, largest: float, sample: np.ndarray) -> None:
+        past = self._amax
         self._amax = (
             largest if past is None else self._momentum * past + (1 - self._momentum) * largest
         )
@@ -84,12 +85,10 @@ class Histogram:
         self.limit = 0.0
         self.largest = 0.0
 
-    def update(self, x: np.ndarray) -> None:
-        largest = _largest(x)
+    def update(self, largest: float, sample: np.ndarray) -> None:
         if largest == 0.0:
             return
-        flat = np.ascontiguousarray(x).reshape(-1)
-        values = np.abs(flat[:: -(-flat.size // MOST_COUNTED)], dtype=np.float32)
+        values = np.abs(sample, dtype=np.float32)
         self.largest = max(self.largest, largest)
         if self.limit == 0.0:
             self.limit = largest
@@ -195,10 +194,6 @@ def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
     return float((p[seen] * np.log(p[seen] / q[seen])).sum())
 
 
-def _largest(x: np.ndarray) -> float:
-    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
-
-
 OBSERVERS: dict[str, type[Observer]] = {
     "minmax": MinMax,
     "moving-average": MovingAverage,
@@ -206,31 +201,3 @@ OBSERVERS: dict[str, type[Observer]] = {
     "entropy": Entropy,
     "mse": Mse,
 }
-
-
-class PerChannel:
-    """Largest magnitude and mean of each channel.
-
-    Args:
-        axis: of the channels, counted from either end.
-    """
-
-    def __init__(self, axis: int) -> None:
-        self._axis = axis
-        self._amax: np.ndarray | float = 0.0
-        self._sum: np.ndarray | float = 0.0
-        self._count = 0
-
-    def update(self, x: np.ndarray) -> None:
-        rows = np.moveaxis(x, self._axis, 0).reshape(x.shape[self._axis], -1)
-        self._amax = np.maximum(self._amax, np.abs(rows).max(1))
-        self._sum = self._sum + rows.sum(1, dtype=np.float64)
-        self._count += rows.shape[1]
-
-    def amax(self) -> np.ndarray:
-        """(channels,) float32."""
-        return np.asarray(self._amax, np.float32)
-
-    def mean(self) -> np.ndarray:
-        """(channels,) float64."""
-        return np.asarray(self._sum, np.float64) / max(self._count, 1)
