@@ -189,7 +189,7 @@ def _summarise(
         graph.initializer.append(numpy_helper.from_array(array, f"{name}.{kind}"))
         return f"{name}.{kind}"
 
-    def node(op: str, inputs: list[str], kind: str, **attributes: int) -> None:
+    def node(op: str, inputs: list[str], kind: str, **attributes: Any) -> None:
         output = f"{name}.{kind}"
         graph.node.append(helper.make_node(op, inputs, [output], output, **attributes))
 
