@@ -136,10 +136,10 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
             "--precision int8 needs ranges of activations: give --data, or --calibration FILE made "
             "by `tfanet calibrate`"
         )
-    if args.target is not None:
+    if args.target is not None and args.int8_target == "onnxruntime":
         raise InputError(
-            "--precision int8 writes graphs, not engines: leave --target out, and build engines "
-            "from the INT8 bundle with `tfanet engine`"
+            "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
+            f"leave it out, or leave --target {args.target} out"
         )
     guard = guard_options(args) if args.data is not None else None
     show = progress_line()

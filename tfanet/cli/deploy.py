@@ -89,7 +89,8 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of the engine: fp32, fp16 or bf16; or int8 (`tfanet export`): of the graphs",
+        help="of the engine: fp32, fp16 or bf16; or int8 (`tfanet export`): of the graphs. Of an "
+        "INT8 bundle's engine, that of what is not in INT8",
     )
     parser.add_argument("--profile", help="batch sizes of the engine: 4, or min,opt,max")
     parser.add_argument(
@@ -175,7 +176,11 @@ def engine_table(manifest: dict[str, Any]) -> str:
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
     if args.precision == "int8":
-        return run_int8(args)
+        result, text = run_int8(args)
+        if args.target:
+            result["manifest"] = _build(args.output, args).manifest.to_dict()
+            text = f"{text}\n\n{engine_table(result['manifest'])}"
+        return result, text
     if args.bundle is not None:
         raise InputError(
             "--bundle makes an INT8 bundle: add --precision int8, or give --checkpoint or --preset"
