@@ -1,4 +1,4 @@
-"""`calibrate`: an FP32 bundle and a few hundred pictures to ranges; `apply`: ranges to INT8."""
+"""`calibrate`: an FP32 bundle and some hundred pictures to ranges; `apply`: ranges to Q/DQ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tfanet.runtime.bundle import Bundle
 from .bias_correction import bias_of, correct, mean_axis
 from .collect import Seen
 from .graph import Graph
-from .observers import OBSERVERS, Observer
+from .grid import grid_of
+from .observers import Observer, make_observer
 from .placement import INT8
 from .qdq import activation_ranges, quantize
 from .ranges import Calibration, GraphRanges
@@ -40,6 +41,7 @@ def calibrate(
     count: int = 128,
     seed: int = 0,
     sent_ids: Sequence[int] | None = None,
+    precision: str = "int8",
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
@@ -50,7 +52,7 @@ def calibrate(
     Args:
         bundle: an FP32 bundle. data, dataset, split, split_by, images: as for `ReferDataset`.
         count: pictures. seed: of the choice. sent_ids: take these instead, as in a calibration.
-        observer: minmax, moving-average, percentile, entropy or mse.
+        precision: int8 or fp8. observer: minmax, moving-average, percentile, entropy or mse.
         smooth: migrate channel scales into weights, by what `PROBED` of the pictures show first.
         bias_correction: also keep channel means.
 
@@ -59,8 +61,7 @@ def calibrate(
         InputError: for bad options, data that hold nothing, a bundle that is quantised already, or
             an activation that is NaN or infinite, with its layer.
     """
-    if observer not in OBSERVERS:
-        raise InputError(f"observer is {observer!r}: choose one of {', '.join(OBSERVERS)}")
+    make_observer(observer, grid_of(precision))
     source = Source.open(bundle)
     chosen = choose(
         data,
@@ -76,6 +77,7 @@ def calibrate(
     return measure_ranges(
         source,
         chosen,
+        precision=precision,
         observer=observer,
         smooth=smooth,
         bias_correction=bias_correction,
@@ -87,13 +89,14 @@ def measure_ranges(
     source: Source,
     chosen: CalibrationSet,
     *,
+    precision: str = "int8",
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
     progress: Progress | None = None,
 ) -> Calibration:
     """`calibrate` with a source and items that are there already."""
-
+    grid = grid_of(precision)
     count = len(chosen.items)
     graphs = source.graphs()
     names = {name: activation_ranges(graphs[name], source.layers[name]) for name in GRAPHS}
@@ -114,7 +117,7 @@ def measure_ranges(
             for name in GRAPHS
         }
     seen: dict[tuple[str, str], Observer] = {
-        (name, value): OBSERVERS[observer]() for name in GRAPHS for value in names[name]
+        (name, value): make_observer(observer, grid) for name in GRAPHS for value in names[name]
     }
     means = {key: np.zeros(()) for key in (_corrected(source, graphs) if bias_correction else ())}
 
@@ -144,7 +147,7 @@ def measure_ranges(
         )
         for name in GRAPHS
     }
-    return Calibration(model_facts(source), observer, chosen.facts(), ranges)
+    return Calibration(model_facts(source), precision, observer, chosen.facts(), ranges)
 
 
 def prepare(source: Source, calibration: Calibration) -> tuple[Source, bool]:
@@ -168,7 +171,7 @@ def apply(
 
     Args:
         source: from `prepare`. keep_float: names of layers that stay in floating point.
-        unsigned: uint8 activations, for ONNX Runtime on x86; see `qdq`.
+        unsigned: uint8 activations of INT8, for ONNX Runtime on x86; see `qdq`.
 
     Returns:
         The Q/DQ models by file name.
@@ -179,6 +182,7 @@ def apply(
     unknown = sorted(set(keep_float) - {layer.name for layer in source.all_layers()})
     if unknown:
         raise InputError(f"the model has no layer '{unknown[0]}': the table of layers names them")
+    grid = grid_of(calibration.precision)
     result = {}
     for name in GRAPHS:
         ranges = calibration.graphs[name]
@@ -186,8 +190,8 @@ def apply(
         model = source.models[name]
         if ranges.means:
             means = {value: np.array(mean) for value, mean in ranges.means.items()}
-            model = correct(model, layers, means)
-        result[name] = quantize(model, layers, ranges.amax, unsigned=unsigned)
+            model = correct(model, layers, means, grid)
+        result[name] = quantize(model, layers, ranges.amax, grid=grid, unsigned=unsigned)
     return result
 
 

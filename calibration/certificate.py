@@ -14,6 +14,7 @@ from tfanet.runtime.bundle import Bundle
 
 from .accuracy import measure_metrics
 from .graph import load
+from .grid import grid_of
 from .guard import GuardResult, search
 from .ranges import Calibration
 from .sampler import CalibrationSet, choose
@@ -27,13 +28,13 @@ TOLERANCE = 0.1  # points that the same quantised model may differ by between ma
 
 @dataclass(frozen=True)
 class GuardOptions:
-    """What INT8 may lose, and on which data that is measured.
+    """What INT8 or FP8 may lose, and on which data that is measured.
 
     Attributes:
         data, dataset, split, split_by, images: as for `ReferDataset`. count: pictures, chosen as
             for calibration with seed; a larger number than there are takes all.
         bounds: points that each metric may lose (mIoU, P@0.9 or gIoU), all at once. min_share: of
-            multiply-accumulates that stay in INT8. probes: pictures for each layer's sensitivity.
+            multiply-accumulates that stay quantised. probes: pictures for each layer's sensitivity.
     """
 
     data: str | Path
@@ -84,12 +85,13 @@ def guarded(
         source,
         {name: calibration.graphs[name].amax for name in GRAPHS},
         lambda: items.tensors(bundle),
+        grid=grid_of(calibration.precision),
         count=guard.probes,
         progress=progress,
     )
 
     def evaluate(keep_float: frozenset[str]) -> dict[str, float]:
-        stage = f"evaluating INT8, {len(keep_float)} layers given back"
+        stage = f"evaluating {calibration.precision}, {len(keep_float)} layers given back"
         return measure_metrics(quantized(keep_float), items, bundle, progress=progress, stage=stage)
 
     found = search(
@@ -104,7 +106,7 @@ def guarded(
         "max_drop": dict(guard.bounds),
         "drop": _rounded(found.drop),
         "fp32": _rounded(baseline),
-        "int8": _rounded(found.metrics),
+        "quantised": _rounded(found.metrics),
         "evaluations": found.evaluations,
         "data": short(items.facts()),
     }
@@ -114,7 +116,7 @@ def guarded(
 def recheck(
     bundle: Bundle, guard: GuardOptions, *, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Evaluate an INT8 bundle again on the data of its certificate, on this machine.
+    """Evaluate a quantised bundle again on the data of its certificate, on this machine.
 
     Args:
         guard: where the data are; split, seed, count and bounds are the certificate's.
@@ -151,7 +153,7 @@ def recheck(
     measured = measure_metrics(models, items, bundle, progress=progress)
     report = []
     for metric, max_drop in accuracy["max_drop"].items():
-        certified = accuracy["int8"][metric]
+        certified = accuracy["quantised"][metric]
         allowed = min(accuracy["fp32"][metric] - max_drop, certified - TOLERANCE)
         if measured[metric] < allowed:
             raise GateError(

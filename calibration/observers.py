@@ -1,8 +1,8 @@
 """Ranges of activations: each observer sees a value picture by picture and keeps bounded memory.
 
-All are symmetric: the result is amax, the magnitude that INT8 127 stands for. An observer of the
-histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value comes, limit doubles
-and neighbouring bins merge, so no value is seen twice or stored.
+All are symmetric: the result is amax, the magnitude that the grid's largest number stands for. An
+observer of the histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value
+comes, limit doubles and neighbouring bins merge, so no value is seen twice or stored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 
 from tfanet.errors import InputError
 
+from . import grid as grids
+from .grid import Grid
+
 __all__ = [
     "OBSERVERS",
     "Entropy",
@@ -21,10 +24,11 @@ __all__ = [
     "Mse",
     "Observer",
     "Percentile",
+    "make_observer",
 ]
 
 BINS = 2048
-LEVELS = 127
+LEVELS = 128  # of INT8 from 0 up
 
 
 class Observer(Protocol):
@@ -133,12 +137,13 @@ class Mse(Histogram):
     """The range with the least mean squared error of rounding and clipping.
 
     Args:
+        grid: that values are rounded to.
         candidates: ranges tried, evenly spaced up to the largest magnitude.
     """
 
-    def __init__(self, candidates: int = 128) -> None:
+    def __init__(self, grid: Grid = grids.INT8, candidates: int = 128) -> None:
         super().__init__()
-        self._candidates = candidates
+        self._grid, self._candidates = grid, candidates
 
     def amax(self) -> float:
         if self.largest == 0.0:
@@ -146,8 +151,8 @@ class Mse(Histogram):
         tried = self.largest * np.arange(1, self._candidates + 1) / self._candidates
         seen = np.flatnonzero(self.counts)
         values, counts = self.centers[seen], self.counts[seen]
-        scale = (tried / LEVELS)[:, None]
-        error = np.minimum(np.rint(values / scale), LEVELS) * scale - values
+        step = (tried / self._grid.largest)[:, None]
+        error = self._grid.nearest(values / step) * step - values
         return float(tried[np.argmin((error**2 * counts).sum(1))])
 
 
@@ -168,11 +173,10 @@ class Entropy(Histogram):
     def amax(self) -> float:
         if self.largest == 0.0:
             return 0.0
-        levels = LEVELS + 1
         used = int(np.flatnonzero(self.counts)[-1]) + 1
-        last = max(levels, -(-used // self._stride) * self._stride)
-        tried = range(levels, last + 1, self._stride)
-        divergence = [_divergence(self.counts, bins, levels) for bins in tried]
+        last = max(LEVELS, -(-used // self._stride) * self._stride)
+        tried = range(LEVELS, last + 1, self._stride)
+        divergence = [_divergence(self.counts, bins, LEVELS) for bins in tried]
         best = tried[int(np.argmin(divergence))]
         return min(best * self.limit / BINS, self.largest)
 
@@ -201,3 +205,19 @@ OBSERVERS: dict[str, type[Observer]] = {
     "entropy": Entropy,
     "mse": Mse,
 }
+
+
+def make_observer(name: str, grid: Grid) -> Observer:
+    """An observer by name, for a grid.
+
+    Raises:
+        InputError: for an unknown name, or one that has no meaning for the grid.
+    """
+    if name not in OBSERVERS:
+        raise InputError(f"observer is {name!r}: choose one of {', '.join(OBSERVERS)}")
+    if name == "entropy" and grid != grids.INT8:
+        raise InputError(
+            f"observer is 'entropy', which counts levels of INT8: for {grid.name} choose mse, "
+            "percentile, moving-average or minmax"
+        )
+    return Mse(grid) if name == "mse" else OBSERVERS[name]()

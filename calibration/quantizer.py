@@ -1,4 +1,4 @@
-"""`quantize_bundle`: an FP32 bundle and a calibration to an INT8 bundle with its certificate.
+"""`quantize_bundle`: an FP32 bundle and a calibration to a quantised bundle with its certificate.
 
 The same inputs give the same bytes of every file that the manifest lists, and of the manifest.
 """
@@ -19,6 +19,7 @@ from tfanet.errors import InputError
 from tfanet.export.write import new_bundle
 from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, file_facts
 
+from . import grid as grids
 from .calibrator import apply, measure_ranges, prepare
 from .certificate import GuardOptions, guarded, short
 from .graph import load
@@ -46,7 +47,7 @@ def quantize_bundle(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, dict[str, Any]]:
-    """Write an INT8 bundle.
+    """Write a bundle in the calibration's precision, INT8 or FP8.
 
     Args:
         bundle: FP32. output: the new bundle's directory; one that is there is replaced.
@@ -66,9 +67,14 @@ def quantize_bundle(
     """
     if target not in TARGETS:
         raise InputError(f"target is {target!r}: choose one of {', '.join(TARGETS)}")
+    known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    if target == "onnxruntime" and known.precision != grids.INT8.name:
+        raise InputError(
+            f"target is 'onnxruntime', which is a form of int8: {known.precision} has one form, "
+            "leave the target out"
+        )
     if guard is not None:
         check_bounds(guard.bounds, guard.min_share)
-    known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     source = Source.open(bundle)
     prepared, same = prepare(source, known)
     items = guard.items() if guard is not None else None
@@ -89,18 +95,19 @@ def quantize_bundle(
         kept = found.keep_float
     models = quantized(frozenset(kept))
     certificate = {
+        "precision": known.precision,
         "target": target,
         "calibration": {"observer": known.observer, **short(known.data)},
-        "int8_share": round(_share(source, kept), 4),
+        "share": round(_share(source, kept), 4),
         "float_layers": sorted(kept),
         "accuracy": accuracy,
         "size_ratio": round(_bytes(models) / _bytes(original), 4),
     }
     speed = measure_speed(
-        original, models, source.bundle, precision=INT8, target=target, threads=threads
+        original, models, source.bundle, precision=known.precision, target=target, threads=threads
     )
     written = _write(source.bundle, Path(output), models, certificate, speed)
-    layers = _table(source, sensitivity, kept)
+    layers = _table(source, sensitivity, kept, known.precision)
     return written, {"certificate": certificate, "speed": speed, "layers": layers}
 
 
@@ -119,6 +126,7 @@ def _warn_of_other_weights(
     now = measure_ranges(
         prepare(source, calibration)[0],
         few,
+        precision=calibration.precision,
         observer=calibration.observer,
         smooth=False,
         bias_correction=False,
@@ -148,7 +156,7 @@ def _write(
         (work / "tokenizer.json").write_bytes(bundle.file("tokenizer.json").read_bytes())
         manifest = replace(
             bundle.manifest,
-            precision=INT8,
+            precision=certificate["precision"],
             engines=[],  # those of the FP32 graphs
             parity={**bundle.manifest.parity, "certificate": certificate},
             files={name: file_facts(work / name) for name in FILES},
@@ -169,15 +177,17 @@ def _bytes(models: Mapping[str, ModelProto]) -> int:
 
 
 def _table(
-    source: Source, sensitivity: Mapping[str, float], kept: tuple[str, ...]
+    source: Source, sensitivity: Mapping[str, float], kept: tuple[str, ...], precision: str
 ) -> list[dict[str, Any]]:
+    names = {INT8: precision}
+
     def row(layer: Layer) -> dict[str, Any]:
         given_back = layer.name in kept
         return {
             "name": layer.name,
             "macs": layer.macs,
             "sensitivity": sensitivity.get(layer.name),
-            "precision": "float" if given_back else layer.precision,
+            "precision": "float" if given_back else names.get(layer.precision, layer.precision),
             "why": "given back by the guard" if given_back else layer.why,
         }
 

@@ -14,9 +14,11 @@ from typing import Any
 from tfanet import __version__
 from tfanet.errors import InputError
 
+from .grid import GRIDS
+
 __all__ = ["SCHEMA_VERSION", "Calibration", "GraphRanges", "diff"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BYTES = 16 << 20
 
 
@@ -25,7 +27,7 @@ class GraphRanges:
     """What was measured in one graph.
 
     Attributes:
-        amax: by value name, the magnitude that INT8 127 stands for.
+        amax: by value name, the magnitude that the grid's largest number stands for.
         smooth: by value name, log2 of what each channel is divided by (SmoothQuant).
         means: by value name, the mean of each channel (bias correction).
     """
@@ -41,11 +43,13 @@ class Calibration:
 
     Attributes:
         model: preset, image_size, fingerprint of the structure and weights of the values.
-        observer: its name. data: dataset, split, seed, sentence ids and fingerprint.
+        precision: int8 or fp8. observer: its name.
+        data: dataset, split, seed, sentence ids and fingerprint.
         graphs: `GraphRanges` by file name.
     """
 
     model: dict[str, Any]
+    precision: str
     observer: str
     data: dict[str, Any]
     graphs: dict[str, GraphRanges]
@@ -100,7 +104,7 @@ class Calibration:
             raise InputError(f"{source} lacks the field '{missing[0]}': calibrate again")
         _check(document, source)
         graphs = {name: GraphRanges(**ranges) for name, ranges in document["graphs"].items()}
-        return cls(document["model"], document["observer"], document["data"], graphs)
+        return cls(graphs=graphs, **{name: document[name] for name in names if name != "graphs"})
 
     def check_model(self, model: Mapping[str, Any]) -> bool:
         """That the calibration is of a model of this structure; whether its weights are the same.
@@ -151,6 +155,11 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
     for name in ("preset", "image_size", "fingerprint", "weights"):
         if name not in model:
             raise InputError(f"{path}: the model lacks '{name}': calibrate again")
+    if document["precision"] not in GRIDS:
+        raise InputError(
+            f"{path}: the precision is {document['precision']!r}, expected one of "
+            f"{', '.join(GRIDS)}: calibrate again"
+        )
     if not isinstance(data.get("sent_ids"), list):
         raise InputError(f"{path}: the data lack 'sent_ids': calibrate again")
     for name, ranges in graphs.items():

@@ -30,6 +30,7 @@ __all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds"]
 Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
 GRAPHS = ("text.onnx", "image.onnx")
+_NO_FP8 = {"7.5", "8.0", "8.6"}
 # Of a low precision's masks against FP32's: beyond this something overflows or is lost.
 MAX_PIXEL_SHARE = 0.01
 
@@ -66,6 +67,12 @@ def add_engine(
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     own, precision = manifest.precision, _rest(opened, precision)
+    old = sorted(set(options.compute) & _NO_FP8)
+    if own == "fp8" and old:
+        raise InputError(
+            f"compute capability {old[0]} has no FP8, which starts with 8.9: take that one or "
+            "later, or an INT8 bundle"
+        )
     label = "-".join(p for p in (own, precision) if p != "fp32") or "fp32"
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()

@@ -72,14 +72,14 @@ def test_certified_metrics_are_those_of_the_runtime(int8, small, shapes):
     bundle, _ = int8
     accuracy = bundle.manifest.parity["certificate"]["accuracy"]
     items = choose(shapes, "shapes", "val", count=12).items
-    for path, certified in ((small.path, accuracy["fp32"]), (bundle.path, accuracy["int8"])):
+    for path, certified in ((small.path, accuracy["fp32"]), (bundle.path, accuracy["quantised"])):
         predictor, metrics = Predictor(path), Metrics()
         for item in items:
             metrics.update(predictor(item.ref.image_path, item.sentence).mask, item.ref.mask())
         assert metrics.compute() == pytest.approx(certified, abs=1e-3)
     assert accuracy["max_drop"] == {"mIoU": 100, "P@0.9": 100}
     assert accuracy["drop"] == pytest.approx(
-        {m: accuracy["fp32"][m] - accuracy["int8"][m] for m in ("mIoU", "P@0.9")}, abs=1e-3
+        {m: accuracy["fp32"][m] - accuracy["quantised"][m] for m in ("mIoU", "P@0.9")}, abs=1e-3
     )
     assert evaluate(bundle.path, shapes, "shapes", limit=2)["samples"] == 2
 
@@ -120,7 +120,7 @@ def test_the_table_of_layers_adds_up(int8, small):
     assert [row["name"] for row in rows] == [layer.name for layer in source.all_layers()]
     inside = {row["name"] for row in rows if row["precision"] == "int8"}
     assert not inside & kept
-    certified = bundle.manifest.parity["certificate"]["int8_share"]
+    certified = bundle.manifest.parity["certificate"]["share"]
     assert certified == pytest.approx(int8_share(source.all_layers(), inside), abs=1e-4)
     assert all((row["sensitivity"] is not None) >= (row["name"] in inside) for row in rows)
 
@@ -133,7 +133,7 @@ def test_a_certificate_is_checked_again_on_its_data(int8, shapes, tmp_path):
         assert row["measured"] == pytest.approx(row["certified"], abs=1e-3)
     parity = json.loads(json.dumps(bundle.manifest.parity))
     accuracy = parity["certificate"]["accuracy"]
-    accuracy["int8"]["mIoU"] = accuracy["fp32"]["mIoU"] = 99.0
+    accuracy["quantised"]["mIoU"] = accuracy["fp32"]["mIoU"] = 99.0
     accuracy["max_drop"] = {"P@0.9": 100, "mIoU": 0.5}
     better = replace(bundle, manifest=replace(bundle.manifest, parity=parity))
     with pytest.raises(GateError, match=r"the certificate allows 98\.50"):

@@ -1,4 +1,4 @@
-"""`tfanet calibrate`, and what `tfanet export --precision int8` adds to the export."""
+"""`tfanet calibrate`, and what `tfanet export --precision int8` and `fp8` add to the export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tfanet.cli.output import Verbs, add_data_options, add_verb, progress_line, table
 from tfanet.errors import InputError
 
-__all__ = ["add_int8_options", "add_verbs", "guard_options", "run_int8"]
+__all__ = ["add_int8_options", "add_verbs", "guard_options", "run_quantise"]
 
 SHOWN = 20  # rows of a table that may have hundreds
 
@@ -21,6 +21,7 @@ def add_verbs(verbs: Verbs) -> None:
     calibrate.add_argument("--output", help="the JSON file to write the ranges into")
     add_data_options(calibrate, required=False)
     calibrate.add_argument("--split", default="train")
+    calibrate.add_argument("--precision", default="int8", help="that ranges are for: int8 or fp8")
     _add_calibration_options(calibrate)
     actions = calibrate.add_subparsers(dest="action", metavar="diff")
     compare = add_verb(actions, "diff", run_diff)
@@ -29,8 +30,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_int8_options(export: argparse.ArgumentParser) -> None:
-    """The options of `tfanet export` that belong to INT8."""
-    int8 = export.add_argument_group("INT8 (--precision int8)")
+    """The options of `tfanet export` that belong to INT8 and FP8."""
+    int8 = export.add_argument_group("INT8 and FP8 (--precision int8, --precision fp8)")
     add_data_options(int8, required=False)
     int8.add_argument("--calibration", help="ranges made before, instead of new ones from --data")
     int8.add_argument("--calibration-split", default="train", help="split to take ranges from")
@@ -41,11 +42,11 @@ def add_int8_options(export: argparse.ArgumentParser) -> None:
         "--max-drop",
         action="append",
         metavar="[METRIC=]POINTS",
-        help="points that INT8 may lose: 0.5 (of mIoU, the default), or P@0.9=1.0 or gIoU=0.5; "
+        help="points that may be lost: 0.5 (of mIoU, the default), or P@0.9=1.0 or gIoU=0.5; "
         "given several times, all hold at once",
     )
     int8.add_argument(
-        "--min-share", type=float, default=0.5, help="least share of the arithmetic in INT8"
+        "--min-share", type=float, default=0.5, help="least share of the arithmetic to quantise"
     )
     int8.add_argument(
         "--int8-target",
@@ -76,7 +77,7 @@ def _add_calibration_options(parser: Any) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
-    """Measure the ranges of a bundle's activations on pictures, for INT8."""
+    """Measure the ranges of a bundle's activations on pictures, for INT8 or FP8."""
     from tfanet.calibration import calibrate
 
     missing = [name for name in ("bundle", "data", "output") if getattr(args, name) is None]
@@ -127,19 +128,25 @@ def run_diff(args: argparse.Namespace) -> tuple[Any, str]:
     return rows, f"{head}\n\n{table(('value', 'before', 'after', 'ratio'), shown)}"
 
 
-def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
+def run_quantise(args: argparse.Namespace) -> tuple[Any, str]:
     """Quantise a bundle, a checkpoint or a preset; exported to FP32 first where it is no bundle."""
-    from tfanet.calibration import calibrate, quantize_bundle
+    from tfanet.calibration import Calibration, calibrate, quantize_bundle
 
     if args.calibration is None and args.data is None:
         raise InputError(
-            "--precision int8 needs ranges of activations: give --data, or --calibration FILE made "
-            "by `tfanet calibrate`"
+            f"--precision {args.precision} needs ranges of activations: give --data, or "
+            "--calibration FILE made by `tfanet calibrate`"
         )
     if args.target is not None and args.int8_target == "onnxruntime":
         raise InputError(
             "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
             f"leave it out, or leave --target {args.target} out"
+        )
+    known = Calibration.load(args.calibration) if args.calibration is not None else None
+    if known is not None and known.precision != args.precision:
+        raise InputError(
+            f"{args.calibration} holds ranges for {known.precision}, asked for is "
+            f"{args.precision}: calibrate with --precision {args.precision}"
         )
     guard = guard_options(args) if args.data is not None else None
     show = progress_line()
@@ -157,7 +164,7 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
                 opset=args.opset,
                 progress=show,
             )
-        calibration = args.calibration or calibrate(
+        calibration = known or calibrate(
             bundle,
             args.data,
             args.dataset,
@@ -210,13 +217,13 @@ def _bound(text: str) -> tuple[str, float]:
 def _calibration_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(args, name)
-        for name in ("count", "seed", "observer", "smooth", "bias_correction")
+        for name in ("precision", "count", "seed", "observer", "smooth", "bias_correction")
     }
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> str:
     """The most sensitive layers, and all that were given back."""
-    kinds = ("int8", "weights", "float")
+    kinds = dict.fromkeys(sorted(row["precision"] for row in layers))
     counts = ", ".join(
         f"{sum(row['precision'] == kind for row in layers)} {kind}" for kind in kinds
     )
@@ -236,20 +243,20 @@ def _layer_table(layers: list[dict[str, Any]]) -> str:
 
 def _summary(report: dict[str, Any]) -> str:
     certificate, speed = report["certificate"], report["speed"]
-    accuracy = certificate["accuracy"]
+    accuracy, kind = certificate["accuracy"], certificate["precision"].upper()
     times = ", ".join(f"{name} {value} ms" for name, value in speed["milliseconds"].items())
     lines = [
-        f"{certificate['int8_share']:.1%} of the arithmetic in INT8, "
+        f"{certificate['share']:.1%} of the arithmetic in {kind}, "
         f"{certificate['size_ratio']:.1%} of the size",
         f"{speed['backend']}: {times}",
         *(f"verdict for {backend}: {verdict}" for backend, verdict in speed["verdicts"].items()),
     ]
     if accuracy:
         rows = [
-            (name, f"{value:.2f}", f"{accuracy['int8'][name]:.2f}")
+            (name, f"{value:.2f}", f"{accuracy['quantised'][name]:.2f}")
             for name, value in accuracy["fp32"].items()
         ]
-        lines += ["", table(("metric", "FP32", "INT8"), rows), ""]
+        lines += ["", table(("metric", "FP32", kind), rows), ""]
         lines += [
             f"{metric} dropped by {accuracy['drop'][metric]:.2f} points, {bound:g} allowed"
             for metric, bound in accuracy["max_drop"].items()
