@@ -24,9 +24,11 @@ from .ranges import Calibration, GraphRanges
 from .sampler import CalibrationSet, choose, warn_if_small
 from .smooth import exponents, find_groups, migrate
 from .source import GRAPHS, Progress, Source, Watcher
+from .split import Regions, is_crowded, outlier_channels, rewrite, split_inputs
 
 __all__ = ["apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
 
+TEXT = "text.onnx"
 PROBED = 16  # pictures that tell the channels' ranges before the others are measured
 
 
@@ -45,6 +47,8 @@ def calibrate(
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
+    outliers: bool = False,
+    dual_region: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Measure the ranges of a bundle's activations on a stratified subset of a split.
@@ -54,7 +58,9 @@ def calibrate(
         count: pictures. seed: of the choice. sent_ids: take these instead, as in a calibration.
         precision: int8 or fp8. observer: minmax, moving-average, percentile, entropy or mse.
         smooth: migrate channel scales into weights, by what `PROBED` of the pictures show first.
-        bias_correction: also keep channel means.
+        bias_correction: also keep channel means. outliers, dual_region: find where activations of
+            the text encoder's linear layers, and those behind GELU and softmax, are worth two
+            ranges (see `split`).
 
     Raises:
         BundleError, DataError: for a bad bundle or dataset.
@@ -62,6 +68,11 @@ def calibrate(
             an activation that is NaN or infinite, with its layer.
     """
     make_observer(observer, grid_of(precision))
+    if precision != "int8" and (outliers or dual_region):
+        raise InputError(
+            f"outliers and dual_region mend INT8's even steps, which {precision} has not: leave "
+            "them out"
+        )
     source = Source.open(bundle)
     chosen = choose(
         data,
@@ -81,6 +92,8 @@ def calibrate(
         observer=observer,
         smooth=smooth,
         bias_correction=bias_correction,
+        outliers=outliers,
+        dual_region=dual_region,
         progress=progress,
     )
 
@@ -93,6 +106,8 @@ def measure_ranges(
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
+    outliers: bool = False,
+    dual_region: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """`calibrate` with a source and items that are there already."""
@@ -104,27 +119,42 @@ def measure_ranges(
         name: {group.value: group for group in find_groups(graphs[name], source.layers[name])}
         for name in GRAPHS
     }
-    watcher = source.watcher(_axes(source, names), groups)
+    inputs = {name: split_inputs(source.layers[name]) for name in GRAPHS}
+    crowded = {
+        (name, value): Regions()
+        for name in GRAPHS
+        for value in inputs[name]
+        if dual_region and is_crowded(graphs[name], value)
+    }
+    wide = [v for v in inputs[TEXT] if outliers and (TEXT, v) not in crowded]
+    watcher = source.watcher(
+        _axes(source, names),
+        {name: [*groups[name], *(wide if name == TEXT else ())] for name in GRAPHS},
+    )
     moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
-    if smooth:
+    apart: dict[str, list[int]] = {}
+    if smooth or outliers:
         few = replace(chosen, items=chosen.items[:: -(-count // PROBED)])
         largest = _channels(watcher, source, few, progress)
-        moved = {
-            name: {
-                value: exponents(graphs[name], group, largest[name, value]).tolist()
-                for value, group in groups[name].items()
-            }
-            for name in GRAPHS
-        }
+        for name, group in ((n, g) for n in GRAPHS for g in groups[n].values() if smooth):
+            factors = exponents(graphs[name], group, largest[name, group.value])
+            moved[name][group.value] = factors.tolist()
+            largest[name, group.value] = largest[name, group.value] / np.exp2(factors)
+        apart = {value: outlier_channels(largest[TEXT, value]) for value in wide}
     seen: dict[tuple[str, str], Observer] = {
         (name, value): make_observer(observer, grid) for name in GRAPHS for value in names[name]
     }
+    ends = {v: [make_observer(observer, grid) for _ in range(2)] for v, c in apart.items() if c}
     means = {key: np.zeros(()) for key in (_corrected(source, graphs) if bias_correction else ())}
 
     def watch(name: str, value: str, x: Seen) -> None:
         if value in moved[name]:
             x = _divided(x, np.exp2(np.array(moved[name][value], np.float32)))
         seen[name, value].update(x.largest, x.sample)
+        if (name, value) in crowded:
+            crowded[name, value].update(x.largest, x.sample)
+        if name == TEXT and value in ends:
+            _observe_parts(ends[value], x, apart[value])
         if (name, value) in means:
             means[name, value] = means[name, value] + x.means.astype(np.float64) / count
 
@@ -135,18 +165,31 @@ def measure_ranges(
         progress=progress,
         stage="measuring",
     )
-    ranges = {
-        name: GraphRanges(
-            amax={v: float(np.float32(seen[name, v].amax())) for v in names[name]},
+
+    def of_graph(name: str) -> GraphRanges:
+        amax = {v: float(np.float32(seen[name, v].amax())) for v in names[name]}
+        regions = {
+            value: region.split(grid, amax[value])
+            for (graph, value), region in crowded.items()
+            if graph == name
+        }
+        return GraphRanges(
+            amax=amax,
             smooth=moved[name],
             means={
-                value: [float(f"{mean:.6g}") for mean in mean]
-                for (graph, value), mean in means.items()
+                value: [float(f"{mean:.6g}") for mean in channels]
+                for (graph, value), channels in means.items()
                 if graph == name
             },
+            outliers={
+                value: [apart[value], [float(np.float32(part.amax())) for part in parts]]
+                for value, parts in ends.items()
+                if name == TEXT
+            },
+            regions={value: list(split) for value, split in regions.items() if split},
         )
-        for name in GRAPHS
-    }
+
+    ranges = {name: of_graph(name) for name in GRAPHS}
     return Calibration(model_facts(source), precision, observer, chosen.facts(), ranges)
 
 
@@ -187,11 +230,11 @@ def apply(
     for name in GRAPHS:
         ranges = calibration.graphs[name]
         layers = [layer for layer in source.layers[name] if layer.name not in keep_float]
-        model = source.models[name]
-        if ranges.means:
-            means = {value: np.array(mean) for value, mean in ranges.means.items()}
-            model = correct(model, layers, means, grid)
-        result[name] = quantize(model, layers, ranges.amax, grid=grid, unsigned=unsigned)
+        # Weights of split channels are rounded by steps of their own, which `correct` cannot know.
+        whole = {v: np.array(m) for v, m in ranges.means.items() if v not in ranges.outliers}
+        model = correct(source.models[name], layers, whole, grid)
+        model, layers, amax = rewrite(model, layers, ranges)
+        result[name] = quantize(model, layers, amax, grid=grid, unsigned=unsigned)
     return result
 
 
@@ -226,10 +269,24 @@ def _channels(
     return largest
 
 
+def _observe_parts(parts: Sequence[Observer], x: Seen, apart: list[int]) -> None:
+    """Show the channels that stay together to one observer, and those apart to the other."""
+    assert x.channels is not None
+    outer = np.isin(np.arange(x.channels.size), apart)
+    of_sample = outer[_channel_of_sample(x, outer.size)]
+    for part, mask, where in ((parts[0], ~outer, ~of_sample), (parts[1], outer, of_sample)):
+        part.update(float(x.channels[mask].max()), x.sample[where])
+
+
+def _channel_of_sample(x: Seen, channels: int) -> np.ndarray:
+    """Of a value whose channels are the last axis."""
+    return np.arange(x.sample.size) * x.stride % channels
+
+
 def _divided(x: Seen, factors: np.ndarray) -> Seen:
     """What is seen of a value whose channels, the last axis, are divided by `factors`."""
     assert x.channels is not None
-    of_sample = np.arange(x.sample.size) * x.stride % factors.size
+    of_sample = _channel_of_sample(x, factors.size)
     channels = x.channels / factors
     return replace(
         x,

@@ -1,8 +1,8 @@
 """Ranges of activations: each observer sees a value picture by picture and keeps bounded memory.
 
 All are symmetric: the result is amax, the magnitude that the grid's largest number stands for. An
-observer of the histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value
-comes, limit doubles and neighbouring bins merge, so no value is seen twice or stored.
+observer of the histogram kind keeps counts of |x| over [0, limit]; where a larger value comes,
+limit doubles and neighbouring bins merge, so no value is seen twice or stored.
 """
 
 from __future__ import annotations
@@ -79,13 +79,15 @@ class MovingAverage:
 
 
 class Histogram:
-    """Counts of |x| in `BINS` equal bins over [0, limit]; exact zeros are not counted.
+    """Counts of |x| in `bins` equal bins over [0, limit]; exact zeros are not counted.
 
     Zeros quantise to zero at every range, so they say nothing about which one is best.
     """
 
+    bins = BINS
+
     def __init__(self) -> None:
-        self.counts = np.zeros(BINS, np.int64)
+        self.counts = np.zeros(self.bins, np.int64)
         self.limit = 0.0
         self.largest = 0.0
 
@@ -98,17 +100,17 @@ class Histogram:
             self.limit = largest
         while self.limit < largest:
             pairs = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
+            self.counts = np.concatenate([pairs, np.zeros(self.bins // 2, np.int64)])
             self.limit *= 2
-        index = (values * np.float32(BINS / self.limit)).astype(np.int32)
-        np.minimum(index, BINS - 1, out=index)  # the limit itself is in the last bin
-        counts = np.bincount(index, minlength=BINS)
+        index = (values * np.float32(self.bins / self.limit)).astype(np.int32)
+        np.minimum(index, self.bins - 1, out=index)  # the limit itself is in the last bin
+        counts = np.bincount(index, minlength=self.bins)
         counts[0] -= int(np.count_nonzero(values == 0))
         self.counts += counts
 
     @property
     def centers(self) -> np.ndarray:
-        return (np.arange(BINS) + 0.5) * (self.limit / BINS)
+        return (np.arange(self.bins) + 0.5) * (self.limit / self.bins)
 
 
 class Percentile(Histogram):
@@ -130,7 +132,7 @@ class Percentile(Histogram):
             return 0.0
         wanted = self._percent / 100 * total
         index = int(np.searchsorted(np.cumsum(self.counts), wanted))
-        return min((index + 1) * self.limit / BINS, self.largest)
+        return min((index + 1) * self.limit / self.bins, self.largest)
 
 
 class Mse(Histogram):
@@ -178,7 +180,7 @@ class Entropy(Histogram):
         tried = range(LEVELS, last + 1, self._stride)
         divergence = [_divergence(self.counts, bins, LEVELS) for bins in tried]
         best = tried[int(np.argmin(divergence))]
-        return min(best * self.limit / BINS, self.largest)
+        return min(best * self.limit / self.bins, self.largest)
 
 
 def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:

@@ -97,7 +97,14 @@ def quantize_bundle(
     certificate = {
         "precision": known.precision,
         "target": target,
-        "calibration": {"observer": known.observer, **short(known.data)},
+        "calibration": {
+            "observer": known.observer,
+            "splits": {
+                kind: sum(len(getattr(ranges, kind)) for ranges in known.graphs.values())
+                for kind in ("outliers", "regions")
+            },
+            **short(known.data),
+        },
         "share": round(_share(source, kept), 4),
         "float_layers": sorted(kept),
         "accuracy": accuracy,

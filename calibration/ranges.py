@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,16 @@ class GraphRanges:
         amax: by value name, the magnitude that the grid's largest number stands for.
         smooth: by value name, log2 of what each channel is divided by (SmoothQuant).
         means: by value name, the mean of each channel (bias correction).
+        outliers: by value name, the channels that are kept apart, and the amax of the others and
+            of these. regions: by value name, where the crowd ends and log2 of the tail's larger
+            step (see `split`).
     """
 
     amax: dict[str, float]
     smooth: dict[str, list[int]]
     means: dict[str, list[float]]
+    outliers: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Calibration:
                 f"{source} is no calibration of schema version {SCHEMA_VERSION}: calibrate again "
                 f"with tfanet {__version__}"
             )
-        names = [field.name for field in fields(cls)]
+        names = [part.name for part in fields(cls)]
         missing = [name for name in names if name not in document]
         if missing:
             raise InputError(f"{source} lacks the field '{missing[0]}': calibrate again")
@@ -163,8 +168,9 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
     if not isinstance(data.get("sent_ids"), list):
         raise InputError(f"{path}: the data lack 'sent_ids': calibrate again")
     for name, ranges in graphs.items():
-        if not isinstance(ranges, Mapping) or set(ranges) != {"amax", "smooth", "means"}:
-            raise InputError(f"{path}: the ranges of {name} are not amax, smooth and means")
+        parts = [part.name for part in fields(GraphRanges)]
+        if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
+            raise InputError(f"{path}: the ranges of {name} are not {', '.join(parts)}")
         for value, amax in ranges["amax"].items():
             number = isinstance(amax, int | float) and not isinstance(amax, bool)
             if not number or not math.isfinite(amax) or amax < 0:

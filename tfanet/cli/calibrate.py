@@ -74,6 +74,16 @@ def _add_calibration_options(parser: Any) -> None:
         default=True,
         help="correct biases for the mean error of rounded weights",
     )
+    parser.add_argument(
+        "--outliers",
+        action="store_true",
+        help="the text encoder's widest channels get a range of their own",
+    )
+    parser.add_argument(
+        "--dual-region",
+        action="store_true",
+        help="what GELU and softmax give gets two ranges, near zero and beyond",
+    )
 
 
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
@@ -217,7 +227,16 @@ def _bound(text: str) -> tuple[str, float]:
 def _calibration_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(args, name)
-        for name in ("precision", "count", "seed", "observer", "smooth", "bias_correction")
+        for name in (
+            "precision",
+            "count",
+            "seed",
+            "observer",
+            "smooth",
+            "bias_correction",
+            "outliers",
+            "dual_region",
+        )
     }
 
 
