@@ -164,6 +164,17 @@ def test_what_is_int8_cannot_be_quantised_again(int8, calibration, tmp_path):
     assert not (tmp_path / "twice").exists()
 
 
+def test_a_calibration_of_another_model_writes_nothing(small, calibration, tmp_path):
+    for key, value, words in (
+        ("fingerprint", "0", "is of another model"),
+        ("image_size", [480, 480], r"images of \[480, 480\]"),
+    ):
+        other = replace(calibration, model={**calibration.model, key: value})
+        with pytest.raises(InputError, match=words):
+            quantize_bundle(small, tmp_path / "out", other)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bound_that_fails_leaves_nothing_behind(small, calibration, shapes, tmp_path):
     guard = GuardOptions(shapes, "shapes", count=2, probes=1, min_share=1.0)
     with pytest.raises(GateError, match="below the 100% asked for"):
