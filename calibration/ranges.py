@@ -172,8 +172,32 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
         if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
             raise InputError(f"{path}: the ranges of {name} are not {', '.join(parts)}")
         for value, amax in ranges["amax"].items():
-            number = isinstance(amax, int | float) and not isinstance(amax, bool)
-            if not number or not math.isfinite(amax) or amax < 0:
+            if not _is_range(amax):
                 raise InputError(
                     f"{path}: the range of '{value}' is {amax!r}, expected a number of 0 or more"
                 )
+        for value, split in (*ranges["outliers"].items(), *ranges["regions"].items()):
+            if not _is_split(split, value in ranges["outliers"]):
+                raise InputError(f"{path}: the split of '{value}' makes no sense: calibrate again")
+
+
+def _is_split(split: Any, apart: bool) -> bool:
+    """Whether it is [channels, [amax, amax]] (`apart`), or [end of the crowd, log2 of steps]."""
+    if not isinstance(split, list) or len(split) != 2:
+        return False
+    if not apart:
+        return _is_range(split[0]) and isinstance(split[1], int) and 0 <= split[1] < 32
+    channels, ends = split
+    return (
+        isinstance(channels, list)
+        and bool(channels)
+        and all(isinstance(channel, int) and channel >= 0 for channel in channels)
+        and isinstance(ends, list)
+        and len(ends) == 2
+        and all(map(_is_range, ends))
+    )
+
+
+def _is_range(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0

@@ -121,9 +121,9 @@ def check_bundle(
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    if manifest.precision == "int8":
+    if manifest.precision != "fp32":
         raise InputError(
-            f"{opened.path} is INT8, which rounds: its certificate is checked instead, give the "
+            f"{opened.path} is in {manifest.precision}, which rounds: its certificate is checked instead, give the "
             "data that it was measured on (--data FOLDER)"
         )
     if checkpoint is None and manifest.model["source"] != "preset":

@@ -116,6 +116,18 @@ def test_files_that_are_no_calibration_are_one_line(calibration, tmp_path):
     image = document["graphs"]["image.onnx"]
     name = next(iter(image["amax"]))
     bad_amax = {**document["graphs"], "image.onnx": {**image, "amax": {name: "wide"}}}
+    bad_splits = [
+        {**image, kind: {name: split}}
+        for kind, split in (
+            ("outliers", 3),
+            ("outliers", [[], [1.0, 2.0]]),
+            ("outliers", [[-1], [1.0, 2.0]]),
+            ("outliers", [[1], [1.0, "2"]]),
+            ("regions", [1.0]),
+            ("regions", [float("nan"), 2]),
+            ("regions", [1.0, 99]),
+        )
+    ]
     infinite = {**document["graphs"], "image.onnx": {**image, "amax": {name: float("inf")}}}
     texts = [
         "",
@@ -129,6 +141,7 @@ def test_files_that_are_no_calibration_are_one_line(calibration, tmp_path):
         broken(document, graphs={"image.onnx": {}}),
         broken(document, graphs=bad_amax),
         broken(document, graphs=infinite),
+        *(broken(document, graphs={"image.onnx": bad}) for bad in bad_splits),
         json.dumps({key: value for key, value in document.items() if key != "observer"}),
     ]
     path = tmp_path / "bad.json"
