@@ -123,8 +123,8 @@ def check_bundle(
     manifest = opened.manifest
     if manifest.precision != "fp32":
         raise InputError(
-            f"{opened.path} is in {manifest.precision}, which rounds: its certificate is checked instead, give the "
-            "data that it was measured on (--data FOLDER)"
+            f"{opened.path} is in {manifest.precision}, which rounds: its certificate is checked "
+            "instead, give the data that it was measured on (--data FOLDER)"
         )
     if checkpoint is None and manifest.model["source"] != "preset":
         raise InputError(
