@@ -37,6 +37,7 @@ _SCANS = {
     "aot": "a plugin in the engine",
     "library": "the plugin of libtfanet_trt.so",
 }
+_NO_FP8 = {"7.5", "8.0", "8.6"}
 # Of a low precision's masks against FP32's: beyond this something overflows or is lost.
 MAX_PIXEL_SHARE = 0.01
 
@@ -58,7 +59,8 @@ def add_engine(
         target, profile, options: as in `build_engine`; the default profile is the batch 1, or 1 to
             4 where the bundle's batch is open. Sentences are encoded one by one, so text.onnx gets
             a profile that starts at 1.
-        precision: "fp32", "fp16" or "bf16". keep: patterns of node names that stay in FP32.
+        precision: "fp32", "fp16" or "bf16"; of a quantised bundle, whose Q/DQ nodes say what is in
+            INT8 or FP8, that of the rest. keep: patterns of node names that stay in FP32.
         samples: pictures and sentences on which activations are measured, so that what would
             overflow stays in FP32; without any, the inputs of the parity check serve.
 
@@ -70,13 +72,19 @@ def add_engine(
     """
     options = options or Options()
     opened = Bundle.open(bundle)
-    if precision != "fp32" and precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}")
     manifest = opened.manifest
+    own, precision = manifest.precision, _rest(opened, precision)
+    old = sorted(set(options.compute) & _NO_FP8)
+    if own == "fp8" and old:
+        raise InputError(
+            f"compute capability {old[0]} has no FP8, which starts with 8.9: take that one or "
+            "later, or an INT8 bundle"
+        )
+    label = "-".join(p for p in (own, precision) if p != "fp32") or "fp32"
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
     options.check(target)
-    name = f"{target}-{precision}"
+    name = f"{target}-{label}"
     typed, report = _typed(opened, precision, list(keep), samples)
     files = {graph: f"{graph.removesuffix('.onnx')}.{name}.engine" for graph in GRAPHS}
     facts: dict[str, Any] = {}
@@ -100,7 +108,8 @@ def add_engine(
         record = {
             "name": name,
             "target": target,
-            "precision": precision,
+            "precision": precision if own == "fp32" else own,
+            "rest": precision,
             "library": facts["image.onnx"]["library"],
             "version": facts["image.onnx"]["version"],
             "profile": asdict(profile),
@@ -123,6 +132,24 @@ def add_engine(
     part.write_text(changed.to_json(), encoding="utf-8")
     os.replace(part, opened.path / MANIFEST)
     return Bundle.open(opened.path)
+
+
+def _rest(bundle: Bundle, precision: str) -> str:
+    """What the nodes that are not quantised compute in."""
+    own = bundle.manifest.precision
+    if precision not in ("fp32", own, *PRECISIONS):
+        raise InputError(
+            f"precision is {precision!r}, the bundle's graphs are in {own}: choose fp32, "
+            f"{', '.join(PRECISIONS)}, or make a bundle with `tfanet export --precision int8` first"
+        )
+    if own == "fp32":
+        return precision
+    if bundle.manifest.parity["certificate"]["target"] == "onnxruntime":
+        raise InputError(
+            f"{bundle.path} holds unsigned activations, which ONNX Runtime takes and TensorRT does "
+            "not: export it with --int8-target any"
+        )
+    return "fp32" if precision == own else precision
 
 
 def _compute(target: str, options: Options) -> list[str]:

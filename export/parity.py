@@ -185,14 +185,14 @@ def check_bundle(
 def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
     """The model that a bundle was exported from, in PyTorch.
 
-    Raises InputError where the bundle is INT8, where it was made from a checkpoint and none is
+    Raises InputError where the bundle is quantised, where it was made from a checkpoint and none is
     given, or where the checkpoint is of another model.
     """
     manifest = bundle.manifest
-    if manifest.precision == "int8":
+    if manifest.precision != "fp32":
         raise InputError(
-            f"{bundle.path} is INT8, which rounds: its certificate is checked instead, give the "
-            "data that it was measured on (--data FOLDER)"
+            f"{bundle.path} is in {manifest.precision}, which rounds: its certificate is checked "
+            "instead, give the data that it was measured on (--data FOLDER)"
         )
     if checkpoint is None and manifest.model["source"] != "preset":
         raise InputError(

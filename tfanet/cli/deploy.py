@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.calibrate import add_int8_options, guard_options, run_int8
+from tfanet.cli.calibrate import add_int8_options, guard_options, run_quantise
 from tfanet.cli.output import Verbs, add_data_options, add_verb, image_size, progress_line, table
 from tfanet.errors import InputError
 
@@ -22,7 +22,7 @@ def add_verbs(verbs: Verbs) -> None:
     source = export.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="a .safetensors or .pth file made by `tfanet train`")
     source.add_argument("--preset", help="tfanet-tiny (trained) or tfanet-base (random weights)")
-    source.add_argument("--bundle", help="an FP32 bundle, to make an INT8 one of")
+    source.add_argument("--bundle", help="an FP32 bundle, to quantise")
     export.add_argument("--output", required=True, help="the bundle directory to write")
     export.add_argument(
         "--function",
@@ -98,7 +98,8 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of the engine: fp32, fp16 or bf16; or int8 (`tfanet export`): of the graphs",
+        help="of the engine: fp32, fp16 or bf16; or int8 or fp8 (`tfanet export`): of the graphs. "
+        "Of a quantised bundle's engine, that of the rest",
     )
     parser.add_argument("--profile", help="batch sizes of the engine: 4, or min,opt,max")
     parser.add_argument(
@@ -188,11 +189,16 @@ def engine_table(manifest: dict[str, Any]) -> str:
 
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
-    if args.precision == "int8":
-        return run_int8(args)
+    if args.precision in ("int8", "fp8"):
+        result, text = run_quantise(args)
+        if args.target:
+            result["manifest"] = _build(args.output, args).manifest.to_dict()
+            text = f"{text}\n\n{engine_table(result['manifest'])}"
+        return result, text
     if args.bundle is not None:
         raise InputError(
-            "--bundle makes an INT8 bundle: add --precision int8, or give --checkpoint or --preset"
+            "--bundle makes a quantised bundle: add --precision int8 or fp8, or give --checkpoint "
+            "or --preset"
         )
     from tfanet.export import export_bundle
 
@@ -304,9 +310,12 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         from tfanet.calibration import recheck
         from tfanet.runtime.bundle import Bundle
 
-        report = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
-        rows = [(report["metric"], *(f"{report[k]:.2f}" for k in ("certified", "measured")))]
-        return report, table(("metric", "certified", "measured here"), rows)
+        checked = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
+        rows = [
+            (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
+            for row in checked
+        ]
+        return checked, table(("metric", "certified", "measured here", "least"), rows)
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
