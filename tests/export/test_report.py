@@ -86,7 +86,7 @@ def test_a_part_that_differs_is_seen_at_its_stage(bundle, model, pictures, tmp_p
     names = list(errors)
     first = next(name for name in names if errors[name] > 1e-3)
     assert first == "fusion.1.cfsm"
-    assert errors["mask_logit"] > 1e-3
+    assert errors["mask_logit"] > 2e-5  # FP32 noise is below 2e-6
 
 
 def test_the_verb_writes_a_report_of_synthetic_pictures(bundle, checkpoint, tmp_path, capsys):
