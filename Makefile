@@ -47,12 +47,12 @@ lint: setup
 	rm -rf build/types && mkdir -p build/types/tfanet
 	ln -s $(CURDIR)/tfanet/* $(addprefix $(CURDIR)/,$(PARTS)) build/types/tfanet
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tfanet
-	git ls-files '*.c' '*.cpp' '*.h' '*.hpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.c' '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files '*.c' '*.cpp' '*.h' '*.hpp' | xargs $(BIN)/clang-format -i
+	git ls-files '*.c' '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: setup native
 	$(BIN)/python benchmarks/selective_scan.py

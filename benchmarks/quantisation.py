@@ -1,11 +1,13 @@
-"""INT8 against FP32 on one dataset: accuracy, size, latency and share of INT8, scheme by scheme.
+"""INT8 and FP8 against FP32 on one dataset: accuracy, size, latency and share, scheme by scheme.
 
     python benchmarks/quantisation.py --data shapes --dataset shapes --count 500
 
-Each row adds to the one before it what its name says; the last two are the two targets of
-`tfanet export --precision int8`. "onnxruntime, static" is `onnxruntime.quantization` of all
-convolutions and products, min-max, symmetric, per channel. Latency is of one picture with one
-sentence in ONNX Runtime on this machine's CPU, all schemes taking turns.
+A row that starts with "+" adds to the default of `tfanet export --precision int8`, which is
+"MSE, smoothed, bias corrected"; "for ONNX Runtime" is that with --int8-target onnxruntime.
+"onnxruntime, static" is `onnxruntime.quantization` of all convolutions and products, min-max,
+symmetric, per channel. "in 8 bits" is the share of multiply-accumulates, "logit error" is relative
+to FP32. Latency is of one picture with one sentence in ONNX Runtime on this machine's CPU, all
+schemes taking turns; FP8 is computed there to prove accuracy, no CPU has it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,16 +36,22 @@ from tfanet.cli.output import progress_line, table
 from tfanet.runtime.bundle import Bundle
 
 Models = dict[str, ModelProto]
-# Name, observer, smoothing, bias correction, unsigned activations.
-SCHEMES = (
-    ("min-max", "minmax", False, False, False),
-    ("percentile", "percentile", False, False, False),
-    ("entropy", "entropy", False, False, False),
-    ("MSE", "mse", False, False, False),
-    ("MSE, smoothed", "mse", True, False, False),
-    ("MSE, smoothed, bias corrected", "mse", True, True, False),
-    ("the same, for ONNX Runtime", "mse", True, True, True),
-)
+PLAIN = {"smooth": False, "bias_correction": False}
+# Options of `measure_ranges`.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "min-max": {"observer": "minmax", **PLAIN},
+    "percentile": {"observer": "percentile", **PLAIN},
+    "entropy": {"observer": "entropy", **PLAIN},
+    "MSE": PLAIN,
+    "MSE, smoothed": {"bias_correction": False},
+    "MSE, smoothed, bias corrected": {},
+    "+ outliers": {"outliers": True},
+    "+ dual region": {"dual_region": True},
+    "+ both": {"outliers": True, "dual_region": True},
+    "for ONNX Runtime": {},
+    "for ONNX Runtime + both": {"outliers": True, "dual_region": True},
+    "FP8": {"precision": "fp8"},
+}
 SHOWN = ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")
 
 
@@ -77,17 +86,10 @@ def compare(bundle: Bundle, args: argparse.Namespace, folder: Path) -> str:
     source = Source.open(bundle)
     fp32: Models = {name: load(bundle.file(name)) for name in GRAPHS}
     schemes = {"FP32": fp32, "onnxruntime, static": static(bundle, chosen, folder)}
-    for name, observer, smooth, corrected, unsigned in SCHEMES:
-        calibration = measure_ranges(
-            source,
-            chosen,
-            observer=observer,
-            smooth=smooth,
-            bias_correction=corrected,
-            progress=progress_line(),
-        )
+    for name, options in SCHEMES.items():
+        calibration = measure_ranges(source, chosen, **options, progress=progress_line())
         prepared, _ = prepare(source, calibration)
-        schemes[name] = apply(prepared, calibration, unsigned=unsigned)
+        schemes[name] = apply(prepared, calibration, unsigned="for ONNX Runtime" in name)
     few = list(itertools.islice(items.tensors(bundle), 16))
     exact = np.concatenate(list(logits(fp32, lambda: few)))
     times = measure_latency(schemes, bundle, runs=50, threads=args.threads)
@@ -107,7 +109,7 @@ def compare(bundle: Bundle, args: argparse.Namespace, folder: Path) -> str:
                 f"{share(source, models):.1%}",
             )
         )
-    header = ("scheme", *SHOWN, "logit error", "MB", "ms", "in INT8")
+    header = ("scheme", *SHOWN, "logit error", "MB", "ms", "in 8 bits")
     return table(header, rows)
 
 

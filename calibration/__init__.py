@@ -2,7 +2,7 @@
 
 calibration = calibrate("bundle", "data", "refcoco", "train")
 calibration.save("ranges.json")
-quantize_bundle("bundle", "bundle-int8", calibration, GuardOptions("data", "refcoco", max_drop=0.5))
+quantize_bundle("bundle", "bundle-int8", calibration, GuardOptions("data", "refcoco"))
 
 Needs onnx and ONNX Runtime, no PyTorch.
 """
@@ -10,7 +10,8 @@ Needs onnx and ONNX Runtime, no PyTorch.
 from __future__ import annotations
 
 from tfanet.calibration.calibrator import calibrate
-from tfanet.calibration.quantizer import GuardOptions, quantize_bundle, recheck
+from tfanet.calibration.certificate import GuardOptions, recheck
+from tfanet.calibration.quantizer import quantize_bundle
 from tfanet.calibration.ranges import Calibration, diff
 
 __all__ = [

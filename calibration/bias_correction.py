@@ -1,7 +1,7 @@
 """Puts back the shift of each output channel's mean that rounding the weights causes.
 
-With q the INT8 weight as real numbers, a linear layer's mean result moves by (q - w)^T E[x], which
-is a constant: it is subtracted from the layer's bias. For a convolution E[x] of an input channel
+With q the rounded weight, a linear layer's mean result moves by (q - w)^T E[x], which is a
+constant: it is subtracted from the layer's bias. For a convolution E[x] of an input channel
 stands for every place under the kernel, which leaves out the padded border.
 """
 
@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from . import grid as grids
 from .graph import Graph, attribute
+from .grid import Grid
 from .placement import INT8, Layer
 from .qdq import quantize_weight
 
@@ -39,12 +41,15 @@ def bias_of(graph: Graph, layer: Layer) -> str:
 
 
 def correct(
-    model: ModelProto, layers: Iterable[Layer], means: Mapping[str, np.ndarray]
+    model: ModelProto,
+    layers: Iterable[Layer],
+    means: Mapping[str, np.ndarray],
+    grid: Grid = grids.INT8,
 ) -> ModelProto:
     """A copy of the FP32 `model` with the biases of `layers` corrected, to be quantised next.
 
     Args:
-        layers: those that will be INT8; others and those without a bias are left alone.
+        layers: those that will be quantised; others and those without a bias are left alone.
         means: E[x] of each channel by value name, (channels,), along `mean_axis`.
     """
     result = ModelProto()
@@ -57,7 +62,7 @@ def correct(
         name = bias_of(graph, layer)
         if not name:
             continue
-        shift = _shift(graph, layer, np.asarray(means[layer.inputs[0]], np.float64))
+        shift = _shift(graph, layer, np.asarray(means[layer.inputs[0]], np.float64), grid)
         bias = numpy_helper.to_array(tensors[name])
         if shift.shape == bias.shape:
             corrected = (bias - shift).astype(bias.dtype)
@@ -65,12 +70,12 @@ def correct(
     return result
 
 
-def _shift(graph: Graph, layer: Layer, mean: np.ndarray) -> np.ndarray:
+def _shift(graph: Graph, layer: Layer, mean: np.ndarray, grid: Grid) -> np.ndarray:
     """Mean of the quantised result minus that of the exact one, by output channel."""
     weight = graph.array(layer.weight).astype(np.float64)
-    q, scale = quantize_weight(graph.array(layer.weight), layer.axis)
+    q, scale = quantize_weight(graph.array(layer.weight), layer.axis, grid)
     shape = [-1 if i == layer.axis else 1 for i in range(weight.ndim)]
-    error = q * scale.astype(np.float64).reshape(shape) - weight
+    error = q.astype(np.float64) * scale.reshape(shape) - weight
     if layer.op != "Conv":
         return mean @ (error if layer.axis else error.T)
     kernel = error.reshape(*error.shape[:2], -1).sum(2)  # (out, in / groups)

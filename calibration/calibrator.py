@@ -1,8 +1,9 @@
-"""`calibrate`: an FP32 bundle and a few hundred pictures to ranges; `apply`: ranges to INT8."""
+"""`calibrate`: an FP32 bundle and some hundred pictures to ranges; `apply`: ranges to Q/DQ."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ from tfanet.errors import InputError
 from tfanet.runtime.bundle import Bundle
 
 from .bias_correction import bias_of, correct, mean_axis
+from .collect import Seen
 from .graph import Graph
-from .observers import OBSERVERS, Observer, PerChannel
-from .placement import INT8, Layer
+from .grid import grid_of
+from .observers import Observer, make_observer
+from .placement import INT8
 from .qdq import activation_ranges, quantize
 from .ranges import Calibration, GraphRanges
 from .sampler import CalibrationSet, choose, warn_if_small
 from .smooth import exponents, find_groups, migrate
-from .source import GRAPHS, Inputs, Progress, Source
+from .source import GRAPHS, Progress, Source, Watcher
+from .split import Regions, is_crowded, outlier_channels, rewrite, split_inputs
 
-__all__ = ["MEMORY", "apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
+__all__ = ["apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
 
-MEMORY = 1 << 30  # bytes of watched values at a time
+TEXT = "text.onnx"
+PROBED = 16  # pictures that tell the channels' ranges before the others are measured
 
 
 def calibrate(
@@ -38,10 +43,12 @@ def calibrate(
     count: int = 128,
     seed: int = 0,
     sent_ids: Sequence[int] | None = None,
+    precision: str = "int8",
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
-    memory: int = MEMORY,
+    outliers: bool = False,
+    dual_region: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Measure the ranges of a bundle's activations on a stratified subset of a split.
@@ -49,19 +56,23 @@ def calibrate(
     Args:
         bundle: an FP32 bundle. data, dataset, split, split_by, images: as for `ReferDataset`.
         count: pictures. seed: of the choice. sent_ids: take these instead, as in a calibration.
-        observer: minmax, moving-average, percentile, entropy or mse.
-        smooth: migrate channel scales into weights. bias_correction: also keep channel means.
-        memory: most bytes of values watched at a time; more values take more passes.
+        precision: int8 or fp8. observer: minmax, moving-average, percentile, entropy or mse.
+        smooth: migrate channel scales into weights, by what `PROBED` of the pictures show first.
+        bias_correction: also keep channel means. outliers, dual_region: find where activations of
+            the text encoder's linear layers, and those behind GELU and softmax, are worth two
+            ranges (see `split`).
 
     Raises:
         BundleError, DataError: for a bad bundle or dataset.
         InputError: for bad options, data that hold nothing, a bundle that is quantised already, or
             an activation that is NaN or infinite, with its layer.
     """
-    if observer not in OBSERVERS:
-        raise InputError(f"observer is {observer!r}: choose one of {', '.join(OBSERVERS)}")
-    if memory < 1:
-        raise InputError(f"memory is {memory}: give a number of bytes, 1 or more")
+    make_observer(observer, grid_of(precision))
+    if precision != "int8" and (outliers or dual_region):
+        raise InputError(
+            f"outliers and dual_region mend INT8's even steps, which {precision} has not: leave "
+            "them out"
+        )
     source = Source.open(bundle)
     chosen = choose(
         data,
@@ -77,10 +88,12 @@ def calibrate(
     return measure_ranges(
         source,
         chosen,
+        precision=precision,
         observer=observer,
         smooth=smooth,
         bias_correction=bias_correction,
-        memory=memory,
+        outliers=outliers,
+        dual_region=dual_region,
         progress=progress,
     )
 
@@ -89,52 +102,95 @@ def measure_ranges(
     source: Source,
     chosen: CalibrationSet,
     *,
+    precision: str = "int8",
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
-    memory: int = MEMORY,
+    outliers: bool = False,
+    dual_region: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """`calibrate` with a source and items that are there already."""
-
-    def inputs() -> Any:
-        return chosen.tensors(source.bundle)
-
+    grid = grid_of(precision)
     count = len(chosen.items)
-    facts = model_facts(source)
-    moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
-    if smooth:
-        moved = _smoothing(source, inputs, count, memory, progress)
-        source = _migrated(source, moved)
     graphs = source.graphs()
     names = {name: activation_ranges(graphs[name], source.layers[name]) for name in GRAPHS}
-    seen: dict[tuple[str, str], Observer] = {
-        (name, value): OBSERVERS[observer]() for name in GRAPHS for value in names[name]
-    }
-    axes = _mean_axes(source, graphs) if bias_correction else {}
-    means = {key: PerChannel(axis) for key, axis in axes.items()}
-
-    def watch(name: str, value: str, x: np.ndarray) -> None:
-        seen[name, value].update(x)
-        if (name, value) in means:
-            means[name, value].update(x)
-
-    source.observe(
-        inputs, names, watch, memory=memory, count=count, progress=progress, stage="measuring"
-    )
-    ranges = {
-        name: GraphRanges(
-            amax={v: float(np.float32(seen[name, v].amax())) for v in names[name]},
-            smooth=moved[name],
-            means={
-                value: [float(f"{mean:.6g}") for mean in observed.mean()]
-                for (graph, value), observed in means.items()
-                if graph == name
-            },
-        )
+    groups = {
+        name: {group.value: group for group in find_groups(graphs[name], source.layers[name])}
         for name in GRAPHS
     }
-    return Calibration(facts, observer, chosen.facts(), ranges)
+    inputs = {name: split_inputs(source.layers[name]) for name in GRAPHS}
+    crowded = {
+        (name, value): Regions()
+        for name in GRAPHS
+        for value in inputs[name]
+        if dual_region and is_crowded(graphs[name], value)
+    }
+    wide = [v for v in inputs[TEXT] if outliers and (TEXT, v) not in crowded]
+    watcher = source.watcher(
+        _axes(source, names),
+        {name: [*groups[name], *(wide if name == TEXT else ())] for name in GRAPHS},
+    )
+    moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
+    apart: dict[str, list[int]] = {}
+    if smooth or outliers:
+        few = replace(chosen, items=chosen.items[:: -(-count // PROBED)])
+        largest = _channels(watcher, source, few, progress)
+        for name, group in ((n, g) for n in GRAPHS for g in groups[n].values() if smooth):
+            factors = exponents(graphs[name], group, largest[name, group.value])
+            moved[name][group.value] = factors.tolist()
+            largest[name, group.value] = largest[name, group.value] / np.exp2(factors)
+        apart = {value: outlier_channels(largest[TEXT, value]) for value in wide}
+    seen: dict[tuple[str, str], Observer] = {
+        (name, value): make_observer(observer, grid) for name in GRAPHS for value in names[name]
+    }
+    ends = {v: [make_observer(observer, grid) for _ in range(2)] for v, c in apart.items() if c}
+    means = {key: np.zeros(()) for key in (_corrected(source, graphs) if bias_correction else ())}
+
+    def watch(name: str, value: str, x: Seen) -> None:
+        if value in moved[name]:
+            x = _divided(x, np.exp2(np.array(moved[name][value], np.float32)))
+        seen[name, value].update(x.largest, x.sample)
+        if (name, value) in crowded:
+            crowded[name, value].update(x.largest, x.sample)
+        if name == TEXT and value in ends:
+            _observe_parts(ends[value], x, apart[value])
+        if (name, value) in means:
+            means[name, value] = means[name, value] + x.means.astype(np.float64) / count
+
+    watcher.observe(
+        lambda: chosen.tensors(source.bundle),
+        watch,
+        count=count,
+        progress=progress,
+        stage="measuring",
+    )
+
+    def of_graph(name: str) -> GraphRanges:
+        amax = {v: float(np.float32(seen[name, v].amax())) for v in names[name]}
+        regions = {
+            value: region.split(grid, amax[value])
+            for (graph, value), region in crowded.items()
+            if graph == name
+        }
+        return GraphRanges(
+            amax=amax,
+            smooth=moved[name],
+            means={
+                value: [float(f"{mean:.6g}") for mean in channels]
+                for (graph, value), channels in means.items()
+                if graph == name
+            },
+            outliers={
+                value: [apart[value], [float(np.float32(part.amax())) for part in parts]]
+                for value, parts in ends.items()
+                if name == TEXT
+            },
+            regions={value: list(split) for value, split in regions.items() if split},
+        )
+
+    ranges = {name: of_graph(name) for name in GRAPHS}
+    return Calibration(model_facts(source), precision, observer, chosen.facts(), ranges)
 
 
 def prepare(source: Source, calibration: Calibration) -> tuple[Source, bool]:
@@ -158,7 +214,7 @@ def apply(
 
     Args:
         source: from `prepare`. keep_float: names of layers that stay in floating point.
-        unsigned: uint8 activations, for ONNX Runtime on x86; see `qdq`.
+        unsigned: uint8 activations of INT8, for ONNX Runtime on x86; see `qdq`.
 
     Returns:
         The Q/DQ models by file name.
@@ -169,15 +225,16 @@ def apply(
     unknown = sorted(set(keep_float) - {layer.name for layer in source.all_layers()})
     if unknown:
         raise InputError(f"the model has no layer '{unknown[0]}': the table of layers names them")
+    grid = grid_of(calibration.precision)
     result = {}
     for name in GRAPHS:
         ranges = calibration.graphs[name]
         layers = [layer for layer in source.layers[name] if layer.name not in keep_float]
-        model = source.models[name]
-        if ranges.means:
-            means = {value: np.array(mean) for value, mean in ranges.means.items()}
-            model = correct(model, layers, means)
-        result[name] = quantize(model, layers, ranges.amax, unsigned=unsigned)
+        # Weights of split channels are rounded by steps of their own, which `correct` cannot know.
+        whole = {v: np.array(m) for v, m in ranges.means.items() if v not in ranges.outliers}
+        model = correct(source.models[name], layers, whole, grid)
+        model, layers, amax = rewrite(model, layers, ranges)
+        result[name] = quantize(model, layers, amax, grid=grid, unsigned=unsigned)
     return result
 
 
@@ -192,29 +249,52 @@ def model_facts(source: Source) -> dict[str, Any]:
     }
 
 
-def _smoothing(
-    source: Source, inputs: Inputs, count: int, memory: int, progress: Progress | None
-) -> dict[str, dict[str, list[int]]]:
-    """Exponents by file and value."""
-    graphs = source.graphs()
-    groups = {name: find_groups(graphs[name], source.layers[name]) for name in GRAPHS}
-    stats = {(n, g.value): PerChannel(-1) for n in GRAPHS for g in groups[n]}
-    source.observe(
-        inputs,
-        {name: [group.value for group in groups[name]] for name in GRAPHS},
-        lambda name, value, x: stats[name, value].update(x),
-        memory=memory,
-        count=count,
+def _channels(
+    watcher: Watcher, source: Source, chosen: CalibrationSet, progress: Progress | None
+) -> dict[tuple[str, str], np.ndarray]:
+    """Largest magnitude of each channel, by file and value."""
+    largest: dict[tuple[str, str], np.ndarray] = {}
+
+    def watch(name: str, value: str, x: Seen) -> None:
+        if x.channels is not None:
+            largest[name, value] = np.maximum(largest.get((name, value), 0), x.channels)
+
+    watcher.observe(
+        lambda: chosen.tensors(source.bundle),
+        watch,
+        count=len(chosen.items),
         progress=progress,
         stage="measuring channels",
     )
-    return {
-        name: {
-            group.value: exponents(graphs[name], group, stats[name, group.value].amax()).tolist()
-            for group in groups[name]
-        }
-        for name in GRAPHS
-    }
+    return largest
+
+
+def _observe_parts(parts: Sequence[Observer], x: Seen, apart: list[int]) -> None:
+    """Show the channels that stay together to one observer, and those apart to the other."""
+    assert x.channels is not None
+    outer = np.isin(np.arange(x.channels.size), apart)
+    of_sample = outer[_channel_of_sample(x, outer.size)]
+    for part, mask, where in ((parts[0], ~outer, ~of_sample), (parts[1], outer, of_sample)):
+        part.update(float(x.channels[mask].max()), x.sample[where])
+
+
+def _channel_of_sample(x: Seen, channels: int) -> np.ndarray:
+    """Of a value whose channels are the last axis."""
+    return np.arange(x.sample.size) * x.stride % channels
+
+
+def _divided(x: Seen, factors: np.ndarray) -> Seen:
+    """What is seen of a value whose channels, the last axis, are divided by `factors`."""
+    assert x.channels is not None
+    of_sample = _channel_of_sample(x, factors.size)
+    channels = x.channels / factors
+    return replace(
+        x,
+        largest=float(channels.max()),
+        channels=channels,
+        means=x.means / factors,
+        sample=x.sample / factors[of_sample],
+    )
 
 
 def _migrated(source: Source, moved: dict[str, dict[str, list[int]]]) -> Source:
@@ -229,15 +309,20 @@ def _migrated(source: Source, moved: dict[str, dict[str, list[int]]]) -> Source:
     )
 
 
-def _mean_axes(source: Source, graphs: dict[str, Graph]) -> dict[tuple[str, str], int]:
-    """Channel axis of every value whose mean a correction needs."""
+def _axes(source: Source, names: dict[str, list[str]]) -> dict[str, dict[str, int]]:
+    """Channel axis of every watched value, by file."""
+    read = {
+        name: {value: mean_axis(layer) for layer in source.layers[name] for value in layer.inputs}
+        for name in GRAPHS
+    }
+    return {name: {value: read[name].get(value, 1) for value in names[name]} for name in GRAPHS}
 
-    def needed(name: str, layer: Layer) -> bool:
-        return layer.precision == INT8 and bool(bias_of(graphs[name], layer))
 
-    return {
-        (name, layer.inputs[0]): mean_axis(layer)
+def _corrected(source: Source, graphs: dict[str, Graph]) -> list[tuple[str, str]]:
+    """File and value of every mean that a correction needs."""
+    return [
+        (name, layer.inputs[0])
         for name in GRAPHS
         for layer in source.layers[name]
-        if needed(name, layer)
-    }
+        if layer.precision == INT8 and bias_of(graphs[name], layer)
+    ]

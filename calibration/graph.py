@@ -157,18 +157,21 @@ class Graph:
         Raises:
             InputError: where a shape is open.
         """
-        try:
-            out = math.prod(self.shapes[node.output[0]])
-            if node.op_type == "Conv":
-                return out * math.prod(self.shapes[node.input[1]][1:])
-            inner = self.shapes[node.input[0]]
-            transposed = node.op_type == "Gemm" and attribute(node, "transA", 0)
-            return out * (inner[-2] if transposed else inner[-1])
-        except KeyError as error:
+        out = math.prod(self.shape(node.output[0]))
+        if node.op_type == "Conv":
+            return out * math.prod(self.shape(node.input[1])[1:])
+        inner = self.shape(node.input[0])
+        transposed = node.op_type == "Gemm" and attribute(node, "transA", 0)
+        return out * (inner[-2] if transposed else inner[-1])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A value's shape at batch 1. Raises InputError where it is open."""
+        if name not in self.shapes:
             raise InputError(
-                f"the shape of {error} (node {node.name!r}) is not fixed: export the model again "
-                "with a fixed image size"
-            ) from None
+                f"the shape of '{name}' is not fixed: export the model again with a fixed image "
+                "size"
+            )
+        return self.shapes[name]
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:

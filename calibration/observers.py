@@ -1,8 +1,8 @@
-"""Ranges of activations: each observer sees a value batch by batch and keeps bounded memory.
+"""Ranges of activations: each observer sees a value picture by picture and keeps bounded memory.
 
-All are symmetric: the result is amax, the magnitude that INT8 127 stands for. An observer of the
-histogram kind keeps `BINS` counts of |x| over [0, limit]; where a larger value comes, limit doubles
-and neighbouring bins merge, so no value is seen twice or stored.
+All are symmetric: the result is amax, the magnitude that the grid's largest number stands for. An
+observer of the histogram kind keeps counts of |x| over [0, limit]; where a larger value comes,
+limit doubles and neighbouring bins merge, so no value is seen twice or stored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 
 from tfanet.errors import InputError
 
+from . import grid as grids
+from .grid import Grid
+
 __all__ = [
     "OBSERVERS",
     "Entropy",
@@ -20,19 +23,21 @@ __all__ = [
     "MovingAverage",
     "Mse",
     "Observer",
-    "PerChannel",
     "Percentile",
+    "make_observer",
 ]
 
 BINS = 2048
-LEVELS = 127
-MOST_COUNTED = 1 << 18  # values of an update that a histogram counts, evenly spaced; amax sees all
+LEVELS = 128  # of INT8 from 0 up
 
 
 class Observer(Protocol):
-    """update(x) with float arrays of any shape, then amax()."""
+    """update(largest, sample) for each picture, then amax().
 
-    def update(self, x: np.ndarray) -> None: ...
+    `largest` is the magnitude of all elements, `sample` some or all of them, flat float32.
+    """
+
+    def update(self, largest: float, sample: np.ndarray) -> None: ...
 
     def amax(self) -> float: ...
 
@@ -43,8 +48,8 @@ class MinMax:
     def __init__(self) -> None:
         self._amax = 0.0
 
-    def update(self, x: np.ndarray) -> None:
-        self._amax = max(self._amax, _largest(x))
+    def update(self, largest: float, sample: np.ndarray) -> None:
+        self._amax = max(self._amax, largest)
 
     def amax(self) -> float:
         return self._amax
@@ -63,8 +68,8 @@ class MovingAverage:
         self._momentum = momentum
         self._amax: float | None = None
 
-    def update(self, x: np.ndarray) -> None:
-        largest, past = _largest(x), self._amax
+    def update(self, largest: float, sample: np.ndarray) -> None:
+        past = self._amax
         self._amax = (
             largest if past is None else self._momentum * past + (1 - self._momentum) * largest
         )
@@ -74,38 +79,38 @@ class MovingAverage:
 
 
 class Histogram:
-    """Counts of |x| in `BINS` equal bins over [0, limit]; exact zeros are not counted.
+    """Counts of |x| in `bins` equal bins over [0, limit]; exact zeros are not counted.
 
     Zeros quantise to zero at every range, so they say nothing about which one is best.
     """
 
+    bins = BINS
+
     def __init__(self) -> None:
-        self.counts = np.zeros(BINS, np.int64)
+        self.counts = np.zeros(self.bins, np.int64)
         self.limit = 0.0
         self.largest = 0.0
 
-    def update(self, x: np.ndarray) -> None:
-        largest = _largest(x)
+    def update(self, largest: float, sample: np.ndarray) -> None:
         if largest == 0.0:
             return
-        flat = np.ascontiguousarray(x).reshape(-1)
-        values = np.abs(flat[:: -(-flat.size // MOST_COUNTED)], dtype=np.float32)
+        values = np.abs(sample, dtype=np.float32)
         self.largest = max(self.largest, largest)
         if self.limit == 0.0:
             self.limit = largest
         while self.limit < largest:
             pairs = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
+            self.counts = np.concatenate([pairs, np.zeros(self.bins // 2, np.int64)])
             self.limit *= 2
-        index = (values * np.float32(BINS / self.limit)).astype(np.int32)
-        np.minimum(index, BINS - 1, out=index)  # the limit itself is in the last bin
-        counts = np.bincount(index, minlength=BINS)
+        index = (values * np.float32(self.bins / self.limit)).astype(np.int32)
+        np.minimum(index, self.bins - 1, out=index)  # the limit itself is in the last bin
+        counts = np.bincount(index, minlength=self.bins)
         counts[0] -= int(np.count_nonzero(values == 0))
         self.counts += counts
 
     @property
     def centers(self) -> np.ndarray:
-        return (np.arange(BINS) + 0.5) * (self.limit / BINS)
+        return (np.arange(self.bins) + 0.5) * (self.limit / self.bins)
 
 
 class Percentile(Histogram):
@@ -127,19 +132,20 @@ class Percentile(Histogram):
             return 0.0
         wanted = self._percent / 100 * total
         index = int(np.searchsorted(np.cumsum(self.counts), wanted))
-        return min((index + 1) * self.limit / BINS, self.largest)
+        return min((index + 1) * self.limit / self.bins, self.largest)
 
 
 class Mse(Histogram):
     """The range with the least mean squared error of rounding and clipping.
 
     Args:
+        grid: that values are rounded to.
         candidates: ranges tried, evenly spaced up to the largest magnitude.
     """
 
-    def __init__(self, candidates: int = 128) -> None:
+    def __init__(self, grid: Grid = grids.INT8, candidates: int = 128) -> None:
         super().__init__()
-        self._candidates = candidates
+        self._grid, self._candidates = grid, candidates
 
     def amax(self) -> float:
         if self.largest == 0.0:
@@ -147,8 +153,8 @@ class Mse(Histogram):
         tried = self.largest * np.arange(1, self._candidates + 1) / self._candidates
         seen = np.flatnonzero(self.counts)
         values, counts = self.centers[seen], self.counts[seen]
-        scale = (tried / LEVELS)[:, None]
-        error = np.minimum(np.rint(values / scale), LEVELS) * scale - values
+        step = (tried / self._grid.largest)[:, None]
+        error = self._grid.nearest(values / step) * step - values
         return float(tried[np.argmin((error**2 * counts).sum(1))])
 
 
@@ -169,13 +175,12 @@ class Entropy(Histogram):
     def amax(self) -> float:
         if self.largest == 0.0:
             return 0.0
-        levels = LEVELS + 1
         used = int(np.flatnonzero(self.counts)[-1]) + 1
-        last = max(levels, -(-used // self._stride) * self._stride)
-        tried = range(levels, last + 1, self._stride)
-        divergence = [_divergence(self.counts, bins, levels) for bins in tried]
+        last = max(LEVELS, -(-used // self._stride) * self._stride)
+        tried = range(LEVELS, last + 1, self._stride)
+        divergence = [_divergence(self.counts, bins, LEVELS) for bins in tried]
         best = tried[int(np.argmin(divergence))]
-        return min(best * self.limit / BINS, self.largest)
+        return min(best * self.limit / self.bins, self.largest)
 
 
 def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
@@ -195,10 +200,6 @@ def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
     return float((p[seen] * np.log(p[seen] / q[seen])).sum())
 
 
-def _largest(x: np.ndarray) -> float:
-    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
-
-
 OBSERVERS: dict[str, type[Observer]] = {
     "minmax": MinMax,
     "moving-average": MovingAverage,
@@ -208,29 +209,17 @@ OBSERVERS: dict[str, type[Observer]] = {
 }
 
 
-class PerChannel:
-    """Largest magnitude and mean of each channel.
+def make_observer(name: str, grid: Grid) -> Observer:
+    """An observer by name, for a grid.
 
-    Args:
-        axis: of the channels, counted from either end.
+    Raises:
+        InputError: for an unknown name, or one that has no meaning for the grid.
     """
-
-    def __init__(self, axis: int) -> None:
-        self._axis = axis
-        self._amax: np.ndarray | float = 0.0
-        self._sum: np.ndarray | float = 0.0
-        self._count = 0
-
-    def update(self, x: np.ndarray) -> None:
-        rows = np.moveaxis(x, self._axis, 0).reshape(x.shape[self._axis], -1)
-        self._amax = np.maximum(self._amax, np.abs(rows).max(1))
-        self._sum = self._sum + rows.sum(1, dtype=np.float64)
-        self._count += rows.shape[1]
-
-    def amax(self) -> np.ndarray:
-        """(channels,) float32."""
-        return np.asarray(self._amax, np.float32)
-
-    def mean(self) -> np.ndarray:
-        """(channels,) float64."""
-        return np.asarray(self._sum, np.float64) / max(self._count, 1)
+    if name not in OBSERVERS:
+        raise InputError(f"observer is {name!r}: choose one of {', '.join(OBSERVERS)}")
+    if name == "entropy" and grid != grids.INT8:
+        raise InputError(
+            f"observer is 'entropy', which counts levels of INT8: for {grid.name} choose mse, "
+            "percentile, moving-average or minmax"
+        )
+    return Mse(grid) if name == "mse" else OBSERVERS[name]()

@@ -1,4 +1,4 @@
-"""Writes the Q/DQ graph: symmetric INT8, per tensor for activations, per channel for weights.
+"""Writes the Q/DQ graph: symmetric, per tensor for activations and per channel for weights.
 
 The pattern is what TensorRT and ONNX Runtime fuse: DQ on each input of a layer; behind a
 convolution Q straight after it or its fused Relu; both inputs of a residual add or neither; biases
@@ -21,38 +21,32 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from tfanet.errors import InputError
 
+from . import grid as grids
 from .graph import Graph
+from .grid import Grid
 from .placement import INT8, WEIGHTS, Layer
 
-__all__ = ["LEVELS", "activation_ranges", "quantize", "quantize_weight", "scale_of"]
+__all__ = ["activation_ranges", "quantize", "quantize_weight"]
 
-LEVELS = 127  # symmetric: -127..127, so that a value and its negative are equally exact
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
 
 
-def scale_of(amax: np.ndarray | float) -> np.ndarray:
-    """The step of a symmetric range, float32; 1 where the range is empty."""
-    amax = np.asarray(amax, np.float32)
-    scale = amax / np.float32(LEVELS)
-    # Below this, 1 / scale overflows float32.
-    return np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1)).astype(np.float32)
-
-
-def quantize_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel INT8.
+def quantize_weight(
+    weight: np.ndarray, axis: int, grid: Grid = grids.INT8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per output channel.
 
     Args:
         weight: float, any rank. axis: of the output channels.
 
     Returns:
-        q int8 of the same shape in -127..127, and scale (channels,) float32, with
+        q of the grid's dtype and the same shape, and scale (channels,) float32, with
         weight ≈ q * scale along `axis`.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = scale_of(np.abs(weight).max(axis=others))
+    scale = grid.step(np.abs(weight).max(axis=others))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    q = np.rint(weight.astype(np.float32) / scale.reshape(shape))
-    return np.clip(q, -LEVELS, LEVELS).astype(np.int8), scale
+    return grid.encode(weight.astype(np.float32) / scale.reshape(shape)), scale
 
 
 def activation_ranges(graph: Graph, layers: Iterable[Layer]) -> list[str]:
@@ -73,6 +67,7 @@ def quantize(
     layers: Iterable[Layer],
     amax: Mapping[str, float],
     *,
+    grid: Grid = grids.INT8,
     unsigned: bool = False,
 ) -> ModelProto:
     """A copy of `model` with Q/DQ nodes around `layers`.
@@ -82,10 +77,11 @@ def quantize(
         layers: those of `find_layers` that are to be quantised; "weights" ones are stored in INT8
             only, "float" ones are left alone.
         amax: largest magnitude by value name, for `activation_ranges`.
-        unsigned: write activations as uint8, for ONNX Runtime on x86.
+        grid: INT8 or FP8. unsigned: write INT8 activations as uint8, for ONNX Runtime on x86.
 
     Raises:
-        InputError: where the model is quantised already, or a range is missing or not finite.
+        InputError: where the model is quantised already or its opset is too old for the grid, or a
+            range is missing or not finite.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -95,8 +91,9 @@ def quantize(
             "the model holds QuantizeLinear or DequantizeLinear nodes: it is quantised already, "
             "start from the FP32 model"
         )
+    grid.check(result)
     layers = [layer for layer in layers if layer.precision in (INT8, WEIGHTS)]
-    writer = _Writer(graph, amax, unsigned)
+    writer = _Writer(graph, amax, grid, unsigned)
     for layer in layers:
         node = _find(graph, layer)
         if layer.op == "Gather" and unsigned:
@@ -120,8 +117,8 @@ def quantize(
 class _Writer:
     """Collects new nodes and constants, and puts them in place once at the end."""
 
-    def __init__(self, graph: Graph, amax: Mapping[str, float], unsigned: bool) -> None:
-        self.graph, self.amax, self.unsigned = graph, amax, unsigned
+    def __init__(self, graph: Graph, amax: Mapping[str, float], grid: Grid, unsigned: bool) -> None:
+        self.graph, self.amax, self.grid, self.unsigned = graph, amax, grid, unsigned
         self.behind: dict[str, list[NodeProto]] = {}  # by the value that they read
         self.first: list[NodeProto] = []  # read constants only
         self.stored: dict[tuple[str, int], str] = {}
@@ -134,13 +131,13 @@ class _Writer:
 
     def step(self, name: str, amax: float) -> tuple[str, str]:
         """Names of the constants scale and zero_point of an activation."""
-        scale, zero = scale_of(amax), np.zeros((), np.int8)
+        scale, zero = self.grid.step(amax), self.grid.encode(np.zeros(()))
         if self.unsigned:
             producer = self.graph.producer.get(name)
             positive = producer is not None and producer.op_type in _NOT_NEGATIVE
-            zero = np.array(0 if positive else LEVELS + 1, np.uint8)
+            zero = np.array(0 if positive else 128, np.uint8)
             if positive and amax > 0:
-                scale = (scale * np.float32(LEVELS / 255)).astype(np.float32)
+                scale = (scale * np.float32(127 / 255)).astype(np.float32)
         shared = f"zero_point.{zero}"
         if shared not in self.zero_points:
             self.zero_points.add(self.constant(shared, zero))
@@ -149,7 +146,7 @@ class _Writer:
     def store_weight(self, node: NodeProto, layer: Layer) -> None:
         key = (layer.weight, layer.axis)
         if key not in self.stored:
-            q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis)
+            q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, self.grid)
             base = layer.weight if (layer.weight, 1 - layer.axis) not in self.stored else node.name
             inputs = [self.constant(f"{base}.q", q), self.constant(f"{base}.scale", scale)]
             self.first.append(
@@ -162,7 +159,7 @@ class _Writer:
 
     def store_table(self, node: NodeProto, layer: Layer) -> None:
         """The rows are looked up in INT8, and only those are converted."""
-        q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis)
+        q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, self.grid)
         inputs = [f"{node.output[0]}.q", self.constant(f"{layer.weight}.scale", scale)]
         _replace(node, layer.weight, self.constant(f"{layer.weight}.q", q))
         output = node.output[0]

@@ -7,16 +7,18 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import InputError
 
+from .grid import GRIDS
+
 __all__ = ["SCHEMA_VERSION", "Calibration", "GraphRanges", "diff"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BYTES = 16 << 20
 
 
@@ -25,14 +27,19 @@ class GraphRanges:
     """What was measured in one graph.
 
     Attributes:
-        amax: by value name, the magnitude that INT8 127 stands for.
+        amax: by value name, the magnitude that the grid's largest number stands for.
         smooth: by value name, log2 of what each channel is divided by (SmoothQuant).
         means: by value name, the mean of each channel (bias correction).
+        outliers: by value name, the channels that are kept apart, and the amax of the others and
+            of these. regions: by value name, where the crowd ends and log2 of the tail's larger
+            step (see `split`).
     """
 
     amax: dict[str, float]
     smooth: dict[str, list[int]]
     means: dict[str, list[float]]
+    outliers: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,13 @@ class Calibration:
 
     Attributes:
         model: preset, image_size, fingerprint of the structure and weights of the values.
-        observer: its name. data: dataset, split, seed, sentence ids and fingerprint.
+        precision: int8 or fp8. observer: its name.
+        data: dataset, split, seed, sentence ids and fingerprint.
         graphs: `GraphRanges` by file name.
     """
 
     model: dict[str, Any]
+    precision: str
     observer: str
     data: dict[str, Any]
     graphs: dict[str, GraphRanges]
@@ -94,13 +103,13 @@ class Calibration:
                 f"{source} is no calibration of schema version {SCHEMA_VERSION}: calibrate again "
                 f"with tfanet {__version__}"
             )
-        names = [field.name for field in fields(cls)]
+        names = [part.name for part in fields(cls)]
         missing = [name for name in names if name not in document]
         if missing:
             raise InputError(f"{source} lacks the field '{missing[0]}': calibrate again")
         _check(document, source)
         graphs = {name: GraphRanges(**ranges) for name, ranges in document["graphs"].items()}
-        return cls(document["model"], document["observer"], document["data"], graphs)
+        return cls(graphs=graphs, **{name: document[name] for name in names if name != "graphs"})
 
     def check_model(self, model: Mapping[str, Any]) -> bool:
         """That the calibration is of a model of this structure; whether its weights are the same.
@@ -151,14 +160,44 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
     for name in ("preset", "image_size", "fingerprint", "weights"):
         if name not in model:
             raise InputError(f"{path}: the model lacks '{name}': calibrate again")
+    if document["precision"] not in GRIDS:
+        raise InputError(
+            f"{path}: the precision is {document['precision']!r}, expected one of "
+            f"{', '.join(GRIDS)}: calibrate again"
+        )
     if not isinstance(data.get("sent_ids"), list):
         raise InputError(f"{path}: the data lack 'sent_ids': calibrate again")
     for name, ranges in graphs.items():
-        if not isinstance(ranges, Mapping) or set(ranges) != {"amax", "smooth", "means"}:
-            raise InputError(f"{path}: the ranges of {name} are not amax, smooth and means")
+        parts = [part.name for part in fields(GraphRanges)]
+        if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
+            raise InputError(f"{path}: the ranges of {name} are not {', '.join(parts)}")
         for value, amax in ranges["amax"].items():
-            number = isinstance(amax, int | float) and not isinstance(amax, bool)
-            if not number or not math.isfinite(amax) or amax < 0:
+            if not _is_range(amax):
                 raise InputError(
                     f"{path}: the range of '{value}' is {amax!r}, expected a number of 0 or more"
                 )
+        for value, split in (*ranges["outliers"].items(), *ranges["regions"].items()):
+            if not _is_split(split, value in ranges["outliers"]):
+                raise InputError(f"{path}: the split of '{value}' makes no sense: calibrate again")
+
+
+def _is_split(split: Any, apart: bool) -> bool:
+    """Whether it is [channels, [amax, amax]] (`apart`), or [end of the crowd, log2 of steps]."""
+    if not isinstance(split, list) or len(split) != 2:
+        return False
+    if not apart:
+        return _is_range(split[0]) and isinstance(split[1], int) and 0 <= split[1] < 32
+    channels, ends = split
+    return (
+        isinstance(channels, list)
+        and bool(channels)
+        and all(isinstance(channel, int) and channel >= 0 for channel in channels)
+        and isinstance(ends, list)
+        and len(ends) == 2
+        and all(map(_is_range, ends))
+    )
+
+
+def _is_range(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0

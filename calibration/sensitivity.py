@@ -1,4 +1,4 @@
-"""How much each layer alone, in INT8, moves the mask logits.
+"""How much each layer alone, quantised, moves the mask logits.
 
 A model with a switch for every layer is opened once; with one switch on, one layer computes from
 rounded values. That is one run for each layer and picture, and no session for each.
@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from . import grid as grids
 from .accuracy import logits
 from .collect import open_model
 from .graph import Graph
+from .grid import Grid
 from .placement import INT8, Layer
 from .qdq import quantize
 from .source import GRAPHS, Inputs, Progress, Source
@@ -29,6 +31,7 @@ def measure_sensitivity(
     amax: Mapping[str, Mapping[str, float]],
     inputs: Inputs,
     *,
+    grid: Grid = grids.INT8,
     count: int,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -49,7 +52,7 @@ def measure_sensitivity(
     total = sum(map(len, layers.values()))
     result: dict[str, float] = {}
     for name in GRAPHS:
-        session = open_model(switched(source.models[name], layers[name], amax[name]))
+        session = open_model(switched(source.models[name], layers[name], amax[name], grid))
         other = open_model(source.models["image.onnx" if name == "text.onnx" else "text.onnx"])
         pictures = few()
         for index, layer in enumerate(layers[name]):
@@ -77,12 +80,17 @@ def measure_sensitivity(
     return result
 
 
-def switched(model: ModelProto, layers: Sequence[Layer], amax: Mapping[str, float]) -> ModelProto:
-    """`model` with an input `switches`, (len(layers),) bool: layer i is in INT8 where it is set.
+def switched(
+    model: ModelProto,
+    layers: Sequence[Layer],
+    amax: Mapping[str, float],
+    grid: Grid = grids.INT8,
+) -> ModelProto:
+    """`model` with an input `switches`, (len(layers),) bool: layer i is quantised where it is set.
 
     All layers must be of precision int8.
     """
-    quantized = quantize(model, layers, amax)
+    quantized = quantize(model, layers, amax, grid=grid)
     graph = quantized.graph
     before = {node.name: node for node in model.graph.node if node.name}
     index = Graph(model)

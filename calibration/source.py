@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import tee
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ from onnx import ModelProto
 from tfanet.errors import InputError
 from tfanet.runtime.bundle import Bundle
 
-from .collect import run_watched, turns
+from .collect import Seen, Watched
 from .graph import Graph, fold_weights, load
 from .layout import to_linear
 from .placement import Layer, find_layers
 
-__all__ = ["GRAPHS", "Inputs", "Source"]
+__all__ = ["GRAPHS", "Inputs", "Source", "Watcher"]
 
 GRAPHS = ("text.onnx", "image.onnx")
 # Image, token ids and word mask of one picture after another; called once for each pass.
@@ -53,7 +53,9 @@ class Source:
                 f"{opened.path} has the precision {opened.manifest.precision}: it is quantised "
                 "already, start from the FP32 bundle"
             )
-        models = {name: to_linear(fold_weights(load(opened.file(name)))) for name in GRAPHS}
+        models = {
+            name: _compact(to_linear(fold_weights(load(opened.file(name))))) for name in GRAPHS
+        }
         return cls(opened, models, {name: _named(models[name], name) for name in GRAPHS})
 
     def with_models(self, models: Mapping[str, ModelProto]) -> Source:
@@ -89,57 +91,19 @@ class Source:
                 digest.update(tensor.SerializeToString(deterministic=True))
         return digest.hexdigest()
 
-    def observe(
-        self,
-        inputs: Inputs,
-        names: Mapping[str, list[str]],
-        watch: Callable[[str, str, np.ndarray], None],
-        *,
-        memory: int,
-        count: int,
-        progress: Progress | None = None,
-        stage: str = "observing",
-    ) -> None:
-        """Show the values `names` (by file) of every picture to `watch(file, name, value)`.
-
-        One pass over the data where the values of one picture fit in `memory` bytes, else several.
+    def watcher(
+        self, axes: Mapping[str, Mapping[str, int]], by_channel: Mapping[str, Collection[str]]
+    ) -> Watcher:
+        """Sessions of both graphs that show values: by file, as for `Watched`.
 
         Raises:
-            InputError: naming the layer where a value is not finite.
+            InputError: where a watched value's shape is open.
         """
-        graphs = self.graphs()
-        image_turns = turns(graphs["image.onnx"], names.get("image.onnx", []), memory)
-        for turn, group in enumerate(image_turns):
-            text = names.get("text.onnx", []) if turn == 0 else []
-            for index, _ in enumerate(self._pass(inputs, text, group, watch)):
-                if progress is not None:
-                    progress(stage, turn * count + index + 1, len(image_turns) * count)
-
-    def _pass(
-        self,
-        inputs: Inputs,
-        text: list[str],
-        image: list[str],
-        watch: Callable[[str, str, np.ndarray], None],
-    ) -> Iterator[dict[str, np.ndarray]]:
-        sentences, pictures = tee(inputs())
-        features = run_watched(
-            self.models["text.onnx"],
-            text,
-            ({"token_ids": ids} for _, ids, _ in sentences),
-            lambda name, value: watch("text.onnx", name, value),
-            where=self._owners("text.onnx"),
-        )
-        feeds = (
-            {"image": picture, **encoded, "word_mask": mask}
-            for encoded, (picture, _, mask) in zip(features, pictures, strict=True)
-        )
-        return run_watched(
-            self.models["image.onnx"],
-            image,
-            feeds,
-            lambda name, value: watch("image.onnx", name, value),
-            where=self._owners("image.onnx"),
+        return Watcher(
+            *(
+                Watched(self.models[name], axes[name], by_channel[name], self._owners(name))
+                for name in GRAPHS
+            )
         )
 
     def _owners(self, name: str) -> dict[str, str]:
@@ -147,6 +111,40 @@ class Source:
         layers = self.layers[name]
         given = {layer.output: layer.name for layer in layers}
         return given | {value: layer.name for layer in layers for value in layer.inputs}
+
+
+def _compact(model: ModelProto) -> ModelProto:
+    """The same model without the memory that protobuf keeps of what was removed from it."""
+    return ModelProto.FromString(model.SerializeToString())
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Both graphs of a source, opened to be watched."""
+
+    text: Watched
+    image: Watched
+
+    def observe(
+        self,
+        inputs: Inputs,
+        watch: Callable[[str, str, Seen], None],
+        *,
+        count: int,
+        progress: Progress | None = None,
+        stage: str = "observing",
+    ) -> None:
+        """Show every watched value of every picture to `watch(file, name, seen)`, in one pass.
+
+        Raises:
+            InputError: naming the layer where a value is not finite.
+        """
+        for index, (picture, ids, mask) in enumerate(inputs()):
+            words = self.text.run({"token_ids": ids}, partial(watch, "text.onnx"))
+            feed = {"image": picture, **words, "word_mask": mask}
+            self.image.run(feed, partial(watch, "image.onnx"))
+            if progress is not None:
+                progress(stage, index + 1, count)
 
 
 def _named(model: ModelProto, name: str) -> list[Layer]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfanet.export.bundle import export_bundle
     from tfanet.export.engine import Profile, build_engine, engine_graph
+    from tfanet.export.model_onnx import export_onnx
     from tfanet.export.precision import cast_graph
 
-__all__ = ["Profile", "build_engine", "cast_graph", "engine_graph", "export_bundle"]
+__all__ = ["Profile", "build_engine", "cast_graph", "engine_graph", "export_bundle", "export_onnx"]
 
 _HOMES = {
     "Profile": "engine",
@@ -21,6 +22,7 @@ _HOMES = {
     "cast_graph": "precision",
     "engine_graph": "engine",
     "export_bundle": "bundle",
+    "export_onnx": "model_onnx",
 }
 
 

@@ -111,8 +111,7 @@ def _write(
     report("comparing with PyTorch", 2)
     figures = parity.check(
         network,
-        work / "text.onnx",
-        work / "image.onnx",
+        parity.file_backends(work / "text.onnx", work / "image.onnx"),
         size,
         dynamic_batch=dynamic_batch,
         threshold=THRESHOLD,

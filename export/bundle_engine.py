@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,20 +14,30 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError
-from tfanet.export.engine import Profile, build_engine, engine_graph, load_graph
+from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.engine import Options, Profile, build_engine, engine_graph, load_graph
 from tfanet.export.parity import Case, compare, make_cases, run_case
 from tfanet.export.precision import PRECISIONS, Kept, cast_graph
 from tfanet.export.ranges import measure_ranges
 from tfanet.plugins import ort_library_path
-from tfanet.runtime import Predictor
+from tfanet.runtime import Predictor, backends
+from tfanet.runtime.backends import Graph, open_graphs
 from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
+from tfanet.runtime.device import Device
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds"]
+__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "rounded_graphs"]
 
 Progress = Callable[[str, int, int], None]
+_BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
 GRAPHS = ("text.onnx", "image.onnx")
+# What the manifest says of the scans, by plugin.
+_SCANS = {
+    None: "standard operators, one body for each length",
+    "aot": "a plugin in the engine",
+    "library": "the plugin of libtfanet_trt.so",
+}
+_NO_FP8 = {"7.5", "8.0", "8.6"}
 # Of a low precision's masks against FP32's: beyond this something overflows or is lost.
 MAX_PIXEL_SHARE = 0.01
 
@@ -37,79 +48,130 @@ def add_engine(
     target: str,
     precision: str = "fp32",
     profile: Profile | None = None,
-    compute: Sequence[str] = (),
+    options: Options | None = None,
     keep: Iterable[str] = (),
     samples: Sequence[tuple[Path, str]] = (),
-    timing_cache: str | Path | None = None,
-    timeout: float = 1800.0,
     progress: Progress | None = None,
 ) -> Bundle:
     """Build engines of text.onnx and image.onnx, add them to the bundle, and return it.
 
     Args:
-        target, profile, compute, timing_cache, timeout: as in `build_engine`; the default profile
-            is the batch 1, or 1 to 4 where the bundle's batch is open.
-        precision: "fp32", "fp16" or "bf16". keep: patterns of node names that stay in FP32.
+        target, profile, options: as in `build_engine`; the default profile is the batch 1, or 1 to
+            4 where the bundle's batch is open. Sentences are encoded one by one, so text.onnx gets
+            a profile that starts at 1.
+        precision: "fp32", "fp16" or "bf16"; of a quantised bundle, whose Q/DQ nodes say what is in
+            INT8 or FP8, that of the rest. keep: patterns of node names that stay in FP32.
         samples: pictures and sentences on which activations are measured, so that what would
             overflow stays in FP32; without any, the inputs of the parity check serve.
 
     An engine of the same target and precision is replaced. The manifest is written last, so that a
     bundle is whole at every moment.
 
-    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs change more
-    than 1 % of the mask's pixels.
+    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs, or the
+    engine where it can run, change more than 1 % of the mask's pixels.
     """
+    options = options or Options()
     opened = Bundle.open(bundle)
-    if precision != "fp32" and precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}")
     manifest = opened.manifest
+    own, precision = manifest.precision, _rest(opened, precision)
+    old = sorted(set(options.compute) & _NO_FP8)
+    if own == "fp8" and old:
+        raise InputError(
+            f"compute capability {old[0]} has no FP8, which starts with 8.9: take that one or "
+            "later, or an INT8 bundle"
+        )
+    label = "-".join(p for p in (own, precision) if p != "fp32") or "fp32"
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
-    name = f"{target}-{precision}"
-    facts: dict[str, Any] = {}
-    files: dict[str, str] = {}
+    options.check(target)
+    name = f"{target}-{label}"
     typed, report = _typed(opened, precision, list(keep), samples)
-    for graph in GRAPHS:
-        files[graph] = f"{graph.removesuffix('.onnx')}.{name}.engine"
+    files = {graph: f"{graph.removesuffix('.onnx')}.{name}.engine" for graph in GRAPHS}
+    facts: dict[str, Any] = {}
+    # Built beside the bundle's files, so that a failure leaves an engine of this name as it was.
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=opened.path) as temporary:
+        folder = Path(temporary)
+        for graph in GRAPHS:
 
-        def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
-            if progress is not None:
-                progress(f"{graph}: {phase}", step, steps)
+            def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
+                if progress is not None:
+                    progress(f"{graph}: {phase}", step, steps)
 
-        facts[graph] = build_engine(
-            engine_graph(typed[graph]),
-            opened.path / files[graph],
-            target=target,
-            profile=profile,
-            compute=compute,
-            timing_cache=timing_cache,
-            timeout=timeout,
-            progress=tell,
-        )
-    record = {
-        "name": name,
-        "target": target,
-        "precision": precision,
-        "library": facts["image.onnx"]["library"],
-        "version": facts["image.onnx"]["version"],
-        "profile": asdict(profile),
-        "compute": list(compute),
-        "scan": "standard operators, one body for each length",
-        "files": files,
-        "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
-        "build": {
-            graph: {key: facts[graph][key] for key in ("layers", "seconds", "peak_bytes")}
-            for graph in GRAPHS
-        },
-        **report,
-    }
-    engines = [engine for engine in manifest.engines if engine["name"] != name]
-    listed = {**manifest.files, **{f: file_facts(opened.path / f) for f in files.values()}}
-    changed = replace(manifest, engines=[*engines, record], files=listed)
+            facts[graph] = build_engine(
+                engine_graph(typed[graph], options.plugin),
+                folder / files[graph],
+                target=target,
+                profile=replace(profile, min=1) if graph == "text.onnx" else profile,
+                options=options,
+                progress=tell,
+            )
+        record = {
+            "name": name,
+            "target": target,
+            "precision": precision if own == "fp32" else own,
+            "rest": precision,
+            "library": facts["image.onnx"]["library"],
+            "version": facts["image.onnx"]["version"],
+            "profile": asdict(profile),
+            "compute": _compute(target, options),
+            "flags": options.flags(),
+            "scan": _SCANS[options.plugin],
+            "plugin": options.plugin,
+            "files": files,
+            "source": {graph: manifest.files[graph]["sha256"] for graph in GRAPHS},
+            "build": {graph: {key: facts[graph][key] for key in _BUILD_FACTS} for graph in GRAPHS},
+            **report,
+        }
+        engines = [engine for engine in manifest.engines if engine["name"] != name]
+        listed = {**manifest.files, **{f: file_facts(folder / f) for f in files.values()}}
+        changed = replace(manifest, engines=[*engines, record], files=listed)
+        record["parity"] = _engine_parity(opened, Bundle(folder, changed), name)
+        for file in files.values():
+            os.replace(folder / file, opened.path / file)
     part = opened.path / f".{MANIFEST}.partial"
     part.write_text(changed.to_json(), encoding="utf-8")
     os.replace(part, opened.path / MANIFEST)
     return Bundle.open(opened.path)
+
+
+def _rest(bundle: Bundle, precision: str) -> str:
+    """What the nodes that are not quantised compute in."""
+    own = bundle.manifest.precision
+    if precision not in ("fp32", own, *PRECISIONS):
+        raise InputError(
+            f"precision is {precision!r}, the bundle's graphs are in {own}: choose fp32, "
+            f"{', '.join(PRECISIONS)}, or make a bundle with `tfanet export --precision int8` first"
+        )
+    if own == "fp32":
+        return precision
+    if bundle.manifest.parity["certificate"]["target"] == "onnxruntime":
+        raise InputError(
+            f"{bundle.path} holds unsigned activations, which ONNX Runtime takes and TensorRT does "
+            "not: export it with --int8-target any"
+        )
+    return "fp32" if precision == own else precision
+
+
+def _compute(target: str, options: Options) -> list[str]:
+    """The compute capabilities that an engine is for: as asked, or this machine's."""
+    if target == "tensorrt" and options.hardware is None:
+        return [Device.open().compute]
+    return list(options.compute)
+
+
+def _engine_parity(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
+    """The engine's masks against those of the bundle's graphs where it can run, else why not."""
+    try:
+        running = open_graphs(built, name, backends.Options())
+    except MissingDependencyError as error:
+        return {"ran": False, "reason": str(error)}
+    try:
+        low, high = running.batches
+        cases = [case for case in _cases(bundle) if low <= case.image.shape[0] <= high]
+        facts = _compare_with_graphs(bundle, cases, name, running.text, running.image)
+    finally:
+        running.close()
+    return {"ran": True, "device": running.device, **facts}
 
 
 def _typed(
@@ -118,8 +180,8 @@ def _typed(
     """Both graphs in `precision`, and what the manifest says of them."""
     graphs = {name: load_graph(bundle.file(name)) for name in GRAPHS}
     if precision == "fp32":
-        return graphs, {"kept": {}, "typed_graph": None, "range_samples": 0}
-    cases = make_cases(bundle.manifest.text["length"], _size(bundle), bundle.manifest.dynamic_batch)
+        return graphs, {"keep": [], "kept": {}, "typed_graph": None, "range_samples": 0}
+    cases = _cases(bundle)
     library = ort_library_path()
     patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
     unused = [p for p in keep if not any(p in found for found in patterns.values())]
@@ -138,13 +200,31 @@ def _typed(
             typed[name], table = cast_graph(graphs[name], precision, **options)
             rounded[name], _ = cast_graph(graphs[name], precision, emulate=True, **options)
             kept[name] = _summary(table)
-        rows = _compare_typed(bundle, rounded, cases, library, folder)
-    return typed, {"kept": kept, "typed_graph": rows, "range_samples": len(samples)}
+        sessions = []
+        for name in GRAPHS:
+            path = folder / name
+            path.write_bytes(rounded[name].SerializeToString())
+            sessions.append(open_session(path, library))
+            path.unlink()
+        rows = _compare_with_graphs(bundle, cases, f"graphs in {precision}", *sessions)
+    return typed, {"keep": keep, "kept": kept, "typed_graph": rows, "range_samples": len(samples)}
 
 
-def _size(bundle: Bundle) -> tuple[int, int]:
-    height, width = bundle.manifest.preprocessing["size"]
-    return height, width
+def rounded_graphs(bundle: Bundle, record: Mapping[str, Any]) -> dict[str, ModelProto]:
+    """Both graphs with the rounding of an engine of the bundle, for ONNX Runtime on any machine."""
+    graphs = {}
+    for name in GRAPHS:
+        graph = load_graph(bundle.file(name))
+        by_range = [row["node"] for row in record["kept"][name] if "node" in row]
+        keep = [*(p for p in record["keep"] if _fits(p, graph)), *map(glob.escape, by_range)]
+        graphs[name], _ = cast_graph(graph, record["precision"], keep=keep, emulate=True)
+    return graphs
+
+
+def _cases(bundle: Bundle) -> list[Case]:
+    manifest = bundle.manifest
+    height, width = manifest.preprocessing["size"]
+    return make_cases(manifest.text["length"], (height, width), manifest.dynamic_batch)
 
 
 def _fits(pattern: str, model: ModelProto) -> bool:
@@ -155,7 +235,7 @@ def range_feeds(
     bundle: Bundle, samples: Sequence[tuple[Path, str]]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs, by name, for pictures and their sentences."""
-    predictor = Predictor(bundle.path)
+    predictor = Predictor(bundle.path, backend="onnxruntime-cpu")
     text, image = [], []
     for path, sentence in samples:
         encoded = predictor.encode_text(sentence)
@@ -187,28 +267,22 @@ def _image_feed(
     }
 
 
-def _compare_typed(
-    bundle: Bundle,
-    rounded: dict[str, ModelProto],
-    cases: list[Case],
-    library: Path,
-    folder: Path,
+def _compare_with_graphs(
+    bundle: Bundle, cases: list[Case], label: str, text: Graph, image: Graph
 ) -> dict[str, Any]:
-    """The masks of graphs that round as the engine will, against FP32's."""
-    sessions = []
-    for name in GRAPHS:
-        path = folder / name
-        path.write_bytes(rounded[name].SerializeToString())
-        sessions.append(open_session(path, library))
-        path.unlink()
+    """Masks of two graphs of low precision, or engines, against those of the bundle's graphs.
+
+    Raises GateError where more than 1 % of the pixels change.
+    """
+    library = ort_library_path()
     reference = [open_session(bundle.file(name), library) for name in GRAPHS]
     threshold = bundle.manifest.threshold
     rows = [
         compare(
             case,
-            "rounded",
+            label,
             run_case(reference[0], reference[1], case),
-            run_case(sessions[0], sessions[1], case),
+            run_case(text, image, case),
             threshold,
         )
         for case in cases
@@ -216,11 +290,11 @@ def _compare_typed(
     changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))
     if changed > MAX_PIXEL_SHARE * pixels:
         raise GateError(
-            f"{changed} of {pixels} pixels change side in this precision, the limit is "
+            f"{label}: {changed} of {pixels} pixels change side, the limit is "
             f"{MAX_PIXEL_SHARE:.0%}: keep more in FP32 (--keep PATTERN), or take another precision"
         )
     return {
-        "max_rel_error": max(row["max_rel_error"] for row in rows),
+        "max_rel_error": max((row["max_rel_error"] for row in rows), default=None),
         "pixels_changed": changed,
         "pixels": pixels,
     }

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,12 +26,14 @@ import onnx
 import onnx_ir
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError
+from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.simplify import simplify
-from tfanet.plugins.function_body import attach_by_length, expand_ss2d
+from tfanet.plugins import attach, trt_library_path
+from tfanet.plugins.function_body import attach_by_length, expand_ss2d, scan_nodes
+from tfanet.plugins.tensorrt_plugin import FORMS, plugin_graph
 from tfanet.runtime.engine import MODULES, load_module
 
-__all__ = ["COMPUTE", "Profile", "build_engine", "engine_graph"]
+__all__ = ["COMPUTE", "Options", "Profile", "build_engine", "engine_graph"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,6 +41,14 @@ Progress = Callable[[str, int, int], None]
 COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # An engine holds the weights once, plus code; a build also keeps its temporary files.
 _DISK_FACTOR = 3
+_HARDWARE = (("tensorrt", "same-compute"), ("tensorrt", "ampere-plus"))
+_FLAGS = {
+    "version_compatible": "VERSION_COMPATIBLE",
+    "refit": "REFIT",
+    "strip_weights": "STRIP_PLAN",
+    "weight_streaming": "WEIGHT_STREAMING",
+    "tf32": "TF32",
+}
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,80 @@ class Profile:
         return cls(*sizes)
 
 
-def engine_graph(model: ModelProto) -> ModelProto:
+@dataclass(frozen=True)
+class Options:
+    """How a builder works; precision is no option of it, the graph decides that.
+
+    Attributes:
+        compute: capabilities such as "8.9" to compile for (tensorrt-rtx); none gives an engine for
+            8.0 and later. timing_cache: a file that carries tactic timings from build to build
+            (tensorrt). timeout: seconds for one engine.
+        level: 0 (fast build) to 5 (most tactics tried); None is the library's own. tf32: products
+            of FP32 may round their factors to TF32. hardware: "same-compute" or "ampere-plus", more
+            GPUs than the one that it is built on (tensorrt). version_compatible: later versions
+            may load it; it then carries code for the CPU, which must be allowed by name.
+        refit: weights can be replaced. strip_weights: the plan holds none until it is refitted.
+        weight_streaming: weights may stay in host memory.
+        inspect: a directory that gets what the library says of each layer, as JSON; needs a GPU.
+        plugin: "aot" or "library", what runs the scans (tensorrt), see
+            `tfanet.plugins.tensorrt_plugin`; None is standard operators.
+    """
+
+    compute: Sequence[str] = ()
+    timing_cache: str | Path | None = None
+    timeout: float = 1800.0
+    level: int | None = None
+    tf32: bool = False
+    hardware: str | None = None
+    version_compatible: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    inspect: str | Path | None = None
+    plugin: str | None = None
+
+    def check(self, target: str) -> None:
+        """Raises InputError for a value that is unknown, or not this target's."""
+        if target not in MODULES:
+            raise InputError(f"target is {target!r}: choose one of {', '.join(MODULES)}")
+        unknown = [c for c in self.compute if c not in COMPUTE]
+        if unknown:
+            raise InputError(f"compute capability {unknown[0]!r} is unknown: {', '.join(COMPUTE)}")
+        if target == "tensorrt" and self.compute:
+            raise InputError(
+                "compute capabilities can be chosen for tensorrt-rtx only: tensorrt builds for the "
+                "GPU of this machine"
+            )
+        if target == "tensorrt-rtx" and self.timing_cache is not None:
+            raise InputError("tensorrt-rtx has no timing cache: it tunes when the engine is loaded")
+        if self.plugin not in (None, *FORMS):
+            raise InputError(f"plugin is {self.plugin!r}: choose one of {', '.join(FORMS)}")
+        if target == "tensorrt-rtx" and self.plugin is not None:
+            raise InputError("tensorrt-rtx has no plugins: leave --plugin out")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise InputError(f"level is {self.level}: the builder has 0 to 5")
+        if self.hardware is not None and (target, self.hardware) not in _HARDWARE:
+            raise InputError(
+                f"hardware is {self.hardware!r}: tensorrt has same-compute and ampere-plus, for "
+                "tensorrt-rtx choose the compute capabilities instead"
+            )
+
+    def flags(self) -> list[str]:
+        """Names of the builder's flags."""
+        named = ("version_compatible", "refit", "strip_weights", "weight_streaming", "tf32")
+        return [_FLAGS[name] for name in named if getattr(self, name)]
+
+
+def engine_graph(model: ModelProto, plugin: str | None = None) -> ModelProto:
     """What a builder is given: every scan in standard operators, specialised for its length.
 
-    TensorRT-RTX has no plugins, and full TensorRT needs none to run it. Shapes are folded, only
-    the batch stays open.
+    TensorRT-RTX has no plugins, and full TensorRT needs none to run it. With a `plugin` (see
+    `Options`) scans stay nodes. Shapes are folded, only the batch stays open.
     """
-    typed = onnx_ir.from_proto(attach_by_length(model))
+    typed = onnx_ir.from_proto(attach(model, "none") if plugin else attach_by_length(model))
     simplify(typed)
-    return onnx_ir.to_proto(typed)
+    graph = onnx_ir.to_proto(typed)
+    return plugin_graph(graph, plugin) if plugin else graph
 
 
 def build_engine(
@@ -87,29 +162,27 @@ def build_engine(
     *,
     target: str,
     profile: Profile = Profile(),
-    compute: Sequence[str] = (),
-    timing_cache: str | Path | None = None,
-    timeout: float = 1800.0,
+    options: Options = Options(),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Build the plan of a strongly typed ONNX model into the file `output`.
 
     Args:
         model: in standard operators, see `engine_graph`. target: "tensorrt" or "tensorrt-rtx".
-        profile: batch sizes, where the batch is open. compute: capabilities such as "8.9" to
-            compile for (tensorrt-rtx); none gives an engine for 8.0 and later.
-        timing_cache: a file that carries tactic timings from build to build (tensorrt).
-        timeout: seconds. progress: called with (phase, step, steps).
+        profile: batch sizes, where the batch is open. options: see `Options`.
+        progress: called with (phase, step, steps).
 
     Returns:
-        library, version, layers, seconds, peak_bytes, bytes, and what was asked for.
+        library, version, layers, types (layers by the element type that they give), seconds,
+        peak_bytes and bytes.
 
     The file appears whole or not at all. Raises InputError for bad options, a node that the
     library's parser refuses (named), or too little room on the disk; MissingDependencyError where
     the library is not installed; GateError where the build crashes, fails or takes too long.
     """
     output = Path(output).absolute()
-    _check_options(target, compute, timing_cache)
+    options.check(target)
+    load_module(target)
     weight = model.ByteSize()
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
@@ -126,38 +199,35 @@ def build_engine(
             "onnx": str(source),
             "output": str(part),
             "profile": asdict(profile),
-            "compute": list(compute),
-            "timing_cache": None if timing_cache is None else str(Path(timing_cache).absolute()),
+            "compute": list(options.compute),
+            "timing_cache": _absolute(options.timing_cache),
+            "flags": options.flags(),
+            "level": options.level,
+            "hardware": options.hardware,
+            "inspect": _absolute(options.inspect),
+            "plugin": _plugin_job(model, options.plugin),
+            "name": output.name,
         }
         start = time.monotonic()
-        facts = _run_worker(job, timeout, progress)
+        facts = _run_worker(job, options.timeout, progress)
         seconds = time.monotonic() - start
         os.chmod(part, 0o644)
         os.replace(part, output)
-    return {
-        "target": target,
-        "profile": asdict(profile),
-        "compute": list(compute),
-        "seconds": round(seconds, 1),
-        **facts,
-        "bytes": output.stat().st_size,
-    }
+    return {"seconds": round(seconds, 1), **facts, "bytes": output.stat().st_size}
 
 
-def _check_options(target: str, compute: Iterable[str], timing_cache: str | Path | None) -> None:
-    if target not in MODULES:
-        raise InputError(f"target is {target!r}: choose one of {', '.join(MODULES)}")
-    unknown = [c for c in compute if c not in COMPUTE]
-    if unknown:
-        raise InputError(f"compute capability {unknown[0]!r} is unknown: {', '.join(COMPUTE)}")
-    if target == "tensorrt" and list(compute):
-        raise InputError(
-            "compute capabilities can be chosen for tensorrt-rtx only: tensorrt builds for the GPU "
-            "of this machine"
-        )
-    if target == "tensorrt-rtx" and timing_cache is not None:
-        raise InputError("tensorrt-rtx has no timing cache: it tunes when the engine is loaded")
-    load_module(target)
+def _plugin_job(model: ModelProto, form: str | None) -> dict[str, Any] | None:
+    """What the worker needs to have the plugin ready, if there is a scan to run."""
+    scans = scan_nodes(model)
+    if form is None or not scans:
+        return None
+    if form == "library":
+        return {"form": form, "path": str(trt_library_path())}
+    return {"form": form, "inputs": len(scans[0].input)}
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) -> dict[str, Any]:
@@ -188,8 +258,8 @@ def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) 
                 "build on a faster machine"
             )
         if "error" in answer:
-            kind = InputError if answer["kind"] == "input" else GateError
-            raise kind(answer["error"])
+            kinds = {"input": InputError, "missing": MissingDependencyError}
+            raise kinds.get(answer["kind"], GateError)(answer["error"])
         if "facts" not in answer:
             raise GateError(
                 f"{job['module']} {_end(code)} while building: {_last_line(log) or 'no message'}; "

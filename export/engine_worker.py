@@ -1,19 +1,22 @@
 """The child process of `build_engine`: one job in, JSON lines out, one engine file written.
 
 Runs as `python -m tfanet.export.engine_worker JOB`. Lines are {"phase", "step", "steps"} while it
-works, then {"facts"} or {"error", "kind"}; kind "input" is the model's or the user's fault.
+works, then {"facts"} or {"error", "kind"}; kind "input" is the model's or the user's fault, kind
+"missing" the machine's.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tfanet.runtime.engine import make_logger
+from tfanet.errors import MissingDependencyError, TfanetError
+from tfanet.memory import peak_bytes
+from tfanet.runtime.engine import load_plugin_library, make_logger
 
 
 def _say(**message: Any) -> None:
@@ -55,6 +58,15 @@ def _make_monitor(trt: Any) -> Any:
     return Monitor()
 
 
+def _prepare_plugin(trt: Any, plugin: dict[str, Any]) -> None:
+    if plugin["form"] == "library":
+        load_plugin_library(trt, Path(plugin["path"]))
+        return
+    from tfanet.plugins.tensorrt_plugin import register
+
+    register(plugin["inputs"])
+
+
 def _parse(trt: Any, network: Any, logger: Any, path: str) -> None:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(Path(path).read_bytes()):
@@ -93,12 +105,27 @@ def _add_profile(builder: Any, network: Any, config: Any, sizes: dict[str, int])
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     trt = importlib.import_module(job["module"])
     logger = make_logger(trt, sys.stderr)
+    if job["plugin"]:
+        _prepare_plugin(trt, job["plugin"])
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, job["onnx"])
     config = builder.create_builder_config()
     config.progress_monitor = _make_monitor(trt)
     _add_profile(builder, network, config, job["profile"])
+    for flag in job["flags"]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if "TF32" not in job["flags"]:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if job["level"] is not None:
+        config.builder_optimization_level = job["level"]
+    if job["hardware"]:
+        level = {"ampere-plus": "AMPERE_PLUS", "same-compute": "SAME_COMPUTE_CAPABILITY"}
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, level[job["hardware"]]
+        )
+    if job["inspect"]:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if job["compute"]:
         config.num_compute_capabilities = len(job["compute"])
         for index, capability in enumerate(job["compute"]):
@@ -113,14 +140,36 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         why = "; ".join(logger.errors[-2:]) or "no reason given"
         raise _Refused(f"{trt.__name__} cannot build the engine: {why}", "build")
     Path(job["output"]).write_bytes(plan)
+    if job["inspect"]:
+        _inspect(trt, logger, bytes(plan), Path(job["inspect"]) / f"{job['name']}.json")
     if cache is not None:
         cache.write_bytes(config.get_timing_cache().serialize())
     return {
         "library": trt.__name__,
         "version": trt.__version__,
         "layers": network.num_layers,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "types": _types(network),
+        "peak_bytes": peak_bytes(),
     }
+
+
+def _types(network: Any) -> dict[str, int]:
+    """Number of layers by the element type of what they give: what precision came to."""
+    counts: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.num_outputs:
+            counts[layer.get_output(0).dtype.name.lower()] += 1
+    return dict(sorted(counts.items()))
+
+
+def _inspect(trt: Any, logger: Any, plan: bytes, output: Path) -> None:
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _Refused("the engine can be inspected on a machine with its GPU only", "input")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -129,6 +178,9 @@ def main() -> None:
         _say(facts=_run(job))
     except _Refused as refusal:
         _say(error=str(refusal), kind=refusal.kind)
+    except TfanetError as error:
+        missing = isinstance(error, MissingDependencyError)
+        _say(error=str(error), kind="missing" if missing else "input")
     except OSError as error:
         _say(error=f"the engine cannot be written: {error.strerror or error}", kind="input")
 

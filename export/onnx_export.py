@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,16 @@ from tfanet.export.simplify import simplify
 from tfanet.model import TFANet
 from tfanet.plugins import attach, custom_translation_table, expand_ss2d
 
-__all__ = ["IMAGE_INPUTS", "OPSETS", "export_image", "export_text", "graph_interface"]
+__all__ = [
+    "EXAMPLE_BATCH",
+    "IMAGE_INPUTS",
+    "IR_VERSION",
+    "OPSETS",
+    "export_graph",
+    "export_image",
+    "export_text",
+    "graph_interface",
+]
 
 OPSETS = range(18, 24)
 IR_VERSION = 10  # what ONNX Runtime 1.20, the oldest that we support, reads
@@ -109,10 +118,29 @@ def _export(
     dynamic_batch: bool,
     opset: int,
 ) -> ModelProto:
-    if opset not in OPSETS:
-        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
     batch = torch.export.Dim("batch", min=1, max=1024)
     shapes = tuple({0: batch} for _ in example) if dynamic_batch else None
+    return export_graph(module, example, inputs, outputs, shapes, opset)
+
+
+def export_graph(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: tuple[Any, ...] | None,
+    opset: int,
+) -> ModelProto:
+    """A module as one ONNX graph: bare scan nodes, simplified, nodes named by module, no paths.
+
+    Args:
+        example: the forward's positional arguments. shapes: per argument, its open axes.
+
+    Raises:
+        InputError: for an opset that is not in OPSETS.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module.eval(),

@@ -1,13 +1,16 @@
-"""Parity: the exported graphs against PyTorch, on fixed and random inputs.
+"""Parity: what a bundle computes against PyTorch, on fixed and random inputs, on every backend.
 
 A case passes where  max|z - z_torch| / max|z_torch|  of the mask logits z is at most 1e-4, and at
-most 1 pixel in 100,000 lies on another side of the threshold.
+most 1 pixel in 100,000 lies on another side of the threshold. An engine of lower precision rounds:
+it may change 1 pixel in 100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +22,76 @@ from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.onnx_export import IMAGE_INPUTS
 from tfanet.model import TFANet
 from tfanet.plugins import ort_library_path
+from tfanet.runtime.backends import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.engine import EngineError
 from tfanet.runtime.session import open_session
 
 __all__ = [
     "MAX_PIXEL_SHARE",
     "MAX_REL_ERROR",
+    "Backend",
     "Case",
+    "bundle_backends",
     "check",
     "check_bundle",
     "compare",
+    "file_backends",
+    "load_reference",
     "make_cases",
     "run_case",
 ]
 
 MAX_REL_ERROR = 1e-4
 MAX_PIXEL_SHARE = 1e-5
+MAX_ROUNDED_SHARE = 1e-2  # of the pixels of an engine of lower precision
 SOS_ID, EOS_ID = 49406, 49407
 
 Progress = Callable[[str, int, int], None]
 
-# By name, the operator library to load; without one the function body in the file runs.
-_BACKENDS: dict[str, Callable[[], Path | None]] = {
-    "onnxruntime": ort_library_path,
-    "onnxruntime, function body": lambda: None,
-}
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run both graphs: whether it rounds to lower precision, and how to open it."""
+
+    rounds: bool
+    open: Callable[[], Running]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Largest relative error, and share of pixels that may change."""
+        return (math.inf, MAX_ROUNDED_SHARE) if self.rounds else (MAX_REL_ERROR, MAX_PIXEL_SHARE)
+
+
+def file_backends(text: Path, image: Path) -> dict[str, Backend]:
+    """ONNX Runtime on two files, with our operator library and with the function body in them."""
+
+    def run(find_library: Callable[[], Path | None]) -> Running:
+        library = find_library()
+        try:
+            graphs = open_session(text, library), open_session(image, library)
+        except MissingDependencyError as error:  # the folder may be one that goes away
+            raise MissingDependencyError(str(error).replace(f"{image.parent}/", "")) from error
+        return Running("onnxruntime-cpu", *graphs, "", (1, MAX_BATCH))
+
+    return {
+        "onnxruntime": Backend(False, lambda: run(ort_library_path)),
+        "onnxruntime, function body": Backend(False, lambda: run(lambda: None)),
+    }
+
+
+def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
+    """`file_backends`, ONNX Runtime on a GPU, and the bundle's engines."""
+    backends = file_backends(bundle.file("text.onnx"), bundle.file("image.onnx"))
+
+    def cuda() -> Running:
+        return open_graphs(bundle, "onnxruntime-cuda", Options(op_library=ort_library_path()))
+
+    backends["onnxruntime-cuda"] = Backend(False, cuda)
+    for engine in bundle.manifest.engines:
+        opener = partial(open_graphs, bundle, engine["name"], Options())
+        backends[engine["name"]] = Backend(engine["precision"] != "fp32", opener)
+    return backends
 
 
 @dataclass(frozen=True)
@@ -58,22 +106,22 @@ class Case:
 
 def check(
     model: TFANet,
-    text: Path,
-    image: Path,
+    backends: Mapping[str, Backend],
     size: tuple[int, int],
     *,
     dynamic_batch: bool = True,
     threshold: float = 0.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compare the two ONNX files with the model, on every backend that can run them here.
+    """Compare backends with the model, all that can run here.
 
     Args:
-        model: in evaluation mode. text, image: the ONNX files. size: (H, W) of the image graph.
+        model: in evaluation mode. backends: by name. size: (H, W) of the image graph.
 
     Returns:
-        max_rel_error, pixels_changed and pixels over all cases; the limits; cases: name, backend,
-        batch, max_rel_error, pixels_changed, pixels; skipped: backends that cannot run here, why.
+        max_rel_error, pixels_changed and pixels over all cases that do not round; the limits;
+        cases: name, backend, batch, max_rel_error, pixels_changed, pixels; skipped: backends that
+        cannot run here, why.
 
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
@@ -81,54 +129,74 @@ def check(
     cases = make_cases(model.config.text_length, size, dynamic_batch)
     expected = [_run_torch(model, case) for case in cases]
     results: list[dict[str, Any]] = []
+    exact: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
-    for index, (backend, find_library) in enumerate(_BACKENDS.items()):
+    for index, (name, backend) in enumerate(backends.items()):
         # One backend at a time: each holds the weights once more.
         try:
-            library = find_library()
-            sessions = open_session(text, library), open_session(image, library)
-        except MissingDependencyError as error:
-            skipped[backend] = str(error).replace(f"{image.parent}/", "")
+            running = backend.open()
+        except (MissingDependencyError, EngineError) as error:
+            skipped[name] = str(error)
             continue
+        low, high = running.batches
         for case, logits in zip(cases, expected, strict=True):
-            got = run_case(*sessions, case)
-            results.append(compare(case, backend, logits, got, threshold))
-        del sessions
+            if low <= case.image.shape[0] <= high:
+                got = run_case(running.text, running.image, case)
+                results.append(compare(case, name, logits, got, threshold))
+                _gate(results[-1], backend)
+                exact += [] if backend.rounds else results[-1:]
+        running.close()
+        del running
         if progress is not None:
-            progress("comparing with PyTorch", index + 1, len(_BACKENDS))
-    if not results:
+            progress(f"comparing {name} with PyTorch", index + 1, len(backends))
+    if not exact:
         raise MissingDependencyError("; ".join(skipped.values()))
-    report = {
-        "max_rel_error": max(result["max_rel_error"] for result in results),
-        "pixels_changed": sum(result["pixels_changed"] for result in results),
-        "pixels": sum(result["pixels"] for result in results),
+    return {
+        "max_rel_error": max(result["max_rel_error"] for result in exact),
+        "pixels_changed": sum(result["pixels_changed"] for result in exact),
+        "pixels": sum(result["pixels"] for result in exact),
         "limits": {"max_rel_error": MAX_REL_ERROR, "pixel_share": MAX_PIXEL_SHARE},
         "cases": results,
         "skipped": skipped,
     }
-    _gate(report)
-    return report
 
 
 def check_bundle(
     bundle: str | Path, *, checkpoint: str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Run `check` again for a bundle, against its preset's weights or those of `checkpoint`.
+    """Run `check` for a bundle, against its preset's weights or those of `checkpoint`.
 
     Raises:
-        BundleError: for a bad bundle. InputError: where it was made from a checkpoint and none is
-            given. GateError: where a limit is exceeded.
+        BundleError: for a bad bundle. InputError: see `load_reference`. GateError: where a limit is
+            exceeded.
     """
     opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    if manifest.precision == "int8":
+    height, width = opened.manifest.preprocessing["size"]
+    return check(
+        load_reference(opened, checkpoint),
+        bundle_backends(opened),
+        (height, width),
+        dynamic_batch=opened.manifest.dynamic_batch,
+        threshold=opened.manifest.threshold,
+        progress=progress,
+    )
+
+
+def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
+    """The model that a bundle was exported from, in PyTorch.
+
+    Raises InputError where the bundle is quantised, where it was made from a checkpoint and none is
+    given, or where the checkpoint is of another model.
+    """
+    manifest = bundle.manifest
+    if manifest.precision != "fp32":
         raise InputError(
-            f"{opened.path} is INT8, which rounds: its certificate is checked instead, give the "
-            "data that it was measured on (--data FOLDER)"
+            f"{bundle.path} is in {manifest.precision}, which rounds: its certificate is checked "
+            "instead, give the data that it was measured on (--data FOLDER)"
         )
     if checkpoint is None and manifest.model["source"] != "preset":
         raise InputError(
-            f"{opened.path} was exported from a checkpoint: name that file to compare with it "
+            f"{bundle.path} was exported from a checkpoint: name that file to compare with it "
             "(--checkpoint FILE)"
         )
     model = load_model(checkpoint or manifest.model["preset"])
@@ -137,16 +205,7 @@ def check_bundle(
             f"the checkpoint takes {model.config.text_length} tokens, the bundle "
             f"{manifest.text['length']}: they are of different models"
         )
-    height, width = manifest.preprocessing["size"]
-    return check(
-        model,
-        opened.file("text.onnx"),
-        opened.file("image.onnx"),
-        (height, width),
-        dynamic_batch=manifest.dynamic_batch,
-        threshold=manifest.threshold,
-        progress=progress,
-    )
+    return model
 
 
 def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
@@ -203,14 +262,14 @@ def compare(
     }
 
 
-def _gate(report: dict[str, Any]) -> None:
-    for case in report["cases"]:
-        share = case["pixels_changed"] / case["pixels"]
-        if case["max_rel_error"] > MAX_REL_ERROR or share > MAX_PIXEL_SHARE:
-            raise GateError(
-                f"parity failed: {case['backend']}, case {case['name']!r}: largest relative "
-                f"error {case['max_rel_error']:.1e} (limit {MAX_REL_ERROR:.0e}), "
-                f"{case['pixels_changed']} of {case['pixels']} pixels changed (limit "
-                f"{MAX_PIXEL_SHARE:.0e} of them): the graph does not compute what these weights "
-                "do in PyTorch"
-            )
+def _gate(case: Mapping[str, Any], backend: Backend) -> None:
+    error_limit, share_limit = backend.limits
+    share = case["pixels_changed"] / case["pixels"]
+    if case["max_rel_error"] > error_limit or share > share_limit:
+        raise GateError(
+            f"parity failed: {case['backend']}, case {case['name']!r}: largest relative "
+            f"error {case['max_rel_error']:.1e} (limit {error_limit:.0e}), "
+            f"{case['pixels_changed']} of {case['pixels']} pixels changed (limit "
+            f"{share_limit:.0e} of them): the graph does not compute what these weights "
+            "do in PyTorch"
+        )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfanet.plugins.function_body import attach, expand_ss2d, rewrite
-    from tfanet.plugins.native import cpu_library_path, ort_library_path
+    from tfanet.plugins.native import cpu_library_path, ort_library_path, trt_library_path
     from tfanet.plugins.onnx_op import custom_translation_table
     from tfanet.plugins.reference import (
         selective_scan_parallel,
         selective_scan_ref,
         ss2d_ref,
     )
+    from tfanet.plugins.routing import exportable, install, uninstall
     from tfanet.plugins.scan import selective_scan
     from tfanet.plugins.scan2d import ss2d
 
@@ -25,6 +26,8 @@ __all__ = [
     "cpu_library_path",
     "custom_translation_table",
     "expand_ss2d",
+    "exportable",
+    "install",
     "ort_library_path",
     "rewrite",
     "selective_scan",
@@ -32,6 +35,8 @@ __all__ = [
     "selective_scan_ref",
     "ss2d",
     "ss2d_ref",
+    "trt_library_path",
+    "uninstall",
 ]
 
 _HOMES = {
@@ -39,6 +44,8 @@ _HOMES = {
     "cpu_library_path": "native",
     "custom_translation_table": "onnx_op",
     "expand_ss2d": "function_body",
+    "exportable": "routing",
+    "install": "routing",
     "ort_library_path": "native",
     "rewrite": "function_body",
     "selective_scan": "scan",
@@ -46,6 +53,8 @@ _HOMES = {
     "selective_scan_ref": "reference",
     "ss2d": "scan2d",
     "ss2d_ref": "reference",
+    "trt_library_path": "native",
+    "uninstall": "routing",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +34,25 @@ from .function_nodes import (
 )
 from .ss2d_nodes import SS2D_INPUTS, SS2D_OP_TYPE, is_ss2d, replace_ss2d, ss2d_body
 
-__all__ = ["KINDS", "attach", "attach_by_length", "count_scan_nodes", "expand_ss2d", "rewrite"]
+__all__ = [
+    "KINDS",
+    "attach",
+    "attach_by_length",
+    "count_scan_nodes",
+    "expand_ss2d",
+    "rewrite",
+    "rewrite_file",
+    "scan_nodes",
+]
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
 _D, _BIAS, _Z = (INPUTS.index(name) for name in ("D", "delta_bias", "z"))
+
+
+def scan_nodes(model: ModelProto) -> list[NodeProto]:
+    """The tfanet::SelectiveScan nodes in the model's graph and its subgraphs."""
+    return [node for graph in all_graphs(model.graph) for node in graph.node if _is_scan(node)]
 
 
 def count_scan_nodes(model: ModelProto) -> int:
@@ -128,7 +142,7 @@ def attach_by_length(model: ModelProto) -> ModelProto:
         return result
     result.functions.remove(shared)
     opset = next(o.version for o in shared.opset_import if o.domain == "")
-    scans = [n for graph in all_graphs(result.graph) for n in graph.node if _is_scan(n)]
+    scans = scan_nodes(result)
     pattern = replace(
         _measure(result, scans, "parallel")[0],
         one_length=True,
@@ -149,7 +163,14 @@ def attach_by_length(model: ModelProto) -> ModelProto:
 
 
 def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
-    """`attach` from file to file; weights stored beside `path_in` move into `path_out`.
+    """`attach` from file to file; see `rewrite_file`."""
+    rewrite_file(path_in, path_out, lambda model: attach(model, kind))
+
+
+def rewrite_file(
+    path_in: str | Path, path_out: str | Path, change: Callable[[ModelProto], ModelProto]
+) -> None:
+    """What `change` makes of a model; weights stored beside `path_in` move into `path_out`.
 
     The file appears whole or not at all. Raises InputError where `path_in` can't be read.
     """
@@ -158,7 +179,7 @@ def rewrite(path_in: str | Path, path_out: str | Path, kind: str) -> None:
         model = onnx.load(path_in)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path_in} can't be read as an ONNX model: {error}") from error
-    payload = attach(model, kind).SerializeToString(deterministic=True)
+    payload = change(model).SerializeToString(deterministic=True)
     handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tfanet.errors import InputError, MissingDependencyError
 
 __all__ = [
+    "DIRECTIONS",
     "DTYPES",
     "ISAS",
     "MAX_STATE",
@@ -26,6 +27,7 @@ __all__ = [
     "ort_library_path",
     "ss2d_forward",
     "ss2d_workspace",
+    "trt_library_path",
 ]
 
 _ABI = 2
@@ -36,6 +38,7 @@ DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 # environment variable TFANET_SCAN_ISA names when the kernel runs for the first time.
 ISAS = {"automatic": 0, "baseline": 1, "avx2": 2, "avx512": 3}
 MAX_STATE = 256
+DIRECTIONS = 4  # of a 2-D scan: rows, columns, rows reversed, columns reversed
 
 
 def _fields(kind: type, *names: str) -> tuple[tuple[str, type], ...]:
@@ -103,6 +106,18 @@ def ort_library_path() -> Path:
         MissingDependencyError: where it has not been built.
     """
     return _built("libtfanet_ort.so", " (it needs the headers of ONNX Runtime)")
+
+
+def trt_library_path() -> Path:
+    """libtfanet_trt.so, for `trtexec --dynamicPlugins` or `IPluginRegistry.load_library`.
+
+    Raises:
+        MissingDependencyError: where it has not been built.
+    """
+    return _built(
+        "libtfanet_trt.so",
+        " (it needs the CUDA compiler, and the headers of TensorRT in TENSORRT_ROOT/include)",
+    )
 
 
 def _built(name: str, need: str) -> Path:

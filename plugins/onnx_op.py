@@ -14,7 +14,8 @@ from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
-from .ss2d_nodes import DIRECTIONS, SS2D_INPUTS, SS2D_OP_TYPE
+from .native import DIRECTIONS
+from .ss2d_nodes import SS2D_INPUTS, SS2D_OP_TYPE
 
 __all__ = ["DOMAIN", "OP_TYPE", "OP_VERSION", "custom_translation_table", "schema", "ss2d_schema"]
 

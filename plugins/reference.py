@@ -1,21 +1,23 @@
 """The scans in plain PyTorch: the sequential definition, and a parallel form.
 
 `selective_scan_ref` and `ss2d_ref` are the oracles of the tests; `selective_scan_parallel` is what
-one writes without a kernel, and the baseline of the benchmarks.
+one writes without a kernel, and the baseline of the benchmarks; `last_state` is the state that a
+scan ends in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cross_scan import cross_merge, cross_scan
+from .native import DIRECTIONS
+
 __all__ = [
-    "DIRECTIONS",
-    "cross_merge",
-    "cross_scan",
+    "last_state",
     "selective_scan_parallel",
     "selective_scan_ref",
     "ss2d_composed",
@@ -23,7 +25,6 @@ __all__ = [
 ]
 
 CHUNK = 16
-DIRECTIONS = 4  # of a 2-D scan: rows, columns, rows reversed, columns reversed
 
 
 def selective_scan_ref(
@@ -74,6 +75,27 @@ def selective_scan_parallel(
     h = _scan(a, b)[..., :length]
     y = (h * c).sum(2)
     return _finish(y, u, D, z).to(kind)
+
+
+def last_state(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """h after the last step, (batch, dim, N), by the recurrence in closed form:
+
+        h = sum_t exp(A sum_{s>t} delta'_s) delta'_t B_t u_t
+
+    Nothing is divided and nothing is looped over, so it can be exported. Arguments as in
+    `selective_scan`; the dtype is the state's, float32 or float64. Memory for (batch, dim, N, L).
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    _, delta, _, inflow, _ = _prepare(u, delta, A, B, B, delta_bias, delta_softplus, dtype)
+    later = F.pad(delta[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)  # delta' of the steps after
+    return (torch.exp(A.to(dtype)[:, :, None] * later.unsqueeze(2)) * inflow).sum(-1)
 
 
 def _scan(a: Tensor, b: Tensor) -> Tensor:
@@ -132,29 +154,6 @@ def _finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     return y if z is None else y * F.silu(z.to(y.dtype))
 
 
-def cross_scan(maps: Sequence[Tensor]) -> Tensor:
-    """One map (B, c, H, W) per direction to sequences (B, 4, c, H*W).
-
-    Directions: rows, columns, rows reversed, columns reversed.
-    """
-    k0, k1, k2, k3 = maps
-    sequences = [
-        k0.flatten(2),
-        k1.transpose(2, 3).flatten(2),
-        k2.flatten(2).flip(-1),
-        k3.transpose(2, 3).flatten(2).flip(-1),
-    ]
-    return torch.stack(sequences, dim=1)
-
-
-def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum of the four directions, each put back in place: (B, 4, c, H*W) to (B, c, H, W)."""
-    y0, y1, y2, y3 = y.unbind(1)
-    rows = (y0 + y2.flip(-1)).unflatten(-1, (height, width))
-    columns = (y1 + y3.flip(-1)).unflatten(-1, (width, height))
-    return rows + columns.transpose(2, 3)
-
-
 def ss2d_composed(
     u: Tensor,
     x_proj_weight: Tensor,
@@ -162,6 +161,7 @@ def ss2d_composed(
     dt_bias: Tensor,
     A: Tensor,
     D: Tensor,
+    *,
     scan: Callable[..., Tensor],
 ) -> Tensor:
     """The 2-D scan put together from its parts: projections, cross-scan, `scan`, cross-merge.
@@ -169,19 +169,18 @@ def ss2d_composed(
     Arguments as in `ss2d`, and a function with the signature of `selective_scan`. Differentiable
     where that is. The projections are in u's dtype; y (batch, E, H, W) has the scan's.
     """
-    height, width = u.shape[2:]
-    rank, states = dt_weight.shape[2], A.shape[1]
+    rank, states, size = dt_weight.shape[2], A.shape[1], u.shape[2:]
     # The projections work on single pixels, so they commute with the order of scanning: one 1x1
     # convolution serves all directions, and only its few rows are put in four orders.
     weight = x_proj_weight.flatten(0, 1).to(u.dtype)
-    rows = F.conv2d(u, weight[:, :, None, None]).chunk(DIRECTIONS, dim=1)
-    dt, B, C = cross_scan(rows).split([rank, states, states], dim=2)  # (batch, 4, R or N, H*W)
+    rows = F.conv2d(u, weight[:, :, None, None]).unflatten(1, (DIRECTIONS, -1))
+    rows = cross_scan(rows, one_by_one=True)  # (batch, 4, R + 2N, H*W)
+    dt, B, C = rows.split([rank, states, states], dim=2)
     weight = dt_weight.flatten(0, 1).to(u.dtype)
     delta = F.conv1d(dt.flatten(1, 2), weight.unsqueeze(-1), groups=DIRECTIONS)
-    sequences = cross_scan([u] * DIRECTIONS).flatten(1, 2)
-    bias = dt_bias.flatten()
+    sequences, bias = cross_scan(u).flatten(1, 2), dt_bias.flatten()
     y = scan(sequences, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
-    return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), height, width)
+    return cross_merge(y.unflatten(1, (DIRECTIONS, -1)).unflatten(-1, size)).unflatten(-1, size)
 
 
 def ss2d_ref(

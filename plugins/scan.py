@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tfanet.errors import InputError
 
-from . import native
+from . import cuda, native
 from .reference import selective_scan_parallel
 
 __all__ = ["selective_scan"]
@@ -49,6 +49,8 @@ def selective_scan(
 
     Signature and semantics are those of mamba-ssm's `selective_scan_fn`. Differentiable in every
     tensor argument. It is `torch.ops.tfanet.selective_scan`, which takes B and C of rank 4 only.
+    CUDA tensors are scanned by our kernel on PyTorch's current stream, except in float64 or with
+    N > 64, and except for the gradient: those run as `selective_scan_parallel`.
 
     Args:
         u, delta, z: (batch, dim, L), all of one dtype: float32, float64, float16 or bfloat16.
@@ -61,7 +63,8 @@ def selective_scan(
 
     Raises:
         InputError: naming the argument that does not fit, what it is and what was expected.
-        MissingDependencyError: on the CPU, where the native library has not been built.
+        MissingDependencyError: on the CPU, where the native library has not been built; on CUDA,
+            where cuda-bindings or NVRTC is not installed.
     """
     if isinstance(B, Tensor) and B.ndim == 3:
         B = B.unsqueeze(1)
@@ -184,16 +187,44 @@ def _scan_cuda(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ImportError:
-        selective_scan_fn = None
-    # mamba-ssm's kernel has no float64 state.
-    if selective_scan_fn is None or u.dtype == torch.float64:
-        return selective_scan_parallel(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    weights = [None if x is None else x.float().contiguous() for x in (A, D, delta_bias)]
-    y = selective_scan_fn(u, delta, weights[0], B, C, weights[1], z, weights[2], delta_softplus)
-    return y.to(u.dtype).contiguous()
+    operands = (u, delta, A, B, C, D, z, delta_bias)
+    if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
+        return selective_scan_parallel(*operands, delta_softplus)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    if y.numel():
+        _enqueue_forward(y, *operands, delta_softplus=delta_softplus)
+    return y
+
+
+def _enqueue_forward(y: Tensor, *operands: Tensor | None, delta_softplus: bool) -> None:
+    """Writes the scan to y (batch, dim, L), which is contiguous, on the device's current stream."""
+    x = {n: v.contiguous() for n, v in zip(_AXES, operands, strict=True) if v is not None}
+    u, A = x["u"], x["A"]
+    # The kernel reads weights of one type: u's or float32.
+    narrow = all(x[n].dtype == u.dtype for n in _WEIGHTS if n in x)
+    x |= {n: x[n].to(u.dtype if narrow else torch.float32) for n in _WEIGHTS if n in x}
+    kernel = cuda.ScanKernel(
+        io=str(u.dtype).removeprefix("torch."),
+        weight=str(x["A"].dtype).removeprefix("torch."),
+        states=A.shape[1],
+        has_D="D" in x,
+        has_bias="delta_bias" in x,
+        has_z="z" in x,
+        softplus=delta_softplus,
+    )
+    major, minor = torch.cuda.get_device_capability(u.device)
+    stream = torch.cuda.current_stream(u.device)
+    cuda.enqueue(
+        kernel,
+        {name: value.data_ptr() for name, value in {**x, "y": y}.items()},
+        sizes=(*u.shape, x["B"].shape[1]),
+        device=stream.device_index,
+        arch=10 * major + minor,
+        stream=stream.cuda_stream,
+    )
+    # Copies made here go back to the allocator now; it gives their memory to work that is enqueued
+    # on the same stream, after the scan.
+    del x
 
 
 @_scan.register_fake

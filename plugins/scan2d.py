@@ -12,7 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 from tfanet.errors import InputError
 
 from . import native
-from .reference import DIRECTIONS, ss2d_composed
+from .native import DIRECTIONS
+from .reference import ss2d_composed
 from .scan import selective_scan
 
 __all__ = ["ss2d"]

@@ -16,9 +16,9 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from .function_nodes import DOMAIN, OP_TYPE, Nodes, all_graphs
+from .native import DIRECTIONS
 
 __all__ = [
-    "DIRECTIONS",
     "SS2D_INPUTS",
     "SS2D_OP_TYPE",
     "is_ss2d",
@@ -28,7 +28,6 @@ __all__ = [
 
 SS2D_OP_TYPE = "SS2D"
 SS2D_INPUTS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
-DIRECTIONS = 4
 _COLUMNS_FIRST = [0, 1, 3, 2]
 
 

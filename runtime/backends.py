@@ -25,6 +25,7 @@ _PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
     "onnxruntime-cpu": "CPUExecutionProvider",
 }
+MAX_BATCH = 1024  # of a graph whose batch is open
 GRAPHS = ("text.onnx", "image.onnx")
 
 
@@ -70,6 +71,12 @@ class Running:
     engine: str | None = None
     device: str | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Gives back what is held beyond Python's memory; call it when nothing runs."""
+        for graph in (self.text, self.image):
+            if isinstance(graph, EngineGraph):
+                graph.close()
 
 
 def open_graphs(bundle: Bundle, backend: str, options: Options) -> Running:
@@ -171,6 +178,6 @@ def _onnxruntime(bundle: Bundle, backend: str, provider: str, options: Options) 
         text,
         image,
         scan="function body" if library is None else "operator library",
-        batches=(1, 4 if bundle.manifest.dynamic_batch else 1),
+        batches=(1, MAX_BATCH if bundle.manifest.dynamic_batch else 1),
         device=None if backend.endswith("cpu") else Device.open(options.device).name,
     )

@@ -52,7 +52,7 @@ class Manifest:
         preprocessing: size (H, W), resize, mean, std, color.
         text: length, pad_id, sos_id, eos_id. threshold: a pixel is set where its logit is above.
         scan: domain, op, version, function, calls, and how many of these are SS2D nodes (fused).
-            precision: of the graphs, fp32 or int8.
+        precision: of the graphs, fp32, int8 or fp8.
         dynamic_batch: 1 or any batch.
         versions: of the libraries that wrote it. files: size and sha256 by name.
         engines: built from the graphs, each with name, target, precision, library, version,

@@ -7,6 +7,7 @@ checked before the file is handed to the library, which answers a bad one with N
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import queue
@@ -19,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.plugins.native import trt_library_path
 from tfanet.runtime.device import Device, Pinned, check, cudart, device_array
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "EngineGraph",
     "check_record",
     "load_module",
+    "load_plugin_library",
     "make_logger",
 ]
 
@@ -82,6 +85,25 @@ def load_module(target: str) -> Any:
         ) from error
 
 
+def load_plugin_library(trt: Any, path: Path) -> None:
+    """Make libtfanet_trt.so known to TensorRT, once a process.
+
+    Raises EngineError where the library is of another major version, or is refused.
+    """
+    again = "build it again with the headers of that version (TENSORRT_ROOT=DIR make native)"
+    try:
+        built = ctypes.CDLL(str(path)).tfanet_tensorrt_major()
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{path} cannot be loaded ({error}): {again}") from error
+    if built != int(trt.__version__.split(".")[0]):
+        raise EngineError(f"{path} is for TensorRT {built}, here is {trt.__version__}: {again}")
+    registry = trt.get_plugin_registry()
+    if registry.load_library(str(path)) is not None:
+        return
+    if registry.get_creator("SelectiveScan", "1", "tfanet") is None:  # not loaded earlier either
+        raise EngineError(f"{path} is refused by {trt.__name__} {trt.__version__}: {again}")
+
+
 class EngineGraph:
     """One engine file on one GPU. `run` may be called from many threads.
 
@@ -117,6 +139,8 @@ class EngineGraph:
         check_record(record, self.device, self._trt.__version__)
         self._name, self._path = record["name"], path
         self._logger = make_logger(self._trt)
+        if record.get("plugin") == "library":
+            load_plugin_library(self._trt, trt_library_path())
         with self.device.current():
             runtime = self._trt.Runtime(self._logger)
             runtime.engine_host_code_allowed = host_code

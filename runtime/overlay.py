@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-__all__ = ["save_mask", "save_overlay"]
+__all__ = ["overlay", "save_mask", "save_overlay"]
 
 # A tint would not show on an object of its own colour: what lies outside is darkened instead.
 OUTSIDE = 0.35
@@ -19,11 +19,16 @@ def save_mask(mask: np.ndarray, path: str | Path) -> None:
     Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
 
 
-def save_overlay(image: Image.Image, mask: np.ndarray, path: str | Path) -> None:
-    """Write the RGB image as it is where the mask (H, W) is set, outlined, and dark elsewhere."""
+def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The RGB image as it is where the mask (H, W) is set, outlined, and dark elsewhere."""
     stencil = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     outline = np.asarray(stencil.filter(ImageFilter.MaxFilter(3))) > np.asarray(stencil)
     dark = Image.blend(Image.new("RGB", image.size), image, OUTSIDE)
     result = np.array(Image.composite(image, dark, stencil))
     result[outline] = OUTLINE
-    Image.fromarray(result).save(path)
+    return Image.fromarray(result)
+
+
+def save_overlay(image: Image.Image, mask: np.ndarray, path: str | Path) -> None:
+    """Write `overlay` of an image and its mask as a picture."""
+    overlay(image, mask).save(path)

@@ -111,6 +111,7 @@ class Predictor:
             "backend": running.backend,
             "engine": running.engine,
             "device": running.device,
+            "batches": list(running.batches),
             "passed_over": running.passed_over,
             "op_library": None if self._library is None else str(self._library),
             "scan": running.scan,
@@ -194,9 +195,7 @@ class Predictor:
 
         Call it when nothing runs. TensorRT-RTX then also keeps what it compiled for the next start.
         """
-        for graph in (self._text, self._image):
-            if isinstance(graph, EngineGraph):
-                graph.close()
+        self._running.close()
 
     def _check(self) -> None:
         """That the graphs and the tokenizer are what the manifest says."""

@@ -61,7 +61,15 @@ def open_session(
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph as error:
+            if "float8" not in str(error):
+                raise
+            # It fuses FP8 Q/DQ nodes as if they were INT8, and then refuses its own graph. As they
+            # stand it computes them.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         message = _first_line(error)
         unknown = [name for name in _OPERATORS if f"tfanet:{name}" in message]

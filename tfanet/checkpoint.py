@@ -19,7 +19,7 @@ from tfanet.config import PRESETS, TFANetConfig, preset
 from tfanet.errors import InputError
 from tfanet.model import TFANet
 
-__all__ = ["load_model", "load_vmamba", "save_checkpoint"]
+__all__ = ["load_model", "load_vmamba", "load_weights", "save_checkpoint"]
 
 CONFIG_KEY = "tfanet_config"
 SEED = 0
@@ -99,13 +99,35 @@ def load_vmamba(backbone: VMamba, path: str | Path) -> None:
     _load_strictly(backbone, renamed, Path(path))
 
 
-def _load_safetensors(path: Path) -> TFANet:
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict into a model of any kind, strictly.
+
+    `path` is a safetensors file or a `.pth` file of tensors; in the latter the state dict may lie
+    under "state_dict" or "model", and its names may begin with "module.".
+
+    Raises:
+        InputError: where the file can't be read, or naming parameters that do not fit.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        state: dict[str, Any] = _read_safetensors(path)[0]
+    else:
+        state = _load_pth(path)
+        state = state.get("state_dict", state.get("model", state))
+    _load_strictly(model, {name.removeprefix("module."): v for name, v in state.items()}, path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def _load_safetensors(path: Path) -> TFANet:
+    tensors, metadata = _read_safetensors(path)
     if CONFIG_KEY not in metadata:
         raise InputError(f"{path} carries no tfanet configuration: write it with tfanet.checkpoint")
     return _fill(TFANetConfig.from_dict(json.loads(metadata[CONFIG_KEY])), tensors, path)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tfanet.errors import InputError
 
-__all__ = ["EMPTY_BELOW", "PRECISION_AT", "GeneralizedMetrics", "Metrics"]
+__all__ = ["EMPTY_BELOW", "PRECISION_AT", "GeneralizedMetrics", "Metrics", "iou"]
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 # gRefCOCO: a prediction of fewer set pixels counts as "no target".
@@ -21,6 +21,12 @@ def _overlap(predicted: np.ndarray, true: np.ndarray) -> tuple[int, int]:
         )
     p, t = predicted.astype(bool), true.astype(bool)
     return int(np.count_nonzero(p & t)), int(np.count_nonzero(p | t))
+
+
+def iou(predicted: np.ndarray, true: np.ndarray) -> float:
+    """I/U of two masks of one shape, from 0 to 1; 1 where both are empty."""
+    intersection, union = _overlap(predicted, true)
+    return intersection / union if union else 1.0
 
 
 class Metrics:

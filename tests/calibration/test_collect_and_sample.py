@@ -1,4 +1,4 @@
-"""Passes over data: what is observed, in which turns; and which pictures are chosen."""
+"""A pass over data: what is seen of each value; and which pictures are chosen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from tfanet.calibration import calibrate
 from tfanet.calibration.calibrator import measure_ranges
-from tfanet.calibration.collect import run_watched, turns
+from tfanet.calibration.collect import OUTSIDE, SAMPLE, Seen, Watched, stride_of
 from tfanet.calibration.graph import Graph
 from tfanet.calibration.qdq import activation_ranges
 from tfanet.calibration.sampler import choose
@@ -22,23 +22,75 @@ from tfanet.data import ReferDataset
 from tfanet.errors import InputError
 
 
-def test_watched_values_are_those_of_the_model(source, tools):
+def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source, tools):
     model = source.models["text.onnx"]
     names = activation_ranges(Graph(model), source.layers["text.onnx"])
-    rng = np.random.default_rng(0)
-    feeds = [{"token_ids": rng.integers(0, 49406, (1, 20))} for _ in range(3)]
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    outputs = list(run_watched(model, names, feeds, lambda n, x: seen[n].append(x)))
-    assert all(len(values) == 3 for values in seen.values()) and len(seen) == 4
-    name = names[2]
+    axes = {name: n % 3 - 1 for n, name in enumerate(names)}
     single = onnx.ModelProto()
     single.CopyFrom(model)
-    single.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    for feed, value, given in zip(feeds, seen[name], outputs, strict=True):
-        words, sentence, expected = tools.run(single, **feed)
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(given["word_features"], words, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(given["sentence_feature"], sentence, rtol=1e-5, atol=1e-6)
+    single.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    rng = np.random.default_rng(0)
+    watched = Watched(model, axes, names[:2], {})
+    for _ in range(3):
+        feed = {"token_ids": rng.integers(0, 49406, (1, 20))}
+        seen: dict[str, Seen] = {}
+        outputs = watched.run(feed, seen.__setitem__)
+        words, sentence, *values = tools.run(single, **feed)
+        assert list(seen) == names and len(names) == 4
+        for name, x in zip(names, values, strict=True):
+            rows = np.moveaxis(x, axes[name], 0).reshape(x.shape[axes[name]], -1)
+            assert seen[name].largest == pytest.approx(np.abs(x).max(), rel=1e-5)
+            np.testing.assert_allclose(seen[name].means, rows.mean(1), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(seen[name].sample, x.ravel(), rtol=1e-4, atol=1e-5)
+            if name in names[:2]:
+                np.testing.assert_allclose(seen[name].channels, np.abs(rows).max(1), rtol=1e-5)
+            else:
+                assert seen[name].channels is None
+        np.testing.assert_allclose(outputs["word_features"], words, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(outputs["sentence_feature"], sentence, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 14400, 128), (1, 96, 120, 120), (1, 3, 700, 500), (1, 5)])
+def test_a_sample_is_of_all_channels_alike(tools, shape):
+    size = int(np.prod(shape))
+    stride = stride_of(size)
+    assert np.gcd(stride, size) == 1 and -(-size // stride) <= SAMPLE
+    assert stride == 1 or -(-size // (stride - 1)) > SAMPLE or np.gcd(stride - 1, size) > 1
+    node = helper.make_node("Identity", ["x"], ["y"])
+    model = tools.make_model([node], {"x": list(shape)}, {"y": list(shape)}, {})
+    seen: dict[str, Seen] = {}
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    x.ravel()[-2] = -40  # between two elements of the sample, where there are such
+    Watched(model, {"x": 1}, [], {}).run({"x": x}, seen.__setitem__)
+    np.testing.assert_array_equal(seen["x"].sample, x.ravel()[::stride])
+    assert seen["x"].largest == 40 and seen["x"].stride == stride
+    for axis in range(1, len(shape)):
+        if stride > 1:
+            place = np.unravel_index(np.arange(0, size, stride), shape)[axis]
+            counts = np.bincount(place, minlength=shape[axis])
+            assert counts.max() <= counts.min() + 0.1 * counts.mean() + 2
+
+
+def test_an_open_shape_is_named(tools):
+    node = helper.make_node("Identity", ["x"], ["y"])
+    model = tools.make_model([node], {"x": ["batch", 3]}, {"y": ["batch", 3]}, {})
+    del model.graph.input[0].type.tensor_type.shape.dim[1]
+    model.graph.input[0].type.tensor_type.shape.dim.add()
+    with pytest.raises(InputError, match="shape of 'x' is not fixed"):
+        Watched(model, {"x": 1}, [], {})
+
+
+def test_weights_travel_beside_the_graph_and_the_model_stays(tools):
+    w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = tools.make_model(nodes, {"x": [2, 300]}, {"y": [2, 400]}, {"w": w, "small": w[:1]})
+    before = model.SerializeToString(deterministic=True)
+    assert w.nbytes > OUTSIDE  # large enough to be moved out
+    x = np.ones((2, 300), np.float32)
+    np.testing.assert_allclose(tools.run(model, x=x)[0], x @ w, rtol=1e-4, atol=1e-4)
+    assert model.SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -56,23 +108,6 @@ def test_an_activation_that_is_not_finite_names_its_layer(source, shapes, bad):
     message = str(caught.value)
     assert "\n" not in message and "NaN or infinite" in message
     assert "backbone.patch_embed.0" in message or layer.name in message
-
-
-def test_values_are_grouped_by_memory_and_ranges_do_not_depend_on_it(source, small, shapes):
-    graph = source.graphs()["image.onnx"]
-    names = activation_ranges(graph, source.layers["image.onnx"])
-    assert turns(graph, names, 1 << 40) == [names]
-    assert turns(graph, names, 1) == [[name] for name in names]
-    groups = turns(graph, names, 1 << 18)
-    assert [name for group in groups for name in group] == names
-    sizes = [sum(4 * np.prod(graph.shapes[name]) for name in group) for group in groups]
-    assert 1 < len(groups) < len(names) and max(sizes) <= 1 << 18
-    chosen = choose(shapes, "shapes", count=2)
-    whole, parts = (
-        measure_ranges(source, chosen, observer="percentile", memory=memory)
-        for memory in (1 << 30, 1 << 18)
-    )
-    assert whole == parts
 
 
 def test_the_choice_is_seeded_and_each_picture_comes_once(shapes):
@@ -121,7 +156,6 @@ def test_bad_counts_and_splits_are_one_line(shapes, small, tmp_path):
         lambda: choose(shapes, "shapes", "testA"),
         lambda: choose(tmp_path, "shapes"),
         lambda: calibrate(small, shapes, "shapes", observer="median"),
-        lambda: calibrate(small, shapes, "shapes", memory=0),
     ):
         with pytest.raises(InputError) as caught:
             call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tfanet.calibration.source import GRAPHS
 from tfanet.errors import GateError, InputError
 
 BASELINE = {"mIoU": 70.0, "P@0.9": 40.0}
+BOUND = {"mIoU": 0.5}
 
 
 def make_layers(count: int, seed: int = 0) -> tuple[list[Layer], dict[str, float]]:
@@ -46,11 +48,11 @@ def test_the_least_number_of_layers_is_found_with_few_evaluations(seed):
         return {"mIoU": 70.0 - drops[len(given_back)], "P@0.9": 40.0}
 
     bound = float(rng.uniform(0, drops[0] * 1.1))
-    result = search(layers, sensitivity, BASELINE, evaluate, max_drop=bound, min_share=0)
+    result = search(layers, sensitivity, BASELINE, evaluate, bounds={"mIoU": bound}, min_share=0)
     least = next(k for k in range(count + 1) if drops[k] <= bound)
     assert len(result.keep_float) == least
     assert list(result.keep_float) == ranked[:least]
-    assert result.drop == pytest.approx(drops[least]) and result.drop <= bound
+    assert result.drop == pytest.approx({"mIoU": drops[least]}) and drops[least] <= bound
     assert result.share == int8_share(layers, set(ranked[least:]))
     assert len(asked) == len(set(asked)) == result.evaluations == len(result.tried)
     assert result.evaluations <= 2 * math.log2(count) + 2
@@ -58,7 +60,7 @@ def test_the_least_number_of_layers_is_found_with_few_evaluations(seed):
 
 def test_one_evaluation_where_int8_is_good_enough():
     layers, sensitivity = make_layers(40)
-    result = search(layers, sensitivity, BASELINE, lambda _: {"mIoU": 69.9}, max_drop=0.5)
+    result = search(layers, sensitivity, BASELINE, lambda _: {"mIoU": 69.9}, bounds=BOUND)
     assert result.evaluations == 1 and result.keep_float == ()
 
 
@@ -69,19 +71,62 @@ def test_a_bound_that_cannot_be_met_says_what_can():
         return {"mIoU": 70.0 - 9.0 + 0.1 * len(given_back)}
 
     with pytest.raises(GateError) as caught:
-        search(layers, sensitivity, BASELINE, evaluate, max_drop=0.5, min_share=0.6)
+        search(layers, sensitivity, BASELINE, evaluate, bounds=BOUND, min_share=0.6)
     message = str(caught.value)
     ranked = sorted(sensitivity, key=lambda name: -sensitivity[name])
     most = max(k for k in range(31) if int8_share(layers, set(ranked[k:])) >= 0.6)
-    assert f"{9 - 0.1 * most:.2f} points with {most} layers" in message
+    assert f"{9 - 0.1 * most:.2f} points of mIoU with {most} layers" in message
     assert "--max-drop" in message and "\n" not in message
     with pytest.raises(GateError, match="below the 100% asked for"):
-        search(layers, sensitivity, BASELINE, evaluate, min_share=1.0)
+        search(layers, sensitivity, BASELINE, evaluate, bounds=BOUND, min_share=1.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_several_bounds_hold_at_once(seed):
+    """The result is the least number of layers at which every metric is within its bound."""
+    count = 40
+    layers, sensitivity = make_layers(count, seed)
+    rng = np.random.default_rng(200 + seed)
+    drops = {m: np.sort(rng.exponential(size=count + 1))[::-1] - 0.1 for m in BASELINE}
+    bounds = {metric: float(rng.uniform(0.2, 1.5)) for metric in BASELINE}
+
+    def evaluate(given_back):
+        return {m: BASELINE[m] - drops[m][len(given_back)] for m in BASELINE}
+
+    result = search(layers, sensitivity, BASELINE, evaluate, bounds=bounds, min_share=0)
+    alone = [
+        search(layers, sensitivity, BASELINE, evaluate, bounds={m: bound}, min_share=0)
+        for m, bound in bounds.items()
+    ]
+    assert len(result.keep_float) == max(len(one.keep_float) for one in alone)
+    assert set(result.drop) == set(bounds)
+    assert all(result.drop[metric] <= bounds[metric] for metric in bounds)
+    assert result.evaluations <= 2 * math.log2(count) + 2
+
+
+def test_the_bound_that_fails_is_the_one_to_loosen():
+    layers, sensitivity = make_layers(10)
+    bounds = {"mIoU": 0.5, "P@0.9": 1.0}
+    with pytest.raises(GateError) as caught:
+        search(
+            layers, sensitivity, BASELINE, lambda _: {"mIoU": 69.9, "P@0.9": 37.0}, bounds=bounds
+        )
+    message = str(caught.value)
+    assert "0.5 points of mIoU and 1 points of P@0.9" in message
+    assert re.search(r"allow --max-drop P@0.9=3.0[01], lower --min-share", message)
+    assert "--max-drop mIoU" not in message
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"metric": "mAP"}, {"metric": "gIoU"}, {"max_drop": -1}, {"max_drop": 101}, {"min_share": 2}],
+    [
+        {"bounds": {"mAP": 0.5}},
+        {"bounds": {"mIoU": 0.5, "gIoU": 0.5}},
+        {"bounds": {"mIoU": 0.5, "P@0.9": -1}},
+        {"bounds": {"mIoU": 101}},
+        {"bounds": {}},
+        {"bounds": BOUND, "min_share": 2},
+    ],
 )
 def test_bounds_that_make_no_sense_are_one_line(options):
     layers, sensitivity = make_layers(3)

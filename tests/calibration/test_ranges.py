@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from tfanet.calibration import Calibration, calibrate, diff
-from tfanet.calibration.calibrator import apply, model_facts, prepare
+from tfanet.calibration.calibrator import apply, measure_ranges, model_facts, prepare
+from tfanet.calibration.collect import open_model
 from tfanet.calibration.ranges import GraphRanges
 from tfanet.calibration.sampler import choose
 from tfanet.calibration.source import Source
@@ -25,23 +27,38 @@ def test_the_same_calibration_gives_the_same_bytes(calibration, small, shapes, t
     assert calibration.data["sent_ids"] == choose(shapes, "shapes", count=32).facts()["sent_ids"]
 
 
-def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes):
-    """Recomputed with every picture's values kept, at three places of the graph."""
-    measured = calibrate(small, shapes, "shapes", count=32, observer="minmax", smooth=False)
-    names = list(measured.graphs["image.onnx"].amax)
-    picked = [names[0], names[len(names) // 2], names[-1]]
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in picked}
+def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes, tools):
+    """Recomputed from the values themselves, at three places of the graph."""
     chosen = choose(shapes, "shapes", count=32)
-    source.observe(
-        lambda: chosen.tensors(small),
-        {"image.onnx": picked},
-        lambda _, name, x: kept[name].append(x.copy()),
-        memory=1 << 30,
-        count=32,
-    )
-    for name in picked:
-        largest = max(float(np.abs(x).max()) for x in kept[name])
-        assert measured.graphs["image.onnx"].amax[name] == pytest.approx(largest, rel=1e-6)
+    measured = measure_ranges(source, chosen, observer="minmax", smooth=False)
+    names = list(measured.graphs["image.onnx"].amax)
+    picked = [names[1], names[len(names) // 2], names[-1]]
+    model = onnx.ModelProto()
+    model.CopyFrom(source.models["image.onnx"])
+    kind = onnx.TensorProto.FLOAT
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in picked)
+    image, text = open_model(model), open_model(source.models["text.onnx"])
+    largest = np.zeros(3)
+    for picture, ids, mask in chosen.tensors(small):
+        words, sentence = text.run(None, {"token_ids": ids})
+        feed = {"image": picture, "word_features": words, "sentence_feature": sentence}
+        values = image.run(picked, {**feed, "word_mask": mask})
+        largest = np.maximum(largest, [np.abs(x).max() for x in values])
+    got = [measured.graphs["image.onnx"].amax[name] for name in picked]
+    np.testing.assert_allclose(got, largest, rtol=1e-5)
+
+
+def test_moved_channels_are_measured_as_they_will_be(source, shapes):
+    """Ranges and means of the migrated model, from values of the model as it is."""
+    chosen = choose(shapes, "shapes", count=6)
+    both = measure_ranges(source, chosen, observer="percentile")
+    assert any(any(e) for e in both.graphs["image.onnx"].smooth.values())
+    prepared, _ = prepare(source, both)
+    again = measure_ranges(prepared, chosen, observer="percentile", smooth=False)
+    for name, ranges in both.graphs.items():
+        assert ranges.amax == pytest.approx(again.graphs[name].amax, rel=1e-3)
+        for value, mean in ranges.means.items():
+            assert mean == pytest.approx(again.graphs[name].means[value], rel=1e-3, abs=1e-5)
 
 
 def test_another_model_or_image_size_is_refused(calibration, source):
@@ -99,18 +116,32 @@ def test_files_that_are_no_calibration_are_one_line(calibration, tmp_path):
     image = document["graphs"]["image.onnx"]
     name = next(iter(image["amax"]))
     bad_amax = {**document["graphs"], "image.onnx": {**image, "amax": {name: "wide"}}}
+    bad_splits = [
+        {**image, kind: {name: split}}
+        for kind, split in (
+            ("outliers", 3),
+            ("outliers", [[], [1.0, 2.0]]),
+            ("outliers", [[-1], [1.0, 2.0]]),
+            ("outliers", [[1], [1.0, "2"]]),
+            ("regions", [1.0]),
+            ("regions", [float("nan"), 2]),
+            ("regions", [1.0, 99]),
+        )
+    ]
     infinite = {**document["graphs"], "image.onnx": {**image, "amax": {name: float("inf")}}}
     texts = [
         "",
         "[]",
         "{",
-        broken(document, schema_version=2),
+        broken(document, schema_version=1),
+        broken(document, precision="int4"),
         broken(document, model=[]),
         broken(document, model={"preset": "x"}),
         broken(document, data={}),
         broken(document, graphs={"image.onnx": {}}),
         broken(document, graphs=bad_amax),
         broken(document, graphs=infinite),
+        *(broken(document, graphs={"image.onnx": bad}) for bad in bad_splits),
         json.dumps({key: value for key, value in document.items() if key != "observer"}),
     ]
     path = tmp_path / "bad.json"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image as PillowImage
 
@@ -65,6 +66,37 @@ def test_equal_to_python(
         some += native.mask.any() and not native.mask.all()
     # Masks that are neither empty nor full; the model takes red minus blue, so grey is even.
     assert some > 5 or kind == "GREY"
+
+
+def test_fp8_graphs_run_as_they_stand(
+    image_of: Any, open_runtime: Callable, bundle: Path, seal: Callable
+) -> None:
+    """ONNX Runtime's own fusion makes an integer product of them, which it then refuses."""
+    model = onnx.load(bundle / "image.onnx")
+    graph = model.graph
+    graph.node[-1].output[0] = "exact"
+    width = graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    kind = onnx.TensorProto.FLOAT8E4M3FN
+    eye = onnx.helper.make_tensor("eye", kind, [width, width], np.eye(width).ravel().tolist())
+    zero = onnx.helper.make_tensor("zero", kind, [], [0.0])
+    scales = (("fine", np.float32(0.01)), ("ones", np.ones(width, np.float32)))
+    graph.initializer.extend([eye, zero])
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(s), n) for n, s in scales)
+    output = graph.output[0].name
+    for op, inputs, result, more in (
+        ("QuantizeLinear", ["exact", "fine", "zero"], "q", {}),
+        ("DequantizeLinear", ["q", "fine", "zero"], "dq", {}),
+        ("DequantizeLinear", ["eye", "ones"], "weight_dq", {"axis": 1}),
+        ("MatMul", ["dq", "weight_dq"], output, {}),
+    ):
+        graph.node.append(onnx.helper.make_node(op, inputs, [result], **more))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, bundle / "image.onnx")
+    seal(bundle)
+    pixels = picture((97, 101), "RGB")
+    native = open_runtime(bundle).predict(image_of(pixels, "RGB"), TEXT)
+    assert_equal(native, Predictor(bundle, threads=1)(as_pillow(pixels, "RGB"), TEXT))
+    assert len(np.unique(native.logits)) <= 256  # no more numbers than FP8 has
 
 
 def test_transparency_as_in_pillow(

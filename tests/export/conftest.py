@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from tfanet.checkpoint import save_checkpoint
 from tfanet.config import TextConfig, TFANetConfig, preset
 from tfanet.export import export_bundle
+from tfanet.export.bundle_engine import add_engine
+from tfanet.export.engine import Profile
 from tfanet.model import TFANet
 from tfanet.runtime import Bundle
 
@@ -46,3 +49,18 @@ def checkpoint(model: TFANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def with_engine(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small bundle with an FP16 engine, its decoder in FP32."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed", exc_type=Exception)
+    folder = tmp_path_factory.mktemp("engines") / "bundle"
+    shutil.copytree(bundle.path, folder)
+    return add_engine(
+        folder,
+        target="tensorrt-rtx",
+        precision="fp16",
+        profile=Profile(1, 1, 2),
+        keep=["decoder.*"],
+    )

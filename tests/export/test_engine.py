@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export import engine as engine_module
 from tfanet.export.bundle_engine import add_engine
-from tfanet.export.engine import Profile, build_engine, engine_graph
+from tfanet.export.engine import Options, Profile, build_engine, engine_graph
 from tfanet.plugins.function_body import attach, count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle import BundleError
@@ -98,15 +98,13 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
         tmp_path / "deep" / "small.engine",
         target="tensorrt-rtx",
         profile=Profile(1, 2, 4),
-        compute=("8.9", "12.0"),
+        options=Options(compute=("8.9", "12.0"), level=2, weight_streaming=True),
         progress=lambda *step: phases.append(step),
     )
     plan = (tmp_path / "deep" / "small.engine").read_bytes()
     assert facts["bytes"] == len(plan) > 1000
     assert facts["library"] == "tensorrt_rtx" and facts["version"].count(".") >= 2
-    assert facts["profile"] == {"min": 1, "opt": 2, "max": 4}
-    assert facts["compute"] == ["8.9", "12.0"]
-    assert facts["layers"] >= 2 and facts["peak_bytes"] > 1e7
+    assert sum(facts["types"].values()) == facts["layers"] >= 2 and facts["peak_bytes"] > 1e7
     assert phases and all(0 <= step <= steps for _, step, steps in phases)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["small.engine"]
 
@@ -122,8 +120,14 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
         ),
         (small_model(batch=8), {"profile": Profile(1, 2, 4)}, "fixed batch 8, outside the profile"),
         (small_model(), {"target": "onnx"}, "target is 'onnx': choose one of tensorrt, "),
-        (small_model(), {"compute": ("9.0",)}, "compute capability '9.0' is unknown: 7.5, 8.0"),
-        (small_model(), {"timing_cache": "x"}, "tensorrt-rtx has no timing cache"),
+        (
+            small_model(),
+            {"options": Options(compute=("9.0",))},
+            "compute capability '9.0' is unknown: 7.5, 8.0",
+        ),
+        (small_model(), {"options": Options(timing_cache="x")}, "tensorrt-rtx has no timing cache"),
+        (small_model(), {"options": Options(level=6)}, "level is 6: the builder has 0 to 5"),
+        (small_model(), {"options": Options(hardware="ampere-plus")}, "choose the compute capab"),
     ],
 )
 def test_mistakes_are_told_in_a_line(tmp_path, model, options, words):
@@ -176,7 +180,9 @@ def test_a_crash_of_the_library_is_a_line(tmp_path, fake_library):
 def test_a_library_that_hangs_is_stopped(tmp_path, fake_library):
     fake_library("time.sleep(60)")
     with pytest.raises(GateError, match=r"not built within 2 s: allow more \(--timeout\)"):
-        build_engine(small_model(), tmp_path / "x.engine", target="tensorrt", timeout=2)
+        build_engine(
+            small_model(), tmp_path / "x.engine", target="tensorrt", options=Options(timeout=2)
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["library"]
 
 
@@ -195,19 +201,6 @@ def test_a_file_that_is_no_model(tmp_path):
         engine_module.load_graph(tmp_path / "bad.onnx")
 
 
-@pytest.fixture(scope="module")
-def with_engine(bundle, tmp_path_factory) -> Bundle:
-    folder = tmp_path_factory.mktemp("engines") / "bundle"
-    shutil.copytree(bundle.path, folder)
-    return add_engine(
-        folder,
-        target="tensorrt-rtx",
-        precision="fp16",
-        profile=Profile(1, 1, 2),
-        keep=["decoder.*"],
-    )
-
-
 @needs_rtx
 def test_a_bundle_holds_its_engines(with_engine, bundle):
     (record,) = with_engine.manifest.engines
@@ -223,6 +216,8 @@ def test_a_bundle_holds_its_engines(with_engine, bundle):
     assert any(row["why"] == "asked for by 'decoder.*'" for row in kept)
     assert any(row["op"] == "SelectiveScan" and row["nodes"] == 12 for row in kept)
     assert 0 < record["typed_graph"]["max_rel_error"] < 0.01
+    types = record["build"]["image.onnx"]["types"]
+    assert types["half"] > 100 and types["float"] > 100
     # The graphs, and so every runtime that reads them, are as before.
     assert with_engine.file("image.onnx").read_bytes() == bundle.file("image.onnx").read_bytes()
     Predictor(with_engine.path)(np.zeros((20, 30, 3), np.uint8), "the star")
@@ -258,7 +253,7 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(bundle, tmp_path):
     for options, error in (
         ({"precision": "fp8"}, InputError),
         ({"precision": "fp16", "keep": ["nowhere.*"]}, InputError),
-        ({"timeout": 0.01}, GateError),
+        ({"options": Options(timeout=0.01)}, GateError),
     ):
         with pytest.raises(error):
             add_engine(folder, target="tensorrt-rtx", **options)

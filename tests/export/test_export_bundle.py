@@ -20,7 +20,7 @@ from tfanet.config import preset
 from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
 from tfanet.export.onnx_export import export_image
-from tfanet.export.parity import check, check_bundle
+from tfanet.export.parity import bundle_backends, check, check_bundle
 from tfanet.model import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.plugins.function_body import count_scan_nodes
@@ -170,7 +170,7 @@ def test_parity_fails_for_other_weights_and_nothing_is_written(
 ):
     other = TFANet(model.config).eval()
     with pytest.raises(GateError, match=r"parity failed.*largest relative error"):
-        check(other, bundle.file("text.onnx"), bundle.file("image.onnx"), (64, 64))
+        check(other, bundle_backends(bundle), (64, 64))
     save_checkpoint(tmp_path / "other.safetensors", other)
     with pytest.raises(GateError):
         check_bundle(bundle.path, checkpoint=tmp_path / "other.safetensors")

@@ -603,3 +603,27 @@ def test_engines_need_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert done.stdout.strip() == "False"
+
+
+def test_engine_whose_plugin_is_in_a_library(cuda, add_engine, monkeypatch, tmp_path):
+    path = add_engine("tensorrt", plugin="library")
+    monkeypatch.setattr("tfanet.plugins.native._LIBRARIES", tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
+        Predictor(path, backend="tensorrt")
+    passed_over = Predictor(path).info()["passed_over"]
+    assert "libtfanet_trt.so has not been built" in passed_over["tensorrt-fp16"]
+
+    calls = []
+    monkeypatch.setattr("tfanet.runtime.engine.trt_library_path", lambda: tmp_path / "library")
+    monkeypatch.setattr(
+        "tfanet.runtime.engine.load_plugin_library", lambda trt, file: calls.append(file)
+    )
+    deserialize = Runtime.deserialize_cuda_engine
+    monkeypatch.setattr(
+        Runtime,
+        "deserialize_cuda_engine",
+        lambda self, plan: (calls.append("plan"), deserialize(self, plan))[1],
+    )
+    predictor = Predictor(path, backend="tensorrt")
+    assert calls == [tmp_path / "library", "plan"] * 2  # both graphs, the library first
+    assert predictor(picture(), SENTENCE).mask.shape == (40, 60)

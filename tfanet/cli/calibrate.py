@@ -1,4 +1,4 @@
-"""`tfanet calibrate`, and what `tfanet export --precision int8` adds to the export."""
+"""`tfanet calibrate`, and what `tfanet export --precision int8` and `fp8` add to the export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tfanet.cli.output import Verbs, add_data_options, add_verb, progress_line, table
 from tfanet.errors import InputError
 
-__all__ = ["add_int8_options", "add_verbs", "guard_options", "run_int8"]
+__all__ = ["add_int8_options", "add_verbs", "guard_options", "run_quantise"]
 
 SHOWN = 20  # rows of a table that may have hundreds
 
@@ -21,6 +21,7 @@ def add_verbs(verbs: Verbs) -> None:
     calibrate.add_argument("--output", help="the JSON file to write the ranges into")
     add_data_options(calibrate, required=False)
     calibrate.add_argument("--split", default="train")
+    calibrate.add_argument("--precision", default="int8", help="that ranges are for: int8 or fp8")
     _add_calibration_options(calibrate)
     actions = calibrate.add_subparsers(dest="action", metavar="diff")
     compare = add_verb(actions, "diff", run_diff)
@@ -29,18 +30,23 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_int8_options(export: argparse.ArgumentParser) -> None:
-    """The options of `tfanet export` that belong to INT8."""
-    int8 = export.add_argument_group("INT8 (--precision int8)")
+    """The options of `tfanet export` that belong to INT8 and FP8."""
+    int8 = export.add_argument_group("INT8 and FP8 (--precision int8, --precision fp8)")
     add_data_options(int8, required=False)
     int8.add_argument("--calibration", help="ranges made before, instead of new ones from --data")
     int8.add_argument("--calibration-split", default="train", help="split to take ranges from")
     _add_calibration_options(int8)
     int8.add_argument("--guard-split", default="val", help="split that the accuracy is measured on")
     int8.add_argument("--guard-count", type=int, default=500, help="pictures of it")
-    int8.add_argument("--max-drop", type=float, default=0.5, help="points that INT8 may lose")
-    int8.add_argument("--metric", default="mIoU", help="that may drop: mIoU, P@0.9 or gIoU")
     int8.add_argument(
-        "--min-share", type=float, default=0.5, help="least share of the arithmetic in INT8"
+        "--max-drop",
+        action="append",
+        metavar="[METRIC=]POINTS",
+        help="points that may be lost: 0.5 (of mIoU, the default), or P@0.9=1.0 or gIoU=0.5; "
+        "given several times, all hold at once",
+    )
+    int8.add_argument(
+        "--min-share", type=float, default=0.5, help="least share of the arithmetic to quantise"
     )
     int8.add_argument(
         "--int8-target",
@@ -68,10 +74,20 @@ def _add_calibration_options(parser: Any) -> None:
         default=True,
         help="correct biases for the mean error of rounded weights",
     )
+    parser.add_argument(
+        "--outliers",
+        action="store_true",
+        help="the text encoder's widest channels get a range of their own",
+    )
+    parser.add_argument(
+        "--dual-region",
+        action="store_true",
+        help="what GELU and softmax give gets two ranges, near zero and beyond",
+    )
 
 
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
-    """Measure the ranges of a bundle's activations on pictures, for INT8."""
+    """Measure the ranges of a bundle's activations on pictures, for INT8 or FP8."""
     from tfanet.calibration import calibrate
 
     missing = [name for name in ("bundle", "data", "output") if getattr(args, name) is None]
@@ -122,20 +138,27 @@ def run_diff(args: argparse.Namespace) -> tuple[Any, str]:
     return rows, f"{head}\n\n{table(('value', 'before', 'after', 'ratio'), shown)}"
 
 
-def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
+def run_quantise(args: argparse.Namespace) -> tuple[Any, str]:
     """Quantise a bundle, a checkpoint or a preset; exported to FP32 first where it is no bundle."""
-    from tfanet.calibration import calibrate, quantize_bundle
+    from tfanet.calibration import Calibration, calibrate, quantize_bundle
 
     if args.calibration is None and args.data is None:
         raise InputError(
-            "--precision int8 needs ranges of activations: give --data, or --calibration FILE made "
-            "by `tfanet calibrate`"
+            f"--precision {args.precision} needs ranges of activations: give --data, or "
+            "--calibration FILE made by `tfanet calibrate`"
         )
-    if args.target is not None:
+    if args.target is not None and args.int8_target == "onnxruntime":
         raise InputError(
-            "--precision int8 writes graphs, not engines: leave --target out, and build engines "
-            "from the INT8 bundle with `tfanet engine`"
+            "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
+            f"leave it out, or leave --target {args.target} out"
         )
+    known = Calibration.load(args.calibration) if args.calibration is not None else None
+    if known is not None and known.precision != args.precision:
+        raise InputError(
+            f"{args.calibration} holds ranges for {known.precision}, asked for is "
+            f"{args.precision}: calibrate with --precision {args.precision}"
+        )
+    guard = guard_options(args) if args.data is not None else None
     show = progress_line()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle
@@ -151,7 +174,7 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
                 opset=args.opset,
                 progress=show,
             )
-        calibration = args.calibration or calibrate(
+        calibration = known or calibrate(
             bundle,
             args.data,
             args.dataset,
@@ -165,7 +188,7 @@ def run_int8(args: argparse.Namespace) -> tuple[Any, str]:
             bundle,
             args.output,
             calibration,
-            guard_options(args) if args.data is not None else None,
+            guard,
             target=args.int8_target,
             progress=show,
         )
@@ -185,22 +208,41 @@ def guard_options(args: argparse.Namespace) -> Any:
         split=args.guard_split,
         count=args.guard_count,
         seed=args.seed,
-        metric=args.metric,
-        max_drop=args.max_drop,
+        bounds=dict(map(_bound, args.max_drop or ["0.5"])),
         min_share=args.min_share,
     )
+
+
+def _bound(text: str) -> tuple[str, float]:
+    """`P@0.9=1.0`, or the points of mIoU alone."""
+    metric, _, points = text.rpartition("=")
+    try:
+        return metric or "mIoU", float(points)
+    except ValueError:
+        raise InputError(
+            f"--max-drop is {text!r}: give points, such as 0.5, or METRIC=POINTS, such as P@0.9=1.0"
+        ) from None
 
 
 def _calibration_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(args, name)
-        for name in ("count", "seed", "observer", "smooth", "bias_correction")
+        for name in (
+            "precision",
+            "count",
+            "seed",
+            "observer",
+            "smooth",
+            "bias_correction",
+            "outliers",
+            "dual_region",
+        )
     }
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> str:
     """The most sensitive layers, and all that were given back."""
-    kinds = ("int8", "weights", "float")
+    kinds = dict.fromkeys(sorted(row["precision"] for row in layers))
     counts = ", ".join(
         f"{sum(row['precision'] == kind for row in layers)} {kind}" for kind in kinds
     )
@@ -219,24 +261,24 @@ def _layer_table(layers: list[dict[str, Any]]) -> str:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    certificate = report["certificate"]
-    speed, accuracy = certificate["speed"], certificate["accuracy"]
+    certificate, speed = report["certificate"], report["speed"]
+    accuracy, kind = certificate["accuracy"], certificate["precision"].upper()
+    times = ", ".join(f"{name} {value} ms" for name, value in speed["milliseconds"].items())
     lines = [
-        f"{certificate['int8_share']:.1%} of the arithmetic in INT8, "
+        f"{certificate['share']:.1%} of the arithmetic in {kind}, "
         f"{certificate['size_ratio']:.1%} of the size",
-        f"{speed['backend']}: FP32 {speed['fp32_ms']} ms, INT8 {speed['int8_ms']} ms, "
-        f"verdict: {speed['verdict']}",
+        f"{speed['backend']}: {times}",
+        *(f"verdict for {backend}: {verdict}" for backend, verdict in speed["verdicts"].items()),
     ]
     if accuracy:
         rows = [
-            (name, f"{value:.2f}", f"{accuracy['int8'][name]:.2f}")
+            (name, f"{value:.2f}", f"{accuracy['quantised'][name]:.2f}")
             for name, value in accuracy["fp32"].items()
         ]
+        lines += ["", table(("metric", "FP32", kind), rows), ""]
         lines += [
-            "",
-            table(("metric", "FP32", "INT8"), rows),
-            "",
-            f"{accuracy['metric']} dropped by {accuracy['drop']:.2f} points, "
-            f"{accuracy['max_drop']:g} allowed; {accuracy['evaluations']} evaluations",
+            f"{metric} dropped by {accuracy['drop'][metric]:.2f} points, {bound:g} allowed"
+            for metric, bound in accuracy["max_drop"].items()
         ]
+        lines.append(f"{accuracy['evaluations']} evaluations")
     return "\n".join(lines)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.calibrate import add_int8_options, guard_options, run_int8
+from tfanet.cli.calibrate import add_int8_options, guard_options, run_quantise
 from tfanet.cli.output import Verbs, add_data_options, add_verb, image_size, progress_line, table
 from tfanet.errors import InputError
 
@@ -20,7 +22,7 @@ def add_verbs(verbs: Verbs) -> None:
     source = export.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="a .safetensors or .pth file made by `tfanet train`")
     source.add_argument("--preset", help="tfanet-tiny (trained) or tfanet-base (random weights)")
-    source.add_argument("--bundle", help="an FP32 bundle, to make an INT8 one of")
+    source.add_argument("--bundle", help="an FP32 bundle, to quantise")
     export.add_argument("--output", required=True, help="the bundle directory to write")
     export.add_argument(
         "--function",
@@ -65,6 +67,17 @@ def add_verbs(verbs: Verbs) -> None:
         "bundle's engines; default: the first of them that can run here",
     )
 
+    bench = add_verb(verbs, "bench", run_bench, extra="runtime")
+    bench.add_argument("--bundle", required=True)
+    bench.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run")
+    bench.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
+    bench.add_argument("--runs", type=int, default=30, help="timed calls of each backend")
+    bench.add_argument("--warmup", type=int, default=3, help="calls before those")
+    bench.add_argument("--threads", type=int, help="of a run on the CPU (default: all cores)")
+    bench.add_argument(
+        "--checkpoint", help="the weights, if the bundle's preset does not hold them"
+    )
+
     parity = add_verb(verbs, "parity", run_parity)
     parity.add_argument("--bundle", required=True)
     parity.add_argument(
@@ -72,6 +85,14 @@ def add_verbs(verbs: Verbs) -> None:
         help="the weights to compare with, if the bundle's preset does not hold them",
     )
     add_data_options(parity, required=False)
+    parity.add_argument("--report", metavar="DIR", help="write parity.json and report.html there")
+    parity.add_argument(
+        "--picture",
+        nargs=2,
+        action="append",
+        metavar=("FILE", "TEXT"),
+        help="for the report; default: three pictures of the synthetic shapes",
+    )
 
 
 def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -83,7 +104,8 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of the engine: fp32, fp16 or bf16; or int8 (`tfanet export`): of the graphs",
+        help="of the engine: fp32, fp16 or bf16; or int8 or fp8 (`tfanet export`): of the graphs. "
+        "Of a quantised bundle's engine, that of the rest",
     )
     parser.add_argument("--profile", help="batch sizes of the engine: 4, or min,opt,max")
     parser.add_argument(
@@ -103,12 +125,30 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument("--range-data", help="a dataset whose pictures show what would overflow")
     parser.add_argument("--timing-cache", help="a file of tactic timings to use again (tensorrt)")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one engine")
+    parser.add_argument("--level", type=int, help="0 (fast build) to 5 (most tactics tried)")
+    parser.add_argument("--tf32", action="store_true", help="let FP32 products round to TF32")
+    parser.add_argument(
+        "--hardware", help="same-compute or ampere-plus: more GPUs than this one (tensorrt)"
+    )
+    parser.add_argument(
+        "--plugin",
+        help="the scan as a plugin (tensorrt): aot lies in the engine, library needs "
+        "libtfanet_trt.so wherever the engine runs; default: standard operators",
+    )
+    for flag, words in (
+        ("version-compatible", "later versions may load it"),
+        ("refit", "its weights can be replaced"),
+        ("strip-weights", "it holds no weights until it is refitted"),
+        ("weight-streaming", "its weights may stay in host memory"),
+    ):
+        parser.add_argument(f"--{flag}", action="store_true", help=words)
+    parser.add_argument("--inspect", metavar="DIR", help="write what each layer became (on a GPU)")
 
 
 def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
     """The bundle with the engine that the options ask for."""
     from tfanet.export.bundle_engine import add_engine
-    from tfanet.export.engine import Profile
+    from tfanet.export.engine import Options, Profile
 
     samples: list[tuple[Path, str]] = []
     if args.range_data:
@@ -122,11 +162,9 @@ def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
         target=args.target,
         precision=args.precision,
         profile=Profile.parse(args.profile) if args.profile else None,
-        compute=args.compute,
+        options=Options(**{field.name: getattr(args, field.name) for field in fields(Options)}),
         keep=args.keep,
         samples=samples,
-        timing_cache=args.timing_cache,
-        timeout=args.timeout,
         progress=progress_line(),
     )
 
@@ -157,11 +195,16 @@ def engine_table(manifest: dict[str, Any]) -> str:
 
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
-    if args.precision == "int8":
-        return run_int8(args)
+    if args.precision in ("int8", "fp8"):
+        result, text = run_quantise(args)
+        if args.target:
+            result["manifest"] = _build(args.output, args).manifest.to_dict()
+            text = f"{text}\n\n{engine_table(result['manifest'])}"
+        return result, text
     if args.bundle is not None:
         raise InputError(
-            "--bundle makes an INT8 bundle: add --precision int8, or give --checkpoint or --preset"
+            "--bundle makes a quantised bundle: add --precision int8 or fp8, or give --checkpoint "
+            "or --preset"
         )
     from tfanet.export import export_bundle
 
@@ -223,6 +266,48 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
     return result, text
 
 
+def run_bench(args: argparse.Namespace) -> tuple[Any, str]:
+    """Latency, throughput and memory of a bundle on every backend, beside PyTorch, in turn."""
+    from tfanet.bench import bench
+
+    options = ("backends", "batches", "runs", "warmup", "threads", "checkpoint")
+    report = bench(
+        args.bundle, **{name: getattr(args, name) for name in options}, progress=progress_line()
+    )
+    return report, bench_table(report)
+
+
+def bench_table(report: dict[str, Any]) -> str:
+    """The benchmark's report: a row for each call of each backend, and what was left out."""
+    rows = []
+    for name, result in report["candidates"].items():
+        sizes = (f"{result['peak_bytes'] / 1e6:.0f}", f"{result['file_bytes'] / 1e6:.1f}")
+        ratio = f"{result['ratio']:.2f}" if result["ratio"] else ""
+        for call, latency in result["latency"].items():
+            rate = result["images_per_second"].get(call.removeprefix("image, batch "))
+            speed = "" if rate is None else f"{rate:.1f}"
+            quantiles = (f"{latency[q]:.1f}" for q in ("p50", "p95", "p99"))
+            first = call.startswith("image") and bool(ratio)
+            rows.append((name, call, *quantiles, speed, ratio if first else "", *sizes))
+            ratio = "" if first else ratio
+            name, sizes = "", ("", "")
+    header = (
+        "backend",
+        "call",
+        "p50 ms",
+        "p95",
+        "p99",
+        "images/s",
+        "x eager",
+        "peak MB",
+        "file MB",
+    )
+    machine = report["machine"]
+    head = f"{machine['processor']}, {report['threads']} threads, {report['runs']} calls in turn"
+    skipped = "\n".join(f"{name}: {reason}" for name, reason in report["skipped"].items())
+    return f"{head}\n\n{table(header, rows)}\n\n{skipped}".rstrip()
+
+
 def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     """Compare a bundle with PyTorch on every backend that can run here; INT8 with its certificate.
 
@@ -232,13 +317,40 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         from tfanet.calibration import recheck
         from tfanet.runtime.bundle import Bundle
 
-        report = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
-        rows = [(report["metric"], *(f"{report[k]:.2f}" for k in ("certified", "measured")))]
-        return report, table(("metric", "certified", "measured here"), rows)
+        checked = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
+        rows = [
+            (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
+            for row in checked
+        ]
+        return checked, table(("metric", "certified", "measured here", "least"), rows)
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
-    return report, parity_table(report)
+    text = parity_table(report)
+    if args.report:
+        _write_report(args)
+        text += f"\n\n{args.report}/report.html"
+    return report, text
+
+
+def _write_report(args: argparse.Namespace) -> None:
+    from tfanet.data import ReferDataset, make_shapes
+    from tfanet.export.report import write_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = args.picture
+        if not pictures:
+            make_shapes(folder, train=0, val=3, testA=0, testB=0)
+            refs = ReferDataset(folder).refs
+            first = {ref.image_path: ref.sentences[0] for ref in reversed(refs)}
+            pictures = sorted(first.items())
+        write_report(
+            args.bundle,
+            args.report,
+            pictures,
+            checkpoint=args.checkpoint,
+            progress=progress_line(),
+        )
 
 
 def parity_table(report: dict[str, Any]) -> str:

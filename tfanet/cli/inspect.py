@@ -107,10 +107,10 @@ def _manifest_text(manifest: dict[str, Any]) -> str:
     ]
     certificate = parity.get("certificate")
     if certificate:
-        rows.append(("arithmetic in INT8", f"{certificate['int8_share']:.1%}"))
+        kind = certificate["precision"].upper()
+        rows.append((f"arithmetic in {kind}", f"{certificate['share']:.1%}"))
         accuracy = certificate["accuracy"]
-        if accuracy:
-            metric = accuracy["metric"]
+        for metric in accuracy["max_drop"] if accuracy else ():
             rows.append((f"{metric} in FP32", f"{accuracy['fp32'][metric]:.2f}"))
-            rows.append((f"{metric} in INT8", f"{accuracy['int8'][metric]:.2f}"))
+            rows.append((f"{metric} in {kind}", f"{accuracy['quantised'][metric]:.2f}"))
     return table(("fact", "value"), rows)

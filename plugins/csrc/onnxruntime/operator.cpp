@@ -98,11 +98,17 @@ OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec
 }
 
 Operator::Operator(const OperatorSpec& spec_of_all, ONNXTensorElementDataType sequence_type,
-                   ONNXTensorElementDataType weight_type)
-    : OrtCustomOp{}, spec(&spec_of_all), sequence(sequence_type), weight(weight_type) {
+                   ONNXTensorElementDataType weight_type, Provider provider_of_op)
+    : OrtCustomOp{},
+      spec(&spec_of_all),
+      sequence(sequence_type),
+      weight(weight_type),
+      provider(provider_of_op) {
   version = kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).spec->name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
+    return self(op).provider == Provider::kCuda ? "CUDAExecutionProvider" : nullptr;
+  };
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).spec->inputs; };
   GetInputType = [](const OrtCustomOp* op, size_t index) {
     return self(op).spec->input[index].weight ? self(op).weight : self(op).sequence;

@@ -63,14 +63,18 @@ struct Operands {
 OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec,
                        Operands& operands);
 
-// An operator for one pair of element types: of most inputs and the output, and of the weights.
+enum class Provider { kCpu, kCuda };
+
+// An operator for one provider and pair of element types: of most inputs and the output, and of the
+// weights.
 // What remains to be set are CreateKernelV2, KernelComputeV2 and KernelDestroy.
 struct Operator : OrtCustomOp {
   Operator(const OperatorSpec& spec, ONNXTensorElementDataType sequence,
-           ONNXTensorElementDataType weight);
+           ONNXTensorElementDataType weight, Provider provider = Provider::kCpu);
 
   const OperatorSpec* spec;
   ONNXTensorElementDataType sequence, weight;
+  Provider provider;
 };
 
 inline const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }

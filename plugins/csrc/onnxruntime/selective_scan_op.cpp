@@ -1,10 +1,14 @@
 // The operator tfanet::SelectiveScan, version 1, for ONNX Runtime: the kernel of selective_scan.h
-// on the session's own threads.
+// on the session's own threads, or, built with CUDA and on the CUDA execution provider, the one of
+// selective_scan_cuda.h on the session's stream.
 #include <algorithm>
 #include <new>
 
 #include "../selective_scan.h"
 #include "operator.h"
+#ifdef TFANET_WITH_CUDA
+#include "../cuda/selective_scan_cuda.h"
+#endif
 
 namespace tfanet_ort {
 namespace {
@@ -56,18 +60,9 @@ void run_part(void* work_of_all, size_t part) {
   tfanet::run_forward(work.args, work.units * p / work.parts, work.units * (p + 1) / work.parts);
 }
 
-OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
-  const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
-  Operands operands;
-  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
+OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operands& operands,
+                   void* y) {
   const int64_t* sizes = operands.sizes;
-  const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
-  OrtValue* output = nullptr;
-  void* y = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, shape, 3, &output));
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
-  if (shape[0] == 0 || shape[1] == 0 || shape[2] == 0) return nullptr;
-
   tfanet::ScanArgs args{};
   args.batch = sizes[kBatch];
   args.dim = sizes[kDim];
@@ -104,9 +99,66 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
   return g_api->KernelContext_ParallelFor(context, run_part, parts, parts, &work);
 }
 
+#ifdef TFANET_WITH_CUDA
+tfanet::ScanType cuda_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return tfanet::ScanType::kFloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return tfanet::ScanType::kBFloat16;
+    default:
+      return tfanet::ScanType::kFloat32;
+  }
+}
+
+OrtStatus* run_cuda(const Kernel& kernel, OrtKernelContext* context, const Operands& operands,
+                    void* y) {
+  tfanet::ScanCall call{};
+  call.u = operands.data[kU];
+  call.delta = operands.data[kDelta];
+  call.A = operands.data[kA];
+  call.B = operands.data[kB];
+  call.C = operands.data[kC];
+  call.D = operands.data[kD];
+  call.z = operands.data[kZ];
+  call.delta_bias = operands.data[kDeltaBias];
+  call.y = y;
+  call.batch = operands.sizes[kBatch];
+  call.dim = operands.sizes[kDim];
+  call.length = operands.sizes[kLength];
+  call.groups = operands.sizes[kGroups];
+  call.states = operands.sizes[kState];
+  call.io = cuda_type(kernel.op.sequence);
+  call.weight = cuda_type(kernel.op.weight);
+  call.softplus = kernel.delta_softplus;
+  void* stream = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetGPUComputeStream(context, &stream));
+  const char* why = tfanet::launch_selective_scan(call, static_cast<cudaStream_t>(stream));
+  return why == nullptr ? nullptr : failure(kSpec, ORT_FAIL, "%s", why);
+}
+#endif
+
+OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
+  Operands operands;
+  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
+  const int64_t* sizes = operands.sizes;
+  const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
+  OrtValue* output = nullptr;
+  void* y = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, shape, 3, &output));
+  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+  if (shape[0] == 0 || shape[1] == 0 || shape[2] == 0) return nullptr;
+#ifdef TFANET_WITH_CUDA
+  if (kernel.op.provider == Provider::kCuda) return run_cuda(kernel, context, operands, y);
+#endif
+  return run_cpu(kernel, context, operands, y);
+}
+
 struct SelectiveScanOp : Operator {
-  SelectiveScanOp(ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type)
-      : Operator(kSpec, sequence_type, weight_type) {
+  SelectiveScanOp(ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type,
+                  Provider provider_of_op = Provider::kCpu)
+      : Operator(kSpec, sequence_type, weight_type, provider_of_op) {
     CreateKernelV2 = create_kernel;
     KernelComputeV2 = compute;
     KernelDestroy = destroy_kernel;
@@ -120,8 +172,21 @@ OrtStatus* add_selective_scan(OrtCustomOpDomain* domain) {
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
   constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  static SelectiveScanOp ops[] = {{kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat},
-                                  {kHalf, kHalf},   {kBrain, kFloat},   {kBrain, kBrain}};
+  static SelectiveScanOp ops[] = {
+      {kFloat, kFloat},
+      {kDouble, kDouble},
+      {kHalf, kFloat},
+      {kHalf, kHalf},
+      {kBrain, kFloat},
+      {kBrain, kBrain},
+#ifdef TFANET_WITH_CUDA
+      {kFloat, kFloat, Provider::kCuda},
+      {kHalf, kFloat, Provider::kCuda},
+      {kHalf, kHalf, Provider::kCuda},
+      {kBrain, kFloat, Provider::kCuda},
+      {kBrain, kBrain, Provider::kCuda},
+#endif
+  };
   for (SelectiveScanOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
   return nullptr;
 }

@@ -140,9 +140,20 @@ Session::Session(const OnnxRuntime& onnxruntime, const FileBytes& file,
     }
   }
   OrtSession* session = nullptr;
-  try {
+  const auto create = [&] {
     onnxruntime.check(api.CreateSessionFromArray(&onnxruntime.environment(), file.data.get(),
                                                  file.size, made, &session));
+  };
+  try {
+    try {
+      create();
+    } catch (const Error& error) {
+      if (!contains(error.what(), "float8")) throw;
+      // ONNX Runtime fuses FP8 Q/DQ nodes as if they were INT8, and then refuses its own graph. As
+      // they stand it computes them.
+      onnxruntime.check(api.AddSessionConfigEntry(made, "session.disable_quant_qdq", "1"));
+      create();
+    }
   } catch (const Error& error) {
     const std::string message = error.what();
     if (error.status == TFANET_OUT_OF_MEMORY) throw;

@@ -1,0 +1,304 @@
+"""`export_onnx`: a user's own selective-scan model to one ONNX file, compared with PyTorch."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tfanet.checkpoint import load_weights
+from tfanet.errors import InputError
+from tfanet.export.factory import load_factory, reason
+from tfanet.export.input_spec import BATCH, InputSpec, draw, parse_inputs
+from tfanet.export.loading import loading_instructions
+from tfanet.export.model_parity import ModelCase, check_file, compare_original, to_array
+from tfanet.export.onnx_export import (
+    EXAMPLE_BATCH,
+    IR_VERSION,
+    OPSETS,
+    export_graph,
+    graph_interface,
+)
+from tfanet.plugins import attach, exportable
+from tfanet.plugins.function_body import KINDS, count_scan_nodes
+from tfanet.plugins.function_nodes import DOMAIN
+from tfanet.plugins.standins import Standins
+
+__all__ = ["export_onnx"]
+
+Progress = Callable[[str, int, int], None]
+STEPS = 4
+SEED = 0
+_LARGEST_FILE = 2**31 - 1  # of a protobuf message
+
+
+class _Flat(nn.Module):
+    """The user's model with positional inputs and a flat tuple of tensors as its result."""
+
+    def __init__(self, model: nn.Module, specs: Sequence[InputSpec]) -> None:
+        super().__init__()
+        self.model = model
+        parameters = inspect.signature(model.forward).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._names = [
+            spec.name if spec.argument and (anything or spec.name in parameters) else None
+            for spec in specs
+        ]
+
+    def call(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        pairs = list(zip(self._names, values, strict=True))
+        positional = [value for name, value in pairs if name is None]
+        return _named_tensors(self.model(*positional, **{n: v for n, v in pairs if n is not None}))
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.call(values).values())
+
+
+def export_onnx(
+    model: nn.Module | str,
+    output: str | Path,
+    *,
+    input: str | Sequence[str],
+    function: str = "sequential",
+    checkpoint: str | Path | None = None,
+    dynamic_batch: bool = True,
+    opset: int = 20,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Export any model that uses a known selective scan, and prove that it computes the same.
+
+    The model runs inside `tfanet.plugins.exportable()`; where mamba-ssm and its like are not
+    installed, stand-ins let it load. The file is compared in ONNX Runtime with PyTorch, with our
+    library and without, at two batch sizes and at sizes of open axes that the export has not seen.
+
+    Args:
+        model: a module, or "package.module:factory" of a module or of a function that makes one.
+        output: the ONNX file to write.
+        input: one or more of "[NAME:]1x3x224x224[:DTYPE]"; one that is named as a parameter of
+            `forward` is passed by that. An axis written "height=224" stays open.
+        function: the scan in standard operators: "sequential", "parallel" or "none".
+        checkpoint: a .safetensors or .pth file of the weights.
+        dynamic_batch: leave the first axis of every input open, as "batch".
+        opset: 18 to 23. overwrite: replace a file that is there.
+
+    Returns:
+        path, size, opset, function, inputs, outputs; nodes: total and the names of the scans;
+        routed: entry points that our operator stands in for; parity: cases and max_rel_error;
+        original: the model's own code beside our operator, where it runs here; library: where ours
+        is; loading: what to type, by runtime.
+
+    Raises:
+        InputError: for a bad option, a model that can't be found, run or exported, that holds no
+            scan, or an output that exists. MissingDependencyError: for a package that it needs.
+        GateError: where a result differs by more than 1e-4, or the model's own code by more than
+            1e-3; nothing is written then.
+    """
+    target = Path(output).absolute()
+    _check_options(target, function, opset, overwrite)
+    specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
+    report = progress or (lambda *_: None)
+    standins = Standins()
+    standins.add()
+    try:
+        module = load_factory(model) if isinstance(model, str) else model
+        if checkpoint is not None:
+            load_weights(module, checkpoint)
+        flat = _Flat(module.cpu().eval(), specs)
+        report("running the model", 1, STEPS)
+        first = draw([spec.resized({BATCH: 1}) for spec in specs], SEED)
+        original = _run_original(flat, first)
+        with exportable() as routed:
+            outputs = _run(flat, first, specs)
+            own = compare_original(original, outputs)
+            cases = list(_make_cases(flat, specs))
+            report("exporting", 2, STEPS)
+            graph = _trace(flat, specs, list(outputs), opset, routed)
+    finally:
+        standins.remove()
+    scans = [n.name or n.output[0] for n in graph.graph.node if n.domain == DOMAIN]
+    graph = attach(graph, function)
+    graph.ir_version = IR_VERSION
+    with _written(graph, target) as part:
+        report("comparing with PyTorch", 3, STEPS)
+        library, parity = check_file(part, cases, list(outputs))
+        report("writing", 4, STEPS)
+    return {
+        "path": str(target),
+        "size": target.stat().st_size,
+        "opset": opset,
+        "function": function,
+        "inputs": graph_interface(graph.graph.input),
+        "outputs": graph_interface(graph.graph.output),
+        "nodes": {"total": len(graph.graph.node), "scans": scans},
+        "routed": list(routed),
+        "parity": parity,
+        "original": own,
+        "library": None if library is None else str(library),
+        "loading": loading_instructions(target, function, library, specs),
+    }
+
+
+def _check_options(target: Path, function: str, opset: int, overwrite: bool) -> None:
+    if function not in KINDS:
+        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
+    if opset not in OPSETS:
+        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise InputError(f"{target} exists: name another file, or give --overwrite")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: its directory does not exist; create it first")
+
+
+class _Spy(TorchDispatchMode):
+    """Sees whether our operator is called."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= func is torch.ops.tfanet.selective_scan.default
+        return func(*args, **(kwargs or {}))
+
+
+def _run_original(flat: _Flat, values: Sequence[Tensor]) -> dict[str, Tensor] | str:
+    """The model's own outputs, or why there are none to compare with."""
+    try:
+        with torch.no_grad(), _Spy() as spy:
+            outputs = flat.call(values)
+    except Exception as error:  # most kernels want a GPU, and say so in many ways
+        return reason(error)
+    return "it calls our operator itself, or through a stand-in" if spy.seen else outputs
+
+
+def _run(flat: _Flat, values: Sequence[Tensor], specs: Sequence[InputSpec]) -> dict[str, Tensor]:
+    try:
+        with torch.no_grad():
+            outputs = flat.call(values)
+    except Exception as error:
+        given = ", ".join(map(str, specs))
+        hint = "" if isinstance(error, InputError) else "; check --input"
+        raise InputError(f"the model fails on the input {given}: {reason(error)}{hint}") from error
+    if not outputs:
+        raise InputError("the model returns no tensor: give a factory of one that does")
+    return outputs
+
+
+def _make_cases(flat: _Flat, specs: Sequence[InputSpec]) -> Iterator[ModelCase]:
+    """Random inputs of batch 1 and 2, and of every open axis at another size."""
+    sizes = {name: spec.sizes[axis] for spec in specs for axis, name in spec.axes}
+    chosen = [{BATCH: 1}, {BATCH: 2}] if BATCH in sizes else [{}]
+    others = {name: _next_size(size) for name, size in sizes.items() if name != BATCH}
+    if others:
+        chosen.append({**chosen[0], **others})
+    for seed, sizes in enumerate(chosen):
+        resized = [spec.resized(sizes) for spec in specs]
+        values = draw(resized, seed)
+        expected = tuple(map(to_array, _run(flat, values, resized).values()))
+        name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "as given"
+        yield ModelCase(name, values, expected)
+
+
+def _next_size(size: int) -> int:
+    """The next size that is divisible by what this one is, up to 32: 224 to 256, 50 to 52."""
+    return size + min(size & -size, 32)
+
+
+def _trace(
+    flat: _Flat, specs: Sequence[InputSpec], outputs: list[str], opset: int, routed: Sequence[str]
+) -> onnx.ModelProto:
+    example = draw([spec.resized({BATCH: EXAMPLE_BATCH}) for spec in specs], SEED)
+    shapes = (tuple(dict(spec.axes) for spec in specs),) if any(s.axes for s in specs) else None
+    names = [spec.name for spec in specs]
+    logging.disable(logging.CRITICAL)  # the exporter logs whole graphs before it raises
+    try:
+        graph = export_graph(flat, example, names, outputs, shapes, opset)
+    except Exception as error:
+        raise InputError(f"the model can't be exported: {_explain(error, specs)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if not count_scan_nodes(graph):
+        known = ", ".join(routed) if routed else "none is imported"
+        raise InputError(
+            f"the model holds no selective scan: no known entry point was called ({known}); call "
+            "tfanet.plugins.selective_scan in it, or export it with torch.onnx"
+        )
+    return graph
+
+
+def _explain(error: BaseException, specs: Sequence[InputSpec]) -> str:
+    """The cause of an exporter's error in one line, in terms of the user's inputs and files."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    fixed = re.search(
+        r"static shape of (\d+) for dimension inputs\['values'\]\[(\d+)\].shape\[(\d+)", text
+    )
+    if fixed is not None:
+        spec, axis = specs[int(fixed[2])], int(fixed[3])
+        how = (
+            "--no-dynamic-batch" if dict(spec.axes).get(axis) == BATCH else "a size without a name"
+        )
+        return (
+            f"its code fixes axis {axis} of the input {spec.name!r}, which was to stay open, at "
+            f"{fixed[1]}: give {how}"
+        )
+    place = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+)', text)
+    where = f" ({place[1]}, line {place[2]})" if place else _place(error)
+    if "data-dependent" in text:
+        return f"its control flow depends on values of the inputs{where}; use torch.where there"
+    return f"{reason(error)}{where}"
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the user's code that an error went through last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if not re.search(r"[/\\](torch|tfanet|export|plugins|onnx\w*)[/\\]", f.filename)
+    ]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+@contextmanager
+def _written(graph: onnx.ModelProto, target: Path) -> Iterator[Path]:
+    """The file under another name beside its place, which it takes at the end without an error."""
+    size = graph.ByteSize()
+    if size > _LARGEST_FILE:
+        raise InputError(
+            f"the model takes {size / 1e9:.1f} GB, and one ONNX file holds at most 2.1"
+        )
+    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        part.write_bytes(graph.SerializeToString(deterministic=True))
+        onnx.checker.check_model(part, full_check=True)
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _named_tensors(result: Any) -> dict[str, Tensor]:
+    """All tensors of a model's result by name: its keys, else output, output_0, output_1, ..."""
+    if isinstance(result, Tensor):
+        return {"output": result}
+    items = result.items() if isinstance(result, Mapping) else enumerate(pytree.tree_leaves(result))
+    found: dict[str, Tensor] = {}
+    for key, value in items:
+        name = key if isinstance(key, str) else f"output_{key}"
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        for index, leaf in enumerate(leaves):
+            found[name if len(leaves) == 1 else f"{name}_{index}"] = leaf
+    return found

@@ -1,0 +1,87 @@
+# Finds NvInferRuntime.h of TensorRT 10.9 or newer. In this order: 1. -DTENSORRT_ROOT=DIR, or the
+# environment variable; 2. the system; 3. the public repository at a pinned tag, only where
+# -DTFANET_FETCH_TENSORRT_HEADERS=ON asks for it. Headers are all that is needed: nothing links
+# against libnvinfer.
+
+set(TENSORRT_ROOT "$ENV{TENSORRT_ROOT}" CACHE PATH "Folder of TensorRT: include/NvInferRuntime.h")
+option(TFANET_FETCH_TENSORRT_HEADERS "Fetch the headers of TensorRT if they are missing" OFF)
+set(TFANET_TENSORRT_RELEASE v11.1 CACHE STRING "Tag of github.com/NVIDIA/TensorRT to fetch")
+
+function(tfanet_tensorrt_version result folder)
+  set(${result} "" PARENT_SCOPE)
+  if(NOT EXISTS ${folder}/NvInferVersion.h)
+    return()
+  endif()
+  # NV_TENSORRT_MAJOR is a number, or the name of a macro before it that is one.
+  set(version "")
+  foreach(part IN ITEMS MAJOR MINOR)
+    set(number "")
+    foreach(name IN ITEMS NV_TENSORRT_${part} TRT_${part}_ENTERPRISE)
+      file(STRINGS ${folder}/NvInferVersion.h line REGEX "#define ${name} +[0-9]")
+      if(line MATCHES "${name} +([0-9]+)")
+        set(number ${CMAKE_MATCH_1})
+      endif()
+    endforeach()
+    string(APPEND version ".${number}")
+  endforeach()
+  string(SUBSTRING "${version}" 1 -1 version)
+  set(${result} "${version}" PARENT_SCOPE)
+endfunction()
+
+function(tfanet_fetch_tensorrt_headers folder)
+  set(archive ${folder}/${TFANET_TENSORRT_RELEASE}.tar.gz)
+  file(DOWNLOAD
+    https://github.com/NVIDIA/TensorRT/archive/refs/tags/${TFANET_TENSORRT_RELEASE}.tar.gz
+    ${archive} TIMEOUT 600 INACTIVITY_TIMEOUT 15 TLS_VERIFY ON STATUS status)
+  list(GET status 0 code)
+  if(code EQUAL 0)
+    file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${folder} PATTERNS "*/include/*")
+  endif()
+  file(REMOVE ${archive})
+endfunction()
+
+# Sets `result` to the folder of NvInferRuntime.h, or to an empty string and `reason` to why.
+function(tfanet_find_tensorrt_headers result reason)
+  set(fetched ${CMAKE_CURRENT_BINARY_DIR}/headers)
+  if(TENSORRT_ROOT)
+    set(folder ${TENSORRT_ROOT}/include)
+    if(NOT EXISTS ${folder}/NvInferRuntime.h)
+      message(FATAL_ERROR "TENSORRT_ROOT=${TENSORRT_ROOT} holds no include/NvInferRuntime.h")
+    endif()
+  else()
+    unset(TFANET_TRT_SYSTEM CACHE)
+    find_path(TFANET_TRT_SYSTEM NvInferRuntime.h
+      PATH_SUFFIXES ${CMAKE_LIBRARY_ARCHITECTURE} tensorrt
+      PATHS /usr/local/tensorrt/include /opt/tensorrt/include)
+    mark_as_advanced(TFANET_TRT_SYSTEM)
+    set(folder ${TFANET_TRT_SYSTEM})
+    if(NOT folder AND TFANET_FETCH_TENSORRT_HEADERS)
+      file(GLOB header ${fetched}/*/include/NvInferRuntime.h)
+      if(NOT header)
+        tfanet_fetch_tensorrt_headers(${fetched})
+        file(GLOB header ${fetched}/*/include/NvInferRuntime.h)
+      endif()
+      if(header)
+        get_filename_component(folder ${header} DIRECTORY)
+      endif()
+    endif()
+  endif()
+  set(${result} "" PARENT_SCOPE)
+  if(NOT folder)
+    if(TFANET_FETCH_TENSORRT_HEADERS)
+      set(${reason} "the headers of TensorRT ${TFANET_TENSORRT_RELEASE} could not be fetched; \
+give -DTENSORRT_ROOT=DIR" PARENT_SCOPE)
+    else()
+      set(${reason} "no headers of TensorRT (give -DTENSORRT_ROOT=DIR, or fetch them with \
+-DTFANET_FETCH_TENSORRT_HEADERS=ON)" PARENT_SCOPE)
+    endif()
+    return()
+  endif()
+  tfanet_tensorrt_version(version ${folder})
+  if(NOT version VERSION_GREATER_EQUAL 10.9)
+    set(${reason} "${folder} is of TensorRT ${version}, 10.9 or newer is needed" PARENT_SCOPE)
+    return()
+  endif()
+  message(STATUS "Headers of TensorRT ${version}: ${folder}")
+  set(${result} ${folder} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,325 @@
+"""The scan kernel for the GPU: compiled by NVRTC, and launched through the driver by cuda.bindings.
+
+Nothing here is linked against PyTorch, and PyTorch is not imported: operands are addresses. The
+CUDA sources are those of the C++ libraries, in csrc/cuda.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tfanet.errors import InputError, MissingDependencyError
+
+__all__ = ["MAX_STATES", "OPERANDS", "ScanKernel", "enqueue", "launch_geometry", "ptx"]
+
+MAX_STATES = 64
+# The kernel's pointers in order: those that are there, then batch, dim, length, groups, then y.
+OPERANDS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
+
+_TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
+_SOURCES = Path(__file__).resolve().parent / "csrc" / "cuda"
+_MAIN = "selective_scan_entry.cu"
+_HEADERS = ("selective_scan.cuh", "scan_launch.h", "scan_types.cuh")
+_NAME = "tfanet_selective_scan"
+
+# As in csrc/cuda/scan_launch.h.
+_MAX_LANES, _MAX_ROWS, _THREADS, _BLOCKS = 256, 8, 131072, 256
+# Positions in a row are 32-bit, and run past its end by at most one tile.
+_MAX_SIZE = 2**31 - 2**17
+
+
+@dataclass(frozen=True)
+class ScanKernel:
+    """What one kernel is compiled for.
+
+    Attributes:
+        io: "float32", "float16" or "bfloat16", the type of u, delta, B, C, z and y.
+        weight: "float32" or `io`, the type of A, D and delta_bias.
+        states: N, from 1 to 64.
+
+    Raises:
+        InputError: naming the field that does not fit.
+    """
+
+    io: str
+    weight: str
+    states: int
+    has_D: bool
+    has_bias: bool
+    has_z: bool
+    softplus: bool
+
+    def __post_init__(self) -> None:
+        if self.io not in _TYPES:
+            raise InputError(
+                f"selective_scan on CUDA: u is {self.io}, expected one of {', '.join(_TYPES)}; "
+                "cast it"
+            )
+        if self.weight not in ("float32", self.io):
+            raise InputError(
+                f"selective_scan on CUDA: A is {self.weight}, expected float32 or {self.io} as u; "
+                "cast it"
+            )
+        if not 1 <= self.states <= MAX_STATES:
+            raise InputError(
+                f"selective_scan on CUDA: A has N = {self.states}, expected from 1 to {MAX_STATES}"
+            )
+
+    def operands(self) -> tuple[str, ...]:
+        """The names of `OPERANDS` that the kernel takes."""
+        absent = {"D": not self.has_D, "delta_bias": not self.has_bias, "z": not self.has_z}
+        return tuple(name for name in OPERANDS if not absent.get(name, False))
+
+    def macros(self) -> list[str]:
+        values = {
+            "IO": _TYPES[self.io],
+            "STATES": self.states,
+            "NARROW_WEIGHTS": int(self.weight != "float32"),
+            "D": int(self.has_D),
+            "BIAS": int(self.has_bias),
+            "Z": int(self.has_z),
+            "SOFTPLUS": int(self.softplus),
+        }
+        return [f"--define-macro=TFANET_{name}={value}" for name, value in values.items()]
+
+
+def launch_geometry(
+    batch: int, dim: int, length: int, io: str, states: int
+) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
+    """Grid, block and bytes of dynamic shared memory for u of shape (batch, dim, length).
+
+    `scan_launch` of csrc/cuda/scan_launch.h in Python. Only the grid must fit the call: the kernel
+    is right for every block (32 k, rows, 1) of at most 256 threads and 8 rows, and for a grid of
+    ceil(batch dim / rows).
+
+    Raises:
+        InputError: a size that is not positive or too large for one launch.
+    """
+    kernel = ScanKernel(io, io, states, False, False, False, False)
+    for name, size in {"batch": batch, "dim": dim, "length": length}.items():
+        if not 1 <= size <= _MAX_SIZE:
+            raise InputError(
+                f"selective_scan on CUDA: {name} is {size}, expected from 1 to {_MAX_SIZE}"
+            )
+    rows, vector = batch * dim, 4 if kernel.io == "float32" else 8
+    if rows > _MAX_SIZE:
+        raise InputError(
+            f"selective_scan on CUDA: batch x dim is {rows}, expected at most {_MAX_SIZE}"
+        )
+    items = vector if states == 1 else 8
+    steps = length + (vector - 1 if length % vector else 0)
+    lanes = 32
+    while lanes < _MAX_LANES and lanes * rows < _THREADS and lanes * items < steps:
+        lanes *= 2
+    block_rows = 1
+    while (
+        block_rows < _MAX_ROWS
+        and 2 * block_rows * lanes <= _MAX_LANES
+        and rows >= 2 * block_rows * _BLOCKS
+    ):
+        block_rows *= 2
+    return (-(-rows // block_rows), 1, 1), (lanes, block_rows, 1), 0
+
+
+def ptx(
+    io: str,
+    weight: str,
+    states: int,
+    has_D: bool,
+    has_bias: bool,
+    has_z: bool,
+    softplus: bool,
+    arch: int,
+) -> tuple[bytes, str]:
+    """PTX of one kernel for compute capability `arch` (90 is 9.0) and newer, and its name.
+
+    Its parameters are pointers to the operands that are there in the order of `OPERANDS`, then the
+    32-bit integers batch, dim, length and groups, then the pointer to y. Launched as
+    `launch_geometry` says. No GPU is needed. Kept on disk, see `_compile`.
+
+    Raises:
+        InputError: see `ScanKernel`, or an `arch` that NVRTC does not know.
+        MissingDependencyError: cuda-bindings or NVRTC is not installed.
+    """
+    kernel = ScanKernel(io, weight, states, has_D, has_bias, has_z, softplus)
+    known = _architectures()
+    if arch not in known:
+        raise InputError(
+            f"selective_scan on CUDA: arch is {arch}, expected one of "
+            f"{', '.join(map(str, known))} (NVRTC {'.'.join(map(str, _nvrtc_version()))})"
+        )
+    return _compile(kernel, f"compute_{arch}"), _NAME
+
+
+def _missing(what: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"selective_scan on CUDA needs {what}: pip install 'tfanet[cuda]'"
+    )
+
+
+@cache
+def _nvrtc() -> ModuleType:
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise _missing(f"cuda-bindings ({error})") from error
+    return nvrtc
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    """A call of cuda.bindings: its results without the status; raises if that is not success."""
+    status, *results = function(*arguments)
+    if status.value != 0:
+        raise MissingDependencyError(
+            f"selective_scan on CUDA: {function.__name__} failed with {status.name}; see "
+            "`tfanet doctor` for the driver"
+        )
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+@cache
+def _nvrtc_version() -> tuple[int, int]:
+    try:
+        return _call(_nvrtc().nvrtcVersion)
+    except RuntimeError as error:  # cuda.bindings looks for the library when it is first called
+        if isinstance(error, MissingDependencyError):
+            raise
+        raise _missing(f"NVRTC ({error})") from error
+
+
+@cache
+def _architectures() -> tuple[int, ...]:
+    _nvrtc_version()
+    return tuple(_call(_nvrtc().nvrtcGetSupportedArchs))
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tfanet" / "cuda"
+
+
+@cache
+def _compile(kernel: ScanKernel, target: str) -> bytes:
+    """PTX for the target compute_NN, machine code for sm_NN.
+
+    Kept in $XDG_CACHE_HOME/tfanet/cuda (~/.cache by default) under a name that covers sources,
+    options and NVRTC's version. A folder that can't be written costs time, nothing else.
+    """
+    sources = {name: (_SOURCES / name).read_bytes() for name in (_MAIN, *_HEADERS)}
+    options = [f"--gpu-architecture={target}", "--std=c++17", *kernel.macros()]
+    version = _nvrtc_version()
+    key = hashlib.sha256(repr((version, options, sources)).encode()).hexdigest()[:32]
+    kept = _cache_folder() / f"scan_{target}_{key}"
+    with suppress(OSError):
+        return kept.read_bytes()
+    code = _compile_now(sources, options, machine_code=target.startswith("sm_"))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(code)
+        os.replace(file.name, kept)
+    return code
+
+
+def _compile_now(sources: dict[str, bytes], options: list[str], machine_code: bool) -> bytes:
+    nvrtc = _nvrtc()
+    names = [name.encode() for name in _HEADERS]
+    headers = [sources[name] for name in _HEADERS]
+    program = _call(
+        nvrtc.nvrtcCreateProgram, sources[_MAIN], _MAIN.encode(), len(names), headers, names
+    )
+    try:
+        encoded = [option.encode() for option in options]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+        if status.value != 0:
+            log = bytearray(_call(nvrtc.nvrtcGetProgramLogSize, program))
+            _call(nvrtc.nvrtcGetProgramLog, program, log)
+            text = " ".join(log.decode(errors="replace").strip("\0").split())
+            raise MissingDependencyError(
+                f"NVRTC {'.'.join(map(str, _nvrtc_version()))} does not compile the scan "
+                f"({' '.join(options)}): {text}"
+            )
+        size, get = (
+            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            if machine_code
+            else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        )
+        code = bytearray(_call(size, program))
+        _call(get, program, code)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return bytes(code)
+
+
+@cache
+def _driver() -> ModuleType:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise _missing(f"cuda-bindings ({error})") from error
+    return driver
+
+
+@cache
+def _context(device: int) -> Any:
+    """The primary context of a device: the one that PyTorch and the CUDA runtime use."""
+    driver = _driver()
+    return _call(driver.cuDevicePrimaryCtxRetain, _call(driver.cuDeviceGet, device))
+
+
+@cache
+def _load(kernel: ScanKernel, arch: int) -> Any:
+    """The kernel's handle, for every device of compute capability `arch`; lives as the process."""
+    known = [a for a in _architectures() if a <= arch]
+    if not known:
+        raise InputError(
+            f"selective_scan on CUDA: the device has compute capability {arch / 10}, expected "
+            f"{min(_architectures()) / 10} or newer"
+        )
+    # A device newer than NVRTC gets PTX, which its driver compiles.
+    code = _compile(kernel, f"sm_{arch}" if arch in known else f"compute_{max(known)}")
+    driver = _driver()
+    library = _call(driver.cuLibraryLoadData, code, None, None, 0, None, None, 0)
+    return _call(driver.cuLibraryGetKernel, library, _NAME.encode())
+
+
+def enqueue(
+    kernel: ScanKernel,
+    addresses: Mapping[str, int],
+    sizes: tuple[int, int, int, int],
+    device: int,
+    arch: int,
+    stream: int,
+) -> None:
+    """Puts one scan on a stream, and does not wait for it.
+
+    Args:
+        addresses: device addresses of `kernel.operands()` and of "y"; everything is contiguous.
+        sizes: batch, dim, length (none of them 0) and groups.
+        device, arch: the device's number, and its compute capability (90 is 9.0).
+        stream: a CUstream of that device; 0 is its default stream.
+
+    Raises:
+        InputError: sizes or a device that the kernel does not fit.
+        MissingDependencyError: no cuda-bindings, no NVRTC, or an error of the driver.
+    """
+    grid, block, shared = launch_geometry(*sizes[:3], kernel.io, kernel.states)
+    operands = kernel.operands()
+    values = (*(addresses[name] for name in operands), *sizes, addresses["y"])
+    types = (*(ctypes.c_void_p,) * len(operands), *(ctypes.c_int,) * 4, ctypes.c_void_p)
+    handle, driver = _load(kernel, arch), _driver()
+    _call(driver.cuCtxPushCurrent, _context(device))
+    try:
+        _call(driver.cuLaunchKernel, handle, *grid, *block, shared, stream, (values, types), 0)
+    finally:
+        _call(driver.cuCtxPopCurrent)

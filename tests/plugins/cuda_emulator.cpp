@@ -1,0 +1,125 @@
+// Runs the scan kernel in the emulator. Standard input holds calls, one after the other: the
+// numbers of struct Call, then the operands that are there, in the order of kOperands. Standard
+// output gets the y of each. With the argument "geometry" it reads (rows, length, bytes, states)
+// and writes (grid, lanes, rows of a block) instead. All numbers are int64.
+#define TFANET_SCAN_EMULATION "cuda_emulator.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "selective_scan.cuh"
+
+namespace {
+
+enum Operand { kU, kDelta, kA, kB, kC, kD, kZ, kBias, kY, kOperands };
+
+struct Call {
+  int64_t batch, dim, length, groups, states, io, narrow_weights, softplus;
+  int64_t has_D, has_z, has_bias;
+  int64_t lanes, rows;  // of a block
+  int64_t known_states, hostile, order;
+  int64_t offset[kOperands];  // elements from a 16-byte boundary
+};
+
+bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
+
+// Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what
+// is touched outside. The skipped bytes, and y before it is written, are NaN in every type.
+struct Buffer {
+  std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, std::free};
+  unsigned char* data = nullptr;
+  Buffer(size_t bytes, size_t offset) {
+    memory.reset(static_cast<unsigned char*>(std::malloc(bytes + offset)));
+    std::memset(memory.get(), 0xff, bytes + offset);
+    data = memory.get() + offset;
+  }
+};
+
+template <typename T, int kStates, bool kGate>
+void run(const Call& call, const tfanet::ScanOperands<T>& operands) {
+  std::mt19937 random(static_cast<unsigned>(call.order));
+  const int64_t rows = call.batch * call.dim;
+  std::vector<unsigned> blocks((rows + call.rows - 1) / call.rows);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<unsigned>(i);
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  const emulator::Dim size{static_cast<unsigned>(call.lanes), static_cast<unsigned>(call.rows), 1};
+  for (const unsigned block : blocks) {
+    emulator::run_block({block, 0, 0}, size, random,
+                        [&] { tfanet::selective_scan<T, kStates, kGate>(operands); });
+  }
+}
+
+template <typename T>
+int answer(const Call& call) {
+  const size_t sequence = call.batch * call.dim * call.length;
+  const size_t shared = call.batch * call.groups * call.states * call.length;
+  const size_t counts[kOperands] = {sequence,
+                                    sequence,
+                                    static_cast<size_t>(call.dim * call.states),
+                                    shared,
+                                    shared,
+                                    static_cast<size_t>(call.dim),
+                                    sequence,
+                                    static_cast<size_t>(call.dim),
+                                    sequence};
+  unsigned char* data[kOperands] = {};
+  std::vector<Buffer> held;
+  for (int i = 0; i < kOperands; ++i) {
+    if ((i == kD && !call.has_D) || (i == kZ && !call.has_z) || (i == kBias && !call.has_bias)) {
+      continue;
+    }
+    const bool weight = i == kA || i == kD || i == kBias;
+    const size_t element = weight && !call.narrow_weights ? sizeof(float) : sizeof(T);
+    held.emplace_back(counts[i] * element, call.offset[i] * element);
+    data[i] = held.back().data;
+    if (i != kY && !read_all(data[i], counts[i] * element)) return 2;
+  }
+  tfanet::ScanOperands<T> operands{};
+  operands.u = reinterpret_cast<const T*>(data[kU]);
+  operands.delta = reinterpret_cast<const T*>(data[kDelta]);
+  operands.A = data[kA];
+  operands.B = reinterpret_cast<const T*>(data[kB]);
+  operands.C = reinterpret_cast<const T*>(data[kC]);
+  operands.D = data[kD];
+  operands.delta_bias = data[kBias];
+  operands.z = reinterpret_cast<const T*>(data[kZ]);
+  operands.y = reinterpret_cast<T*>(data[kY]);
+  operands.batch = static_cast<int>(call.batch);
+  operands.dim = static_cast<int>(call.dim);
+  operands.length = static_cast<int>(call.length);
+  operands.groups = static_cast<int>(call.groups);
+  operands.states = static_cast<int>(call.states);
+  operands.narrow_weights = call.narrow_weights != 0;
+  operands.softplus = call.softplus != 0;
+  emulator::hostile = call.hostile != 0;
+  if (call.known_states && call.states == 1) {
+    call.has_z ? run<T, 1, true>(call, operands) : run<T, 1, false>(call, operands);
+  } else {
+    call.has_z ? run<T, 0, true>(call, operands) : run<T, 0, false>(call, operands);
+  }
+  return std::fwrite(data[kY], sizeof(T), sequence, stdout) == sequence ? 0 : 2;
+}
+
+int geometry() {
+  for (int64_t in[4]; read_all(in, sizeof in);) {
+    const tfanet::ScanLaunch launch =
+        tfanet::scan_launch(in[0], in[1], static_cast<int>(in[2]), static_cast<int>(in[3]));
+    const int64_t out[] = {launch.grid, launch.lanes, launch.rows};
+    if (std::fwrite(out, sizeof out, 1, stdout) != 1) return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int arguments, char**) {
+  if (arguments > 1) return geometry();
+  for (Call call; read_all(&call, sizeof call);) {
+    const int status = call.io == 0   ? answer<float>(call)
+                       : call.io == 1 ? answer<tfanet::Half>(call)
+                                      : answer<tfanet::BFloat16>(call);
+    if (status != 0) return status;
+  }
+  return 0;
+}

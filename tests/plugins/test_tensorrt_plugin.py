@@ -1,0 +1,276 @@
+"""libtfanet_trt.so driven as TensorRT drives it (tensorrt_conformance.cpp), and its results.
+
+Without a GPU the plugin is linked with tensorrt_host_scan.cpp in place of the CUDA kernel, so that
+`enqueue` runs too, and everything under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from tfanet.errors import MissingDependencyError
+from tfanet.plugins import trt_library_path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests" / "plugins"
+CSRC = ROOT / "plugins" / "csrc"
+EXPORTS = CSRC / "tensorrt" / "exports.map"
+OPTIONAL = ("D", "delta_bias", "z")
+# nvinfer1::DataType, the element type, and how near y must be to the oracle.
+TYPES = {
+    "float32": (0, np.dtype(np.float32), 1e-5),
+    "float16": (1, np.dtype(np.float16), 1e-3),
+    "bfloat16": (7, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16), 8e-3),
+}
+
+
+def first_with(name: str, folders: list[Path]) -> Path | None:
+    return next((f for f in folders if (f / name).is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def include() -> list[str]:
+    """Options of the compiler for the headers of TensorRT and CUDA."""
+    root = os.environ.get("TENSORRT_ROOT")
+    system = ["/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/include"]
+    places = [f"{root}/include"] if root else [*system, "/usr/local/tensorrt/include"]
+    tensorrt = first_with("NvInferRuntime.h", [Path(p) for p in places])
+    cuda_home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    cuda = first_with("cuda_runtime_api.h", [Path(cuda_home) / "include", Path("/usr/include")])
+    if tensorrt is None or cuda is None:
+        missing = "TensorRT 10.9 or newer" if tensorrt is None else "CUDA"
+        pytest.skip(
+            f"no headers of {missing}: set TENSORRT_ROOT to a folder with include/NvInferRuntime.h "
+            "(github.com/NVIDIA/TensorRT has them) and CUDA_HOME to the toolkit"
+        )
+    return ["-isystem", str(tensorrt), "-isystem", str(cuda)]
+
+
+def compile_all(*commands: list[Any]) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (c++)")
+
+    def run(command: list[Any]) -> None:
+        done = subprocess.run([compiler, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, commands))
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """The program and a library for it to drive."""
+
+    program: Path
+    library: Path
+
+    def run(self, *arguments: Path) -> str:
+        done = subprocess.run(
+            [self.program, self.library, *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-4000:])
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def on_host(include: list[str], tmp_path_factory: pytest.TempPathFactory) -> Conformance:
+    """The plugin over a scan on the processor."""
+    folder = tmp_path_factory.mktemp("tensorrt")
+    conformance = Conformance(folder / "conformance", folder / "libtfanet_trt.so")
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *include, "-I", CSRC / "cuda"]
+    options += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    compile_all(
+        [
+            *options,
+            *("-shared", "-fPIC", "-fvisibility=hidden", f"-Wl,--version-script={EXPORTS}"),
+            *(CSRC / "tensorrt" / "selective_scan_plugin.cpp", HERE / "tensorrt_host_scan.cpp"),
+            *("-o", conformance.library),
+        ],
+        [*options, HERE / "tensorrt_conformance.cpp", "-o", conformance.program, "-ldl"],
+    )
+    return conformance
+
+
+@pytest.fixture(scope="session")
+def real_library(include: list[str]) -> Path:
+    """Interfaces differ between major versions, so the library must be of the headers' one."""
+    try:
+        library = trt_library_path()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    built = ctypes.CDLL(str(library)).tfanet_tensorrt_major()
+    version = (Path(include[1]) / "NvInferVersion.h").read_text()
+    found = re.search(r"#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) (\d+)", version)
+    assert found is not None
+    if built != int(found[1]):
+        pytest.skip(f"{library} is for TensorRT {built}, the headers are of {found[1]}")
+    return library
+
+
+def make_cases(onnx_scans: Any, path: Path, seed: int) -> list[tuple[np.ndarray, np.dtype, float]]:
+    """Writes calls for the program; returns y of the oracle, its type and the tolerance."""
+    rng = np.random.default_rng(seed)
+    expected = []
+    combinations = itertools.product(TYPES, (False, True), range(8), (False, True))
+    with path.open("wb") as stream:
+        for io, narrow, mask, softplus in combinations:
+            if narrow and io == "float32":
+                continue
+            code, dtype, tolerance = TYPES[io]
+            weight_code, weight_dtype, _ = TYPES[io if narrow else "float32"]
+            groups = int(rng.integers(1, 4))
+            scan = onnx_scans.Scan(
+                batch=int(rng.integers(1, 3)),
+                dim=groups * int(rng.integers(1, 4)),
+                length=int(rng.integers(1, 150)),
+                groups=groups,
+                states=int(rng.choice([1, 2, 5, 16])),
+                optional=tuple(n for i, n in enumerate(OPTIONAL) if mask >> i & 1),
+                softplus=softplus,
+            )
+            arrays = {
+                name: value.astype(weight_dtype if name in ("A", "D", "delta_bias") else dtype)
+                for name, value in scan.arrays(int(rng.integers(1 << 30))).items()
+            }
+            sizes = (scan.batch, scan.dim, scan.length, scan.groups, scan.states)
+            head = (mask, int(softplus), code, weight_code, *sizes)
+            stream.write(np.array(head, np.int32).tobytes())
+            for value in arrays.values():
+                stream.write(np.ascontiguousarray(value).tobytes())
+            wide = {name: value.astype(np.float64) for name, value in arrays.items()}
+            expected.append((onnx_scans.oracle(wide, softplus), dtype, tolerance))
+    return expected
+
+
+def check_enqueue(conformance: Conformance, onnx_scans: Any, folder: Path, seed: int) -> None:
+    expected = make_cases(onnx_scans, folder / "cases", seed)
+    conformance.run(folder / "cases", folder / "results")
+    results = (folder / "results").read_bytes()
+    assert len(expected) == 5 * 16
+    at = 0
+    for y, dtype, tolerance in expected:
+        found = np.frombuffer(results, dtype, y.size, at).reshape(y.shape).astype(np.float64)
+        at += y.size * dtype.itemsize
+        assert onnx_scans.error(found, y) < tolerance, (y.shape, dtype)
+    assert at == len(results)
+
+
+def test_every_virtual_method(on_host: Conformance) -> None:
+    told = on_host.run()
+    assert re.fullmatch(r"\d{6} checks with TensorRT 1\d\.\d+ headers\n", told), told
+
+
+def test_enqueue_on_the_processor(on_host: Conformance, onnx_scans: Any, tmp_path: Path) -> None:
+    check_enqueue(on_host, onnx_scans, tmp_path, seed=1)
+
+
+def test_library_exports_and_links_the_least(real_library: Path) -> None:
+    linked = subprocess.run(["ldd", real_library], capture_output=True, text=True, check=True)
+    names = {Path(line.split()[0]).name for line in linked.stdout.splitlines()}
+    allowed = r"(linux-vdso|ld-linux.*|libc|libm|libpthread|libdl|librt)\.so\.\d+"
+    assert all(re.fullmatch(allowed, n) for n in names), names
+    command = ["nm", "-D", "--defined-only", real_library]
+    exported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert sorted(line.split()[-1] for line in exported.splitlines()) == [
+        "getCreators",
+        "setLoggerFinder",
+        "tfanet_tensorrt_major",
+    ]
+
+
+def test_every_virtual_method_of_the_library(on_host: Conformance, real_library: Path) -> None:
+    assert "checks" in Conformance(on_host.program, real_library).run()
+
+
+def test_enqueue_without_a_gpu_is_an_error(
+    on_host: Conformance, real_library: Path, onnx_scans: Any, tmp_path: Path
+) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    make_cases(onnx_scans, tmp_path / "cases", 2)
+    command = [on_host.program, real_library, tmp_path / "cases", tmp_path / "results"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done
+    assert "logger: tfanet::SelectiveScan: " in done.stdout
+    assert re.search("CUDA|driver|device", done.stdout), done.stdout
+
+
+@pytest.mark.gpu
+def test_enqueue_on_a_gpu(
+    include: list[str], real_library: Path, onnx_scans: Any, tmp_path: Path
+) -> None:
+    if not Path("/dev/nvidiactl").exists():
+        pytest.skip("no CUDA device")
+    program = tmp_path / "conformance"
+    cudart = Path(include[3]).parent / "lib64"
+    compile_all(
+        [
+            *("-std=c++17", "-O1", "-DTFANET_ON_GPU", *include),
+            *(HERE / "tensorrt_conformance.cpp", "-o", program, "-ldl"),
+            *(f"-L{cudart}", "-lcudart_static", "-lpthread", "-lrt"),
+        ]
+    )
+    conformance = Conformance(program, real_library)
+    conformance.run()
+    check_enqueue(conformance, onnx_scans, tmp_path, seed=3)
+
+
+# --- Which headers CMake takes --------------------------------------------------------------------
+
+SCRIPT = """
+include({headers})
+tfanet_find_tensorrt_headers(found reason)
+message("found [${{found}}] reason [${{reason}}]")
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("#define NV_TENSORRT_MAJOR 10 //!< x\n#define NV_TENSORRT_MINOR 9\n", "found [{root}"),
+        (
+            "#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 1\n"
+            "#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n",
+            "found [{root}",
+        ),
+        (
+            "#define NV_TENSORRT_MAJOR 10\n#define NV_TENSORRT_MINOR 8\n",
+            "is of TensorRT 10.8, 10.9",
+        ),
+        (
+            "#define NV_TENSORRT_MAJOR 8\n#define NV_TENSORRT_MINOR 10\n",
+            "is of TensorRT 8.10, 10.9",
+        ),
+        (None, "holds no include/NvInferRuntime.h"),
+    ],
+)
+def test_headers_that_cmake_takes(tmp_path: Path, version: str | None, words: str) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    root = tmp_path / "root"
+    (root / "include").mkdir(parents=True)
+    if version is not None:
+        (root / "include" / "NvInferRuntime.h").write_text("")
+        (root / "include" / "NvInferVersion.h").write_text(version)
+    script = tmp_path / "script.cmake"
+    script.write_text(SCRIPT.format(headers=CSRC / "tensorrt" / "headers.cmake"))
+    command = ["cmake", f"-DTENSORRT_ROOT={root}", "-P", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert words.format(root=root) in told
+    assert (done.returncode == 0) == (version is not None)

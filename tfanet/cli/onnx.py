@@ -1,0 +1,88 @@
+"""The verb that exports a user's own model: onnx."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfanet.cli.output import Verbs, add_verb, progress_line, table
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    onnx = add_verb(verbs, "onnx", run_onnx)
+    onnx.add_argument(
+        "--model", required=True, help="package.module:factory of a function that makes the model"
+    )
+    onnx.add_argument(
+        "--input",
+        required=True,
+        action="append",
+        metavar="[NAME:]SHAPE[:DTYPE]",
+        help="such as 1x3x224x224 or input_ids:1x16:int64, once per input; an axis written "
+        "height=224 stays open",
+    )
+    onnx.add_argument("--output", required=True, help="the ONNX file to write")
+    onnx.add_argument(
+        "--function",
+        default="sequential",
+        help="the scan in standard ops, for runtimes without our library: sequential (best on "
+        "plain ONNX Runtime), parallel (for TensorRT and OpenVINO) or none",
+    )
+    onnx.add_argument("--checkpoint", help="a .safetensors or .pth file of the weights")
+    onnx.add_argument(
+        "--dynamic-batch",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave the first axis of every input open (default)",
+    )
+    onnx.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
+    onnx.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run_onnx(args: argparse.Namespace) -> tuple[Any, str]:
+    """Export your own selective-scan model to ONNX, and prove that it computes the same."""
+    from tfanet.export import export_onnx
+
+    report = export_onnx(
+        args.model,
+        args.output,
+        input=args.input,
+        function=args.function,
+        checkpoint=args.checkpoint,
+        dynamic_batch=args.dynamic_batch,
+        opset=args.opset,
+        overwrite=args.overwrite,
+        progress=progress_line(),
+    )
+    return report, _text(report)
+
+
+def _text(report: dict[str, Any]) -> str:
+    scans = report["nodes"]["scans"]
+    rows = [
+        (c["name"], c["backend"], f"{c['max_rel_error']:.1e}") for c in report["parity"]["cases"]
+    ]
+    original = report["original"]
+    own = (
+        f"The model's own code and our operator differ by {original['max_rel_error']:.1e}."
+        if original["compared"]
+        else f"The model's own code was not compared: {original['reason']}."
+    )
+    skipped = [f"Not run: {name}: {why}" for name, why in report["parity"]["skipped"].items()]
+    loading = [
+        f"{runtime}\n{''.join(f'    {line}{chr(10)}' for line in lines.splitlines())}"
+        for runtime, lines in report["loading"].items()
+    ]
+    parts = [
+        f"{report['path']}: {report['size'] / 1e6:.1f} MB, opset {report['opset']}, "
+        f"{report['nodes']['total']} nodes, of which {len(scans)} tfanet::SelectiveScan:",
+        "\n".join(f"    {name}" for name in scans),
+        "",
+        table(("compared with PyTorch", "backend", "largest relative error"), rows),
+        "\n".join([own, *skipped]),
+        "",
+        "\n".join(loading).rstrip(),
+    ]
+    return "\n".join(parts)
