@@ -69,18 +69,24 @@ OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, first);
 }
 
-OrtStatus* operator_domain(OrtCustomOpDomain** result) {
-  OrtCustomOpDomain* domain = nullptr;
-  RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &domain));
-  for (const auto add : {add_selective_scan, add_ss2d}) {
-    if (OrtStatus* status = add(domain)) {
-      g_api->ReleaseCustomOpDomain(domain);
-      return status;
-    }
+// A session with this entry in its configuration, of any value, gets no SS2D: the function of that
+// name in the file runs instead, around our SelectiveScan. That is right where most of the graph
+// runs on a provider that SS2D has no kernel for.
+constexpr const char* kPartsEntry = "tfanet.ss2d_as_parts";
+
+// The domain without SS2D and the one with it. They live as long as the process.
+struct Domains {
+  OrtCustomOpDomain* parts = nullptr;
+  OrtCustomOpDomain* all = nullptr;
+
+  OrtStatus* make() {
+    RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &parts));
+    RETURN_IF_ERROR(add_selective_scan(parts));
+    RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &all));
+    RETURN_IF_ERROR(add_selective_scan(all));
+    return add_ss2d(all);
   }
-  *result = domain;
-  return nullptr;
-}
+};
 
 }  // namespace
 
@@ -153,13 +159,15 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
         ORT_NOT_IMPLEMENTED, "tfanet: ONNX Runtime 1.20 or newer is needed; upgrade it");
   }
   // Sessions may be made in several threads at once: the first call sets everything up.
-  static OrtCustomOpDomain* domain = nullptr;
+  static Domains domains;
   static OrtStatus* const problem = [api] {
     g_api = api;
-    return operator_domain(&domain);
+    return domains.make();
   }();
   if (problem != nullptr) {
     return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
   }
-  return api->AddCustomOpDomain(options, domain);
+  int as_parts = 0;
+  RETURN_IF_ERROR(api->HasSessionConfigEntry(options, kPartsEntry, &as_parts));
+  return api->AddCustomOpDomain(options, as_parts ? domains.parts : domains.all);
 }
