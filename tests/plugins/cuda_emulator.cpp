@@ -101,20 +101,9 @@ int answer(const Call& call) {
   return std::fwrite(data[kY], sizeof(T), sequence, stdout) == sequence ? 0 : 2;
 }
 
-int geometry() {
-  for (int64_t in[4]; read_all(in, sizeof in);) {
-    const tfanet::ScanLaunch launch =
-        tfanet::scan_launch(in[0], in[1], static_cast<int>(in[2]), static_cast<int>(in[3]));
-    const int64_t out[] = {launch.grid, launch.lanes, launch.rows};
-    if (std::fwrite(out, sizeof out, 1, stdout) != 1) return 2;
-  }
-  return 0;
-}
-
 }  // namespace
 
-int main(int arguments, char**) {
-  if (arguments > 1) return geometry();
+int main() {
   for (Call call; read_all(&call, sizeof call);) {
     const int status = call.io == 0   ? answer<float>(call)
                        : call.io == 1 ? answer<tfanet::Half>(call)
