@@ -1,11 +1,9 @@
 // Runs the scan kernel in the emulator. Standard input holds calls, one after the other: the
-// numbers of struct Call, then the operands that are there, in the order of kOperands. Standard
-// output gets the y of each. With the argument "geometry" it reads (rows, length, bytes, states)
-// and writes (grid, lanes, rows of a block) instead. All numbers are int64.
+// numbers of struct Call, all int64, then the operands that are there, in the order of enum
+// Operand. Standard output gets the y of each.
 #define TFANET_SCAN_EMULATION "cuda_emulator.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "selective_scan.cuh"
