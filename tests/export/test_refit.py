@@ -146,7 +146,7 @@ def test_an_engine_gets_the_weights_of_further_training(stripped, model, library
         {tensor.name for tensor in onnx.load_from_string(graph).graph.initializer}
         for graph in (stripped_graph(stripped), library.given[1])
     )
-    assert old == new  # weights are matched by name
+    assert old <= new  # weights are matched by name, and none of the engine is left out
 
 
 def stripped_graph(bundle: Bundle) -> bytes:
