@@ -134,6 +134,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 rows.append(measure(name, factory, shape, args.runs, folder))
+                print(" ".join(rows[-1]), file=sys.stderr, flush=True)
             except ModuleNotFoundError as error:
                 print(f"{name}: left out, {error.name} is not installed")
     print(table(header, rows))

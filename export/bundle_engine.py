@@ -24,9 +24,10 @@ from tfanet.runtime import Predictor, backends
 from tfanet.runtime.backends import Graph, open_graphs
 from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
 from tfanet.runtime.device import Device
+from tfanet.runtime.engine import EngineError
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "rounded_graphs"]
+__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "store_engine", "typed_graphs"]
 
 Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
@@ -122,16 +123,26 @@ def add_engine(
             "build": {graph: {key: facts[graph][key] for key in _BUILD_FACTS} for graph in GRAPHS},
             **report,
         }
-        engines = [engine for engine in manifest.engines if engine["name"] != name]
-        listed = {**manifest.files, **{f: file_facts(folder / f) for f in files.values()}}
-        changed = replace(manifest, engines=[*engines, record], files=listed)
-        record["parity"] = _engine_parity(opened, Bundle(folder, changed), name)
-        for file in files.values():
-            os.replace(folder / file, opened.path / file)
-    part = opened.path / f".{MANIFEST}.partial"
+        return store_engine(opened, folder, record)
+
+
+def store_engine(bundle: Bundle, folder: Path, record: dict[str, Any]) -> Bundle:
+    """Move the engine files of `folder` into a bundle with their record; the manifest comes last.
+
+    The engine is compared with the bundle's graphs first, where it can run: GateError where it
+    changes more than 1 % of the pixels, and the bundle is as it was.
+    """
+    manifest, name = bundle.manifest, record["name"]
+    engines = [engine for engine in manifest.engines if engine["name"] != name]
+    facts = {file: file_facts(folder / file) for file in record["files"].values()}
+    changed = replace(manifest, engines=[*engines, record], files={**manifest.files, **facts})
+    record["parity"] = _engine_parity(bundle, Bundle(folder, changed), name)
+    for file in facts:
+        os.replace(folder / file, bundle.path / file)
+    part = bundle.path / f".{MANIFEST}.partial"
     part.write_text(changed.to_json(), encoding="utf-8")
-    os.replace(part, opened.path / MANIFEST)
-    return Bundle.open(opened.path)
+    os.replace(part, bundle.path / MANIFEST)
+    return Bundle.open(bundle.path)
 
 
 def _rest(bundle: Bundle, precision: str) -> str:
@@ -163,7 +174,7 @@ def _engine_parity(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
     """The engine's masks against those of the bundle's graphs where it can run, else why not."""
     try:
         running = open_graphs(built, name, backends.Options())
-    except MissingDependencyError as error:
+    except (MissingDependencyError, EngineError) as error:
         return {"ran": False, "reason": str(error)}
     try:
         low, high = running.batches
@@ -210,14 +221,22 @@ def _typed(
     return typed, {"keep": keep, "kept": kept, "typed_graph": rows, "range_samples": len(samples)}
 
 
-def rounded_graphs(bundle: Bundle, record: Mapping[str, Any]) -> dict[str, ModelProto]:
-    """Both graphs with the rounding of an engine of the bundle, for ONNX Runtime on any machine."""
+def typed_graphs(
+    bundle: Bundle, record: Mapping[str, Any], *, emulate: bool = False
+) -> dict[str, ModelProto]:
+    """Both graphs in an engine's precision, as they were when it was built.
+
+    Args:
+        record: the engine's. emulate: in FP32 with its rounding, for ONNX Runtime on any machine.
+    """
     graphs = {}
     for name in GRAPHS:
-        graph = load_graph(bundle.file(name))
-        by_range = [row["node"] for row in record["kept"][name] if "node" in row]
-        keep = [*(p for p in record["keep"] if _fits(p, graph)), *map(glob.escape, by_range)]
-        graphs[name], _ = cast_graph(graph, record["precision"], keep=keep, emulate=True)
+        graphs[name] = load_graph(bundle.file(name))
+        if record["rest"] != "fp32":
+            by_range = [row["node"] for row in record["kept"][name] if "node" in row]
+            keep = [p for p in record["keep"] if _fits(p, graphs[name])]
+            keep += map(glob.escape, by_range)
+            graphs[name], _ = cast_graph(graphs[name], record["rest"], keep=keep, emulate=emulate)
     return graphs
 
 

@@ -41,8 +41,12 @@ def loading_instructions(
         )
     if function == "parallel":
         text["trtexec (no plugin needed)"] = f"trtexec --onnx={path}{_profile(specs)}"
-    else:
-        text["trtexec"] = "export with --function parallel: TensorRT then needs no plugin"
+    with_plugin = path.with_stem(f"{path.stem}_plugin")
+    text["trtexec with our plugin, libtfanet_trt.so"] = (
+        'python -c "from tfanet.plugins.tensorrt_plugin import rewrite; '
+        f"rewrite('{path}', '{with_plugin}')\"\n"
+        f"trtexec --onnx={with_plugin} --dynamicPlugins=libtfanet_trt.so{_profile(specs)}"
+    )
     return text
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.export.bundle_engine import rounded_graphs
+from tfanet.export.bundle_engine import typed_graphs
 from tfanet.export.engine import load_graph
 from tfanet.export.onnx_export import IMAGE_INPUTS
 from tfanet.export.parity import Case, bundle_backends, load_reference, run_case
@@ -218,7 +218,7 @@ def _stage_errors(
     for record in bundle.manifest.engines:
         if record["precision"] in ("fp16", "bf16"):
             variants[f"{record['name']} (rounding emulated)"] = lambda record=record: (  # type: ignore[misc]
-                rounded_graphs(bundle, record)
+                typed_graphs(bundle, record, emulate=True)
             )
     errors = {}
     for index, (name, make) in enumerate(variants.items()):

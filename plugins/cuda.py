@@ -161,9 +161,10 @@ def ptx(
     return _compile(kernel, f"compute_{arch}"), _NAME
 
 
-def _missing(what: str) -> MissingDependencyError:
+def _missing(what: str, error: Exception) -> MissingDependencyError:
+    reason = " ".join(str(error).split())
     return MissingDependencyError(
-        f"selective_scan on CUDA needs {what}: pip install 'tfanet[cuda]'"
+        f"selective_scan on CUDA needs {what} ({reason}): pip install 'tfanet[cuda]'"
     )
 
 
@@ -172,7 +173,7 @@ def _nvrtc() -> ModuleType:
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise _missing(f"cuda-bindings ({error})") from error
+        raise _missing("cuda-bindings", error) from error
     return nvrtc
 
 
@@ -194,7 +195,7 @@ def _nvrtc_version() -> tuple[int, int]:
     except RuntimeError as error:  # cuda.bindings looks for the library when it is first called
         if isinstance(error, MissingDependencyError):
             raise
-        raise _missing(f"NVRTC ({error})") from error
+        raise _missing("NVRTC", error) from error
 
 
 @cache
@@ -266,7 +267,7 @@ def _driver() -> ModuleType:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise _missing(f"cuda-bindings ({error})") from error
+        raise _missing("cuda-bindings", error) from error
     return driver
 
 

@@ -60,6 +60,11 @@ def check_record(record: Mapping[str, Any], device: Device, version: str) -> Non
             f"engine {record['name']} was built by {record['library']} {record['version']}, here "
             f"is {version}: install that version, or {again}"
         )
+    if "STRIP_PLAN" in record.get("flags", ()):
+        raise EngineError(
+            f"engine {record['name']} holds no weights: fill them in with `tfanet refit --bundle "
+            f"DIR --engine {record['name']}`"
+        )
     wanted = record["compute"]
     here = tuple(map(int, device.compute.split(".")))
     if wanted and device.compute not in wanted:

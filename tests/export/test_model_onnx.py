@@ -299,6 +299,14 @@ def test_the_command_prints_what_is_true(
     exec("\n".join(line.strip() for line in lines), namespace)
     assert namespace["session"].get_inputs()[0].name == "image"
 
+    command = text.split("trtexec with our plugin")[1].splitlines()[1].strip()
+    assert command.startswith('python -c "') and command.endswith('"')
+    exec(command[len('python -c "') : -1])
+    rewritten = onnx.load(tmp_path / "m_plugin.onnx")
+    assert not rewritten.functions
+    assert [n.op_type for n in rewritten.graph.node if n.domain == "tfanet"] == ["SelectiveScan"]
+    (tmp_path / "m_plugin.onnx").unlink()
+
     assert main(argv) == 1
     assert "m.onnx exists: name another file, or give --overwrite" in capsys.readouterr().err
     assert main([*argv, "--overwrite", "--json"]) == 0

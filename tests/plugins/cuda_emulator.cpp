@@ -1,11 +1,9 @@
 // Runs the scan kernel in the emulator. Standard input holds calls, one after the other: the
-// numbers of struct Call, then the operands that are there, in the order of kOperands. Standard
-// output gets the y of each. With the argument "geometry" it reads (rows, length, bytes, states)
-// and writes (grid, lanes, rows of a block) instead. All numbers are int64.
+// numbers of struct Call, all int64, then the operands that are there, in the order of enum
+// Operand. Standard output gets the y of each.
 #define TFANET_SCAN_EMULATION "cuda_emulator.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "selective_scan.cuh"
@@ -101,20 +99,9 @@ int answer(const Call& call) {
   return std::fwrite(data[kY], sizeof(T), sequence, stdout) == sequence ? 0 : 2;
 }
 
-int geometry() {
-  for (int64_t in[4]; read_all(in, sizeof in);) {
-    const tfanet::ScanLaunch launch =
-        tfanet::scan_launch(in[0], in[1], static_cast<int>(in[2]), static_cast<int>(in[3]));
-    const int64_t out[] = {launch.grid, launch.lanes, launch.rows};
-    if (std::fwrite(out, sizeof out, 1, stdout) != 1) return 2;
-  }
-  return 0;
-}
-
 }  // namespace
 
-int main(int arguments, char**) {
-  if (arguments > 1) return geometry();
+int main() {
   for (Call call; read_all(&call, sizeof call);) {
     const int status = call.io == 0   ? answer<float>(call)
                        : call.io == 1 ? answer<tfanet::Half>(call)

@@ -345,6 +345,20 @@ def test_an_error_of_the_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert driver.calls[-1][0] == "cuCtxPopCurrent"
 
 
+def test_a_missing_nvrtc_is_one_line_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> None:
+        raise RuntimeError("Failure finding libnvrtc.so.13:\n no such file\n")
+
+    monkeypatch.setattr(cuda, "_nvrtc", lambda: SimpleNamespace(nvrtcVersion=version))
+    cuda._nvrtc_version.cache_clear()
+    with pytest.raises(MissingDependencyError) as caught:
+        cuda._nvrtc_version()
+    assert str(caught.value) == (
+        "selective_scan on CUDA needs NVRTC (Failure finding libnvrtc.so.13: no such file): "
+        "pip install 'tfanet[cuda]'"
+    )
+
+
 def test_missing_packages_name_the_extra() -> None:
     # In a process of its own, where cuda.bindings can't be imported and PyTorch is not.
     script = """

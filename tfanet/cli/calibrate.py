@@ -152,13 +152,13 @@ def run_quantise(args: argparse.Namespace) -> tuple[Any, str]:
             "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
             f"leave it out, or leave --target {args.target} out"
         )
+    guard = guard_options(args) if args.data is not None else None
     known = Calibration.load(args.calibration) if args.calibration is not None else None
     if known is not None and known.precision != args.precision:
         raise InputError(
             f"{args.calibration} holds ranges for {known.precision}, asked for is "
             f"{args.precision}: calibrate with --precision {args.precision}"
         )
-    guard = guard_options(args) if args.data is not None else None
     show = progress_line()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle

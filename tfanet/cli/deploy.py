@@ -53,6 +53,11 @@ def add_verbs(verbs: Verbs) -> None:
     engine.add_argument("--bundle", required=True)
     _add_engine_options(engine, required=True)
 
+    refit = add_verb(verbs, "refit", run_refit)
+    refit.add_argument("--bundle", required=True, help="its graphs give the weights")
+    refit.add_argument("--engine", required=True, help="the name of an engine built with --refit")
+    refit.add_argument("--engine-from", metavar="BUNDLE", help="where the engine is, if not there")
+
     predict = add_verb(verbs, "predict", run_predict, extra="runtime")
     predict.add_argument("--bundle", required=True)
     predict.add_argument("--image", required=True)
@@ -174,6 +179,14 @@ def run_engine(args: argparse.Namespace) -> tuple[Any, str]:
     bundle = _build(args.bundle, args)
     record = bundle.manifest.engines[-1]
     return record, f"{bundle.path}\n\n{engine_table(bundle.manifest.to_dict())}"
+
+
+def run_refit(args: argparse.Namespace) -> tuple[Any, str]:
+    """Give an engine the weights of a bundle's graphs, on its GPU, without building it again."""
+    from tfanet.export.refit import refit
+
+    bundle = refit(args.bundle, args.engine, engine_from=args.engine_from)
+    return bundle.manifest.engines[-1], f"{bundle.path}: engine {args.engine} has its weights"
 
 
 def engine_table(manifest: dict[str, Any]) -> str:

@@ -18,6 +18,10 @@
 // TB/s and 0.65 us need 24 KB. B and C are shared by the rows of a group and come from the caches;
 // the rows of a block are neighbours, so most of that comes from the first level.
 //
+// Compiled for sm_90, an element costs 78 instructions in float32 and 48 in two bytes (N = 1): what
+// an H200 can issue at 1.98 GHz, 33e12 a second, is 5.1 and 4.2 TB/s of traffic, of which 70 % of a
+// copy needs 3. By this count memory is the bound; at N = 16, 400 instructions, arithmetic is.
+//
 // Tiles start at the 16-byte boundary below the row of u, `lead` steps before it, so that u, delta,
 // z and y are read in vectors in every row even where the length is odd.
 #ifndef TFANET_SELECTIVE_SCAN_CUH
