@@ -38,7 +38,10 @@ MODELS = {
     "VMamba-B, 224 x 224": ("zoo_vmamba:base", "1x3x224x224"),
     "Vim-T, 224 x 224": ("zoo_sequences:vim_tiny", "1x3x224x224"),
     "MambaVision-T, 224 x 224": ("zoo_mambavision:tiny", "1x3x224x224"),
-    "transformers Mamba, 4 x 256, 256 tokens": ("zoo_transformers:medium", "input_ids:1x256:int64"),
+    "transformers Mamba, 4 layers of 256, 256 tokens": (
+        "zoo_transformers:medium",
+        "input_ids:1x256:int64",
+    ),
 }
 
 
