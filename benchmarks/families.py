@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import tempfile
 import time
@@ -39,7 +38,10 @@ MODELS = {
     "VMamba-B, 224 x 224": ("zoo_vmamba:base", "1x3x224x224"),
     "Vim-T, 224 x 224": ("zoo_sequences:vim_tiny", "1x3x224x224"),
     "MambaVision-T, 224 x 224": ("zoo_mambavision:tiny", "1x3x224x224"),
-    "transformers Mamba-130m, 256 tokens": ("zoo_transformers:mamba_130m", "input_ids:1x256:int64"),
+    "transformers Mamba, 4 layers of 256, 256 tokens": (
+        "zoo_transformers:medium",
+        "input_ids:1x256:int64",
+    ),
 }
 
 
@@ -90,6 +92,7 @@ def measure(name: str, factory: str, shape: str, runs: int, folder: str) -> tupl
     def session(library: bool) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         if library:
             options.register_custom_ops_library(str(ort_library_path()))
         return onnxruntime.InferenceSession(path, options)
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="", help="models whose name holds this")
     args = parser.parse_args()
-    print(f"{os.cpu_count()} CPUs, PyTorch {torch.__version__}, ONNX Runtime, milliseconds")
+    print(f"milliseconds with {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
     header = ("model", "scans", "PyTorch", "exportable()", "body", "our library", "times", "error")
     rows = []
     for name, (factory, shape) in MODELS.items():

@@ -22,5 +22,6 @@ def small():
     return LastHiddenState(MambaModel(config))
 
 
-def mamba_130m():
-    return LastHiddenState(MambaModel(MambaConfig()))
+def medium():
+    config = MambaConfig(vocab_size=64, hidden_size=256, num_hidden_layers=4)
+    return LastHiddenState(MambaModel(config))
