@@ -183,6 +183,8 @@ class _Writer:
                     f"the range of '{name}' is {amax}: the calibration is of another model, "
                     "calibrate this one"
                 )
+            if self.grid != grids.INT8:
+                self.hide_relu(name)
             scale, zero = self.step(name, amax)
             q, dq = f"{name}.q", f"{name}.dq"
             self.behind.setdefault(name, []).extend(
@@ -193,6 +195,14 @@ class _Writer:
             )
             self.ranged[name] = dq
         _replace(node, name, self.ranged[name])
+
+    def hide_relu(self, name: str) -> None:
+        """Write a Relu as Max(x, 0): ONNX Runtime drops a Relu in front of Q where the zero point
+        is 0, as if that could not be negative; in FP8 it can."""
+        node = self.graph.producer.get(name)
+        if node is not None and node.op_type == "Relu":
+            node.op_type = "Max"
+            node.input.append(self.constant(f"{name}.zero", np.zeros((), np.float32)))
 
     def finish(self) -> None:
         model = self.graph.model

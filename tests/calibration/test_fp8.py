@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -105,6 +106,24 @@ def test_a_layer_computes_what_numpy_does_with_rounded_values(tools, op):
     far = np.abs(actual - expected) > 1e-4 * np.abs(expected).max()
     assert far.mean() < 0.03  # a value at the middle of two numbers may fall either way
     assert np.abs((x @ w) ** 2 - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_a_relu_in_front_of_fp8_still_cuts(tools):
+    """ONNX Runtime drops it as redundant where the zero point is 0, which is so for uint8 alone."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], "layer"),
+        helper.make_node("Mul", ["y", "y"], ["z"], "square"),
+    ]
+    w = np.eye(6, dtype=np.float32)
+    model = tools.make_model(nodes, {"x": [7, 6]}, {"y": [7, 6], "z": [7, 6]}, {"w": w})
+    layers = [la for la in find_layers(Graph(model)) if la.op == "MatMul"]
+    got = quantize(model, [replace(la, precision="int8") for la in layers], {"r": 4.0}, grid=FP8)
+    x = RNG.standard_normal((7, 6)).astype(np.float32)
+    y = tools.run(got, x=x)[0]
+    step = FP8.step(4.0)
+    np.testing.assert_allclose(y, FP8.nearest(np.maximum(x, 0) / step) * step, atol=1e-6)
+    assert (x < 0).any() and not (y < 0).any()
 
 
 def test_weights_keep_three_bits_of_mantissa():
