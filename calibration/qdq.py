@@ -1,6 +1,6 @@
 """Writes the Q/DQ graph: symmetric, per tensor for activations and per channel for weights.
 
-The pattern is what TensorRT and ONNX Runtime fuse: DQ on each input of a layer; behind a
+The pattern is what TensorRT and ONNX Runtime fuse: DQ on each input of a layer; behind an INT8
 convolution Q straight after it or its fused Relu; both inputs of a residual add or neither; biases
 in FP32. A range is quantised once, however many layers read it.
 
@@ -15,6 +15,7 @@ takes INT8 constants in front of DQ alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -93,6 +94,8 @@ def quantize(
         )
     grid.check(result)
     layers = [layer for layer in layers if layer.precision in (INT8, WEIGHTS)]
+    if grid != grids.INT8:  # its products have float results, and three bits are few for a sum
+        layers = [replace(layer, output="") for layer in layers]
     writer = _Writer(graph, amax, grid, unsigned)
     for layer in layers:
         node = _find(graph, layer)
@@ -146,7 +149,9 @@ class _Writer:
     def store_weight(self, node: NodeProto, layer: Layer) -> None:
         key = (layer.weight, layer.axis)
         if key not in self.stored:
-            q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, self.grid)
+            # What is only stored keeps the even steps, which lose less.
+            grid = self.grid if layer.precision == INT8 else grids.INT8
+            q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, grid)
             base = layer.weight if (layer.weight, 1 - layer.axis) not in self.stored else node.name
             inputs = [self.constant(f"{base}.q", q), self.constant(f"{base}.scale", scale)]
             self.first.append(
@@ -159,7 +164,7 @@ class _Writer:
 
     def store_table(self, node: NodeProto, layer: Layer) -> None:
         """The rows are looked up in INT8, and only those are converted."""
-        q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, self.grid)
+        q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis)
         inputs = [f"{node.output[0]}.q", self.constant(f"{layer.weight}.scale", scale)]
         _replace(node, layer.weight, self.constant(f"{layer.weight}.q", q))
         output = node.output[0]
@@ -178,6 +183,8 @@ class _Writer:
                     f"the range of '{name}' is {amax}: the calibration is of another model, "
                     "calibrate this one"
                 )
+            if self.grid != grids.INT8:
+                self.hide_relu(name)
             scale, zero = self.step(name, amax)
             q, dq = f"{name}.q", f"{name}.dq"
             self.behind.setdefault(name, []).extend(
@@ -188,6 +195,14 @@ class _Writer:
             )
             self.ranged[name] = dq
         _replace(node, name, self.ranged[name])
+
+    def hide_relu(self, name: str) -> None:
+        """Write a Relu as Max(x, 0): ONNX Runtime drops a Relu in front of Q where the zero point
+        is 0, as if that could not be negative; in FP8 it can."""
+        node = self.graph.producer.get(name)
+        if node is not None and node.op_type == "Relu":
+            node.op_type = "Max"
+            node.input.append(self.constant(f"{name}.zero", np.zeros((), np.float32)))
 
     def finish(self) -> None:
         model = self.graph.model
