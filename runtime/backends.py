@@ -97,14 +97,11 @@ def open_graphs(bundle: Bundle, backend: str, options: Options) -> Running:
         try:
             running = opener()
         except (MissingDependencyError, EngineError) as error:
-            if backend != "auto":
+            if backend != "auto" or name == BACKENDS[-1]:
                 raise
             passed_over[name] = str(error)
         else:
             return replace(running, passed_over=passed_over)
-    if backend == "auto":
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
-        raise MissingDependencyError(f"no backend can run here: {reasons}")
     names = [engine["name"] for engine in bundle.manifest.engines]
     engines = f", or an engine of this bundle: {', '.join(names)}" if names else ""
     raise InputError(f"backend is {backend!r}: choose auto, {', '.join(BACKENDS)}{engines}")
