@@ -129,7 +129,8 @@ def _choose(
     if before is None:
         return [node]
     nodes = []
-    for place, (exact, rounded) in enumerate(zip(before.input, node.input, strict=True)):
+    # A Relu that was written as Max has a constant more.
+    for place, (exact, rounded) in enumerate(zip(before.input, node.input, strict=False)):
         if exact == rounded:
             continue
         chosen = f"{node.name}.{place}.chosen"
