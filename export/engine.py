@@ -48,6 +48,7 @@ _FLAGS = {
     "strip_weights": "STRIP_PLAN",
     "weight_streaming": "WEIGHT_STREAMING",
     "tf32": "TF32",
+    "editable_cache": "EDITABLE_TIMING_CACHE",
 }
 
 
@@ -87,7 +88,8 @@ class Options:
     Attributes:
         compute: capabilities such as "8.9" to compile for (tensorrt-rtx); none gives an engine for
             8.0 and later. timing_cache: a file that carries tactic timings from build to build
-            (tensorrt). timeout: seconds for one engine.
+            (tensorrt); editable_cache: it can be edited, to choose tactics by hand.
+        timeout: seconds for one engine.
         level: 0 (fast build) to 5 (most tactics tried); None is the library's own. tf32: products
             of FP32 may round their factors to TF32. hardware: "same-compute" or "ampere-plus", more
             GPUs than the one that it is built on (tensorrt). version_compatible: later versions
@@ -101,6 +103,7 @@ class Options:
 
     compute: Sequence[str] = ()
     timing_cache: str | Path | None = None
+    editable_cache: bool = False
     timeout: float = 1800.0
     level: int | None = None
     tf32: bool = False
@@ -130,6 +133,8 @@ class Options:
             raise InputError(f"plugin is {self.plugin!r}: choose one of {', '.join(FORMS)}")
         if target == "tensorrt-rtx" and self.plugin is not None:
             raise InputError("tensorrt-rtx has no plugins: leave --plugin out")
+        if self.editable_cache and self.timing_cache is None:
+            raise InputError("an editable cache was asked for: name its file (--timing-cache FILE)")
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"level is {self.level}: the builder has 0 to 5")
         if self.hardware is not None and (target, self.hardware) not in _HARDWARE:
@@ -140,8 +145,7 @@ class Options:
 
     def flags(self) -> list[str]:
         """Names of the builder's flags."""
-        named = ("version_compatible", "refit", "strip_weights", "weight_streaming", "tf32")
-        return [_FLAGS[name] for name in named if getattr(self, name)]
+        return [flag for name, flag in _FLAGS.items() if getattr(self, name)]
 
 
 def engine_graph(model: ModelProto, plugin: str | None = None) -> ModelProto:

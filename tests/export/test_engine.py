@@ -126,6 +126,7 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
             "compute capability '9.0' is unknown: 7.5, 8.0",
         ),
         (small_model(), {"options": Options(timing_cache="x")}, "tensorrt-rtx has no timing cache"),
+        (small_model(), {"options": Options(editable_cache=True)}, "name its file (--timing-cache"),
         (small_model(), {"options": Options(level=6)}, "level is 6: the builder has 0 to 5"),
         (small_model(), {"options": Options(hardware="ampere-plus")}, "choose the compute capab"),
     ],

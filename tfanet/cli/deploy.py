@@ -71,6 +71,13 @@ def add_verbs(verbs: Verbs) -> None:
         help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or the name of one of the "
         "bundle's engines; default: the first of them that can run here",
     )
+    predict.add_argument(
+        "--host-code",
+        nargs="+",
+        default=[],
+        metavar="ENGINE",
+        help="engines that may run the CPU code which they carry; only for those that you built",
+    )
 
     bench = add_verb(verbs, "bench", run_bench, extra="runtime")
     bench.add_argument("--bundle", required=True)
@@ -145,6 +152,7 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
         ("refit", "its weights can be replaced"),
         ("strip-weights", "it holds no weights until it is refitted"),
         ("weight-streaming", "its weights may stay in host memory"),
+        ("editable-cache", "the timing cache can be edited (tensorrt)"),
     ):
         parser.add_argument(f"--{flag}", action="store_true", help=words)
     parser.add_argument("--inspect", metavar="DIR", help="write what each layer became (on a GPU)")
@@ -255,7 +263,9 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         if not Path(path).absolute().parent.is_dir():
             raise InputError(f"cannot write {path}: its directory does not exist; create it first")
     image = load_image(args.image)
-    predictor = Predictor(args.bundle, threads=args.threads, backend=args.backend)
+    predictor = Predictor(
+        args.bundle, threads=args.threads, backend=args.backend, host_code=args.host_code
+    )
     prediction = predictor(image, args.text)
     save_mask(prediction.mask, args.output)
     if args.overlay:
