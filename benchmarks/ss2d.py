@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
+
+# PyTorch's idle threads would spin on a core that the candidate after it needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import onnxruntime
