@@ -42,16 +42,17 @@ BASELINE = "eager, parallel scan"
 FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
 # Runs image.onnx three times, without PyTorch in the process.
 RUN_ONCE = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
+from tfanet.memory import peak_bytes
 from tfanet.runtime.session import open_session
 path, library, threads = sys.argv[1:]
 session = open_session(Path(path), Path(library), int(threads))
 feeds = {i.name: np.ones([1, *i.shape[1:]], np.float32) for i in session.get_inputs()}
 for _ in range(3):
     session.run(None, feeds)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_bytes())
 """
 
 
