@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tfanet.errors import InputError
-from tfanet.plugins import expand_ss2d
+from tfanet.plugins.function_body import split_ss2d
 
 __all__ = ["Graph", "fold_weights", "load"]
 
@@ -25,13 +25,13 @@ _QDQ = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
 def load(path: str | Path) -> ModelProto:
-    """Read an ONNX file; 2-D scans as their parts, whose products can be quantised.
+    """Read an ONNX file; of 2-D scans the projection stands apart, which can be quantised.
 
     Raises:
         InputError: where it cannot be read.
     """
     try:
-        return expand_ss2d(onnx.load(path))
+        return split_ss2d(onnx.load(path))
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} can't be read as an ONNX model: {error}") from error
 

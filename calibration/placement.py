@@ -1,8 +1,9 @@
 """Which nodes become INT8, which keep floating point, and why.
 
-INT8: convolutions, and matrix products with a constant operand. In floating point stay the scan and
-what feeds it directly, X-Norm and the products between its factors, LayerNorm, softplus and the
-last projection. Of a layer that cannot run in INT8 the weights are still stored so, where large.
+INT8: convolutions, and matrix products with a constant operand. In floating point stay the scan,
+the product in it that gives delta, and what feeds it directly, X-Norm and the products between its
+factors, LayerNorm, softplus and the last projection. Of a layer that cannot run in INT8 the weights
+are still stored so, where large.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, replace
 from onnx import NodeProto
 
 from tfanet.errors import InputError
+from tfanet.plugins.function_nodes import OP_TYPE
+from tfanet.plugins.ss2d_nodes import SS2D_SCAN_INPUTS, SS2D_SCAN_OP_TYPE
 
 from .graph import Graph, attribute
 
@@ -36,7 +39,7 @@ class Layer:
 
     Attributes:
         name: where it is in the model. node: the ONNX node's name.
-        op: Conv, MatMul, Gemm or Gather (an embedding).
+        op: Conv, MatMul, Gemm, Gather (an embedding) or SS2DScan (delta's product in it).
         inputs: activations that need a range, read by the node.
         weight: the constant operand, "" without one. axis: its axis of output channels.
         output: what the node, or the activation fused to it, gives; quantised too, since an
@@ -94,6 +97,8 @@ def int8_share(layers: list[Layer], chosen: set[str] | None = None) -> float:
 def _layer(graph: Graph, node: NodeProto) -> Layer | None:
     if node.op_type == "Gather":
         return _embedding(graph, node)
+    if node.op_type == SS2D_SCAN_OP_TYPE:
+        return _product_in_scan(graph, node)
     if node.op_type not in ("Conv", "MatMul", "Gemm"):
         return None
     weight = next((name for name in node.input[:2] if name in graph.constants), "")
@@ -124,6 +129,27 @@ def _embedding(graph: Graph, node: NodeProto) -> Layer | None:
         return None
     return Layer(
         node.name or node.output[0], node.name, "Gather", (), table, 1, "", 0, WEIGHTS, "a table"
+    )
+
+
+def _product_in_scan(graph: Graph, node: NodeProto) -> Layer:
+    """dt_weight times the rows of dt: E of R products in each direction, at every pixel."""
+    weight = node.input[SS2D_SCAN_INPUTS.index("dt_weight")]
+    constant = weight in graph.constants
+    batch, _, height, width = graph.shape(node.input[0])
+    macs = batch * height * width * math.prod(graph.shape(weight))
+    large = constant and math.prod(graph.shapes[weight]) >= LEAST_STORED
+    return Layer(
+        node.name or node.output[0],
+        node.name,
+        node.op_type,
+        (),
+        weight if constant else "",
+        0,
+        "",
+        macs,
+        WEIGHTS if large else FLOAT,
+        "its result goes into the scan",
     )
 
 
@@ -172,7 +198,8 @@ def _downstream(graph: Graph, name: str, through: frozenset[str]) -> Iterator[No
 
 def _feeds_scan(graph: Graph, name: str) -> bool:
     through = MOVES | {"Mul", "Sigmoid"}  # the SiLU in front of a scan
-    return any(n.op_type == "SelectiveScan" for n in _downstream(graph, name, through))
+    scans = (OP_TYPE, SS2D_SCAN_OP_TYPE)
+    return any(n.op_type in scans for n in _downstream(graph, name, through))
 
 
 def _reaches_output(graph: Graph, node: NodeProto) -> bool:

@@ -1,9 +1,9 @@
-"""The model-local ONNX functions that let any runtime execute tfanet::SelectiveScan and SS2D.
+"""The model-local ONNX functions that let any runtime execute tfanet::SelectiveScan and 2-D scans.
 
 A model holds the node and a function of the same name. A runtime with the operator library runs
-its kernel; any other inlines the function, whose body is standard operators (SS2D's holds a
-SelectiveScan in its turn). A function has one body for all nodes of the model, so `attach` first
-brings them to one pattern of inputs.
+its kernel; any other inlines the function, whose body is standard operators (SS2D's holds an
+SS2DScan, and that one's a SelectiveScan in its turn). A function has one body for all nodes of the
+model, so `attach` first brings them to one pattern of inputs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ from .function_nodes import (
     build_function,
     softplus,
 )
-from .ss2d_nodes import SS2D_INPUTS, SS2D_OP_TYPE, is_ss2d, replace_ss2d, ss2d_body
+from .ss2d_nodes import (
+    SS2D_INPUTS,
+    SS2D_OP_TYPE,
+    SS2D_SCAN_INPUTS,
+    SS2D_SCAN_OP_TYPE,
+    is_ss2d,
+    is_whole_ss2d,
+    replace_ss2d,
+    ss2d_body,
+    ss2d_scan_body,
+)
 
 __all__ = [
     "KINDS",
@@ -43,6 +53,7 @@ __all__ = [
     "rewrite",
     "rewrite_file",
     "scan_nodes",
+    "split_ss2d",
 ]
 
 KINDS = ("sequential", "parallel", "none")
@@ -56,22 +67,35 @@ def scan_nodes(model: ModelProto) -> list[NodeProto]:
 
 
 def count_scan_nodes(model: ModelProto) -> int:
-    """Number of tfanet::SelectiveScan and tfanet::SS2D nodes in the graph and its subgraphs."""
+    """Number of SelectiveScan, SS2D and SS2DScan nodes in the graph and its subgraphs."""
     nodes = (node for graph in all_graphs(model.graph) for node in graph.node)
     return sum(_is_scan(node) or is_ss2d(node) for node in nodes)
 
 
 def expand_ss2d(model: ModelProto) -> ModelProto:
-    """A copy whose tfanet::SS2D nodes are the parts that they fuse, around tfanet::SelectiveScan.
+    """A copy whose 2-D scans are the parts that they fuse, around tfanet::SelectiveScan.
 
-    What is done first where nodes inside are to be seen: precision, INT8, engines. The functions
-    stay of the kind that they are of. A model without SS2D nodes comes back itself.
+    What is done first where nodes inside are to be seen: precision, engines. The functions stay of
+    the kind that they are of. A model without 2-D scans comes back itself.
     """
-    if not any(map(is_ss2d, model.graph.node)):
+    return _replaced(model, keep_scan=False)
+
+
+def split_ss2d(model: ModelProto) -> ModelProto:
+    """A copy whose tfanet::SS2D nodes are a projection and a tfanet::SS2DScan each.
+
+    What is done first where the projection is to be quantised. Otherwise as `expand_ss2d`.
+    """
+    return _replaced(model, keep_scan=True)
+
+
+def _replaced(model: ModelProto, keep_scan: bool) -> ModelProto:
+    old = [n for n in model.graph.node if (is_whole_ss2d(n) if keep_scan else is_ss2d(n))]
+    if not old:
         return model
     result = ModelProto()
     result.CopyFrom(model)
-    replace_ss2d(result, _types(model, {n.input[0] for n in model.graph.node if is_ss2d(n)}))
+    replace_ss2d(result, _types(model, {name for n in old for name in n.input}), keep_scan)
     body = next((f for f in model.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
     if body is None:
         return attach(result, "none")
@@ -79,7 +103,7 @@ def expand_ss2d(model: ModelProto) -> ModelProto:
 
 
 def attach(model: ModelProto, kind: str) -> ModelProto:
-    """A copy of `model` whose functions tfanet::SelectiveScan and tfanet::SS2D are of `kind`.
+    """A copy of `model` whose functions of tfanet operators are of `kind`.
 
     "sequential" is made of ONNX Scans (plain ONNX Runtime, any length); "parallel" has no control
     flow (TensorRT-RTX; OpenVINO after `onnx.inliner`) and needs a fixed length L at every node;
@@ -96,7 +120,7 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
         raise InputError(f"scan function {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     result = ModelProto()
     result.CopyFrom(model)
-    ours = {(DOMAIN, OP_TYPE), (DOMAIN, SS2D_OP_TYPE)}
+    ours = {(DOMAIN, name) for name in (OP_TYPE, SS2D_OP_TYPE, SS2D_SCAN_OP_TYPE)}
     kept = [f for f in result.functions if (f.domain, f.name) not in ours]
     del result.functions[:]
     result.functions.extend(kept)
@@ -118,13 +142,13 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
     if DOMAIN not in {o.domain for o in result.opset_import}:
         result.opset_import.append(helper.make_opsetid(DOMAIN, onnx_op.OP_VERSION))
     result.ir_version = max(result.ir_version, _IR_WITH_FUNCTIONS)
-    pattern, nodes = _unify(result, kind)
+    pattern, bodies = _unify(result, kind)
     if kind != "none":
-        result.functions.append(build_function(kind, pattern, opset))
-    if kind != "none" and nodes:
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, onnx_op.OP_VERSION)]
-        result.functions.append(
-            helper.make_function(DOMAIN, SS2D_OP_TYPE, SS2D_INPUTS, ["y"], nodes, opsets)
+        result.functions.append(build_function(kind, pattern, opset))
+        result.functions.extend(
+            helper.make_function(DOMAIN, name, inputs, ["y"], nodes, opsets)
+            for name, inputs, nodes in bodies
         )
     return result
 
@@ -203,15 +227,18 @@ def _softplus(node: NodeProto) -> bool:
     return any(a.name == "delta_softplus" and a.i for a in node.attribute)
 
 
-def _unify(model: ModelProto, kind: str) -> tuple[Pattern, list[NodeProto]]:
+_Bodies = list[tuple[str, tuple[str, ...], list[NodeProto]]]
+
+
+def _unify(model: ModelProto, kind: str) -> tuple[Pattern, _Bodies]:
     """Brings all scan nodes to one pattern, in place.
 
-    Returns the pattern, and the nodes of SS2D's function where there is a node for it.
+    Returns the pattern, and name, inputs and nodes of the functions of 2-D scans that are there.
     """
     everything = [n for graph in all_graphs(model.graph) for n in graph.node]
     scans, fused = list(filter(_is_scan, everything)), list(filter(is_ss2d, everything))
     measured, casts = _measure(model, [*scans, *fused], kind)
-    body = ss2d_body(casts).nodes if fused else []
+    body = ss2d_scan_body(casts).nodes if fused else []
     scans += filter(_is_scan, body)
     smooth, gate = all(map(_softplus, scans)), all(_given(n, _Z) for n in scans)
     bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
@@ -231,7 +258,12 @@ def _unify(model: ModelProto, kind: str) -> tuple[Pattern, list[NodeProto]]:
             nodes = unified(graph.node)
             del graph.node[:]
             graph.node.extend(nodes)
-    return pattern, unified(body)
+    bodies: _Bodies = []
+    if fused:
+        bodies.append((SS2D_SCAN_OP_TYPE, SS2D_SCAN_INPUTS, unified(body)))
+    if any(map(is_whole_ss2d, fused)):
+        bodies.append((SS2D_OP_TYPE, SS2D_INPUTS, ss2d_body(casts).nodes))
+    return pattern, bodies
 
 
 def _expand(node: NodeProto, pattern: Pattern) -> list[NodeProto]:
@@ -269,7 +301,7 @@ def _expand(node: NodeProto, pattern: Pattern) -> list[NodeProto]:
 def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> tuple[Pattern, bool]:
     """What element types, N and L tell: arithmetic, casts, single state, longest L.
 
-    Returns that, and whether the map of an SS2D node is of another type than its weights.
+    Returns that, and whether the map of a 2-D scan is of another type than its weights.
     """
     wanted = {name for n in scans for name in (n.input[0], _decay(n))}
     types = _types(model, wanted)
@@ -288,7 +320,7 @@ def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> tuple[Patt
                 f"{n.op_type} node {n.name or n.output[0]!r} has no fixed length L; the parallel "
                 "function needs one: export with a fixed image size, or choose sequential"
             )
-    # Inside SS2D all is of the weights' type.
+    # Inside a 2-D scan all is of the weights' type.
     kinds = {element(_decay(n) if is_ss2d(n) else n.input[0]) for n in scans}
     real = TensorProto.DOUBLE if TensorProto.DOUBLE in kinds else TensorProto.FLOAT
     kinds |= {element(_decay(n)) for n in scans}

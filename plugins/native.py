@@ -30,7 +30,7 @@ __all__ = [
     "trt_library_path",
 ]
 
-_ABI = 2
+_ABI = 3
 _LIBRARIES = Path(__file__).resolve().parent / "lib"
 
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
@@ -85,7 +85,7 @@ class SS2DArgs(ctypes.Structure):
     _fields_ = (
         *_fields(ctypes.c_int64, "batch", "channels", "height", "width", "rank", "state"),
         *_fields(ctypes.c_int32, "dtype", "isa"),
-        *_fields(ctypes.c_void_p, "u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D"),
+        *_fields(ctypes.c_void_p, "u", "x_proj_weight", "rows", "dt_weight", "dt_bias", "A", "D"),
         *_fields(ctypes.c_void_p, "y", "workspace"),
     )
 

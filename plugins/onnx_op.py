@@ -1,4 +1,4 @@
-"""The ONNX operators tfanet::SelectiveScan and tfanet::SS2D, version 1: schemas and translations.
+"""The ONNX operators tfanet::SelectiveScan, SS2D and SS2DScan, version 1: schemas, translations.
 
 Importing this module registers the schemas with onnx, once per process, so that the checker and
 strict shape inference know the operators. PyTorch is imported by `custom_translation_table` alone.
@@ -15,9 +15,17 @@ from onnx.shape_inference import InferenceError
 
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
 from .native import DIRECTIONS
-from .ss2d_nodes import SS2D_INPUTS, SS2D_OP_TYPE
+from .ss2d_nodes import SS2D_OP_TYPE, SS2D_SCAN_OP_TYPE
 
-__all__ = ["DOMAIN", "OP_TYPE", "OP_VERSION", "custom_translation_table", "schema", "ss2d_schema"]
+__all__ = [
+    "DOMAIN",
+    "OP_TYPE",
+    "OP_VERSION",
+    "custom_translation_table",
+    "schema",
+    "ss2d_scan_schema",
+    "ss2d_schema",
+]
 
 OP_VERSION = 1
 
@@ -39,6 +47,10 @@ reversed.
 
 along direction k, put back in place. Projections and state are in the type of the weights.
 """
+_SS2D_SCAN_DOC = """
+SS2D behind its projection, which is given: rows hold (dt_k, B_k, C_k) of the directions k = 0, 1, 2
+and 3 at every pixel, so that SS2D is a 1x1 convolution of u with x_proj_weight and this operator.
+"""
 _ANY_FLOAT = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"]
 # What every axis stands for; equal names are equal sizes.
 _AXES = {
@@ -57,6 +69,14 @@ _SS2D_AXES = {
     "x_proj_weight": ("K", "R + 2N", "E"),
     "dt_weight": ("K", "E", "R"),
     "dt_bias": ("K", "E"),
+    "A": ("4E", "N"),
+    "D": ("4E",),
+}
+_SS2D_SCAN_AXES = {
+    "u": ("batch", "E", "H", "W"),
+    "rows": ("batch", "4(R + 2N)", "H", "W"),
+    "dt_weight": ("4E", "R"),
+    "dt_bias": ("4E",),
     "A": ("4E", "N"),
     "D": ("4E",),
 }
@@ -121,20 +141,19 @@ def _infer_scan(context: Any) -> None:
             raise InferenceError(f"{OP_TYPE}: dim {dim_size} is not a multiple of G {groups}")
 
 
-def _infer_ss2d(context: Any) -> None:
-    sizes = {
-        axis: size
-        for axis, (size, _) in _infer(context, SS2D_OP_TYPE, _SS2D_AXES, SS2D_INPUTS[1:]).items()
-    }
+def _infer_2d(context: Any, operator: str, all_axes: dict[str, tuple[str, ...]]) -> None:
+    known = _infer(context, operator, all_axes, [*all_axes][1:])
+    sizes = {axis: size for axis, (size, _) in known.items()}
     inner, rank, states = (sizes.get(axis) for axis in ("E", "R", "N"))
     expected = {"K": DIRECTIONS}
     if inner is not None:
         expected["4E"] = DIRECTIONS * inner
     if rank is not None and states is not None:
         expected["R + 2N"] = rank + 2 * states
+        expected["4(R + 2N)"] = DIRECTIONS * (rank + 2 * states)
     for axis, size in expected.items():
         if sizes.get(axis, size) != size:
-            raise InferenceError(f"{SS2D_OP_TYPE}: {axis} is {sizes[axis]}, expected {size}")
+            raise InferenceError(f"{operator}: {axis} is {sizes[axis]}, expected {size}")
 
 
 def schema() -> OpSchema:
@@ -177,18 +196,27 @@ def schema() -> OpSchema:
 
 def ss2d_schema() -> OpSchema:
     """The registered schema of tfanet::SS2D-1; registers it on the first call."""
-    if defs.has(SS2D_OP_TYPE, OP_VERSION, DOMAIN):
-        return defs.get_schema(SS2D_OP_TYPE, OP_VERSION, DOMAIN)
+    return _schema_2d(SS2D_OP_TYPE, _SS2D_DOC, _SS2D_AXES)
+
+
+def ss2d_scan_schema() -> OpSchema:
+    """The registered schema of tfanet::SS2DScan-1; registers it on the first call."""
+    return _schema_2d(SS2D_SCAN_OP_TYPE, _SS2D_SCAN_DOC, _SS2D_SCAN_AXES)
+
+
+def _schema_2d(operator: str, doc: str, all_axes: dict[str, tuple[str, ...]]) -> OpSchema:
+    if defs.has(operator, OP_VERSION, DOMAIN):
+        return defs.get_schema(operator, OP_VERSION, DOMAIN)
     new = OpSchema(
-        SS2D_OP_TYPE,
+        operator,
         DOMAIN,
         OP_VERSION,
-        _SS2D_DOC,
+        doc,
         inputs=[
             OpSchema.FormalParameter(
                 name, "T" if name == "u" else "W", f"shape ({', '.join(axes)})"
             )
-            for name, axes in _SS2D_AXES.items()
+            for name, axes in all_axes.items()
         ],
         outputs=[OpSchema.FormalParameter("y", "T", "shape (batch, E, H, W)")],
         type_constraints=[
@@ -196,9 +224,11 @@ def ss2d_schema() -> OpSchema:
             ("W", _ANY_FLOAT[2:], "type of the weights and of the arithmetic"),
         ],
     )
-    new.set_type_and_shape_inference_function(_infer_ss2d)
+    new.set_type_and_shape_inference_function(
+        lambda context: _infer_2d(context, operator, all_axes)
+    )
     defs.register_schema(new)
-    return defs.get_schema(SS2D_OP_TYPE, OP_VERSION, DOMAIN)
+    return defs.get_schema(operator, OP_VERSION, DOMAIN)
 
 
 def _int_attribute(name: str, value: int) -> AttributeProto:
@@ -244,3 +274,4 @@ def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 schema()
 ss2d_schema()
+ss2d_scan_schema()

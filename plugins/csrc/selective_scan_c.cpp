@@ -66,7 +66,7 @@ std::int64_t sequence_bytes(const tfanet::ScanArgs& a) {
 }  // namespace
 
 // Grows with every change of the structures or functions below.
-TFANET_EXPORT std::int32_t tfanet_abi_version() { return 2; }
+TFANET_EXPORT std::int32_t tfanet_abi_version() { return 3; }
 
 TFANET_EXPORT const char* tfanet_isa_name(std::int32_t isa) { return tfanet::isa_name(isa); }
 

@@ -20,9 +20,11 @@ const char* check(const SS2DArgs& a) {
   if (a.rank < 1) return "R (columns of dt_weight) must be 1 or more";
   if (a.dtype < kFloat32 || a.dtype > kBFloat16) return "unknown dtype";
   if (!kernel_of(a.isa)) return kNoSuchIsa;
-  if (!is_empty(a) && !(a.u && a.x_proj_weight && a.dt_weight && a.dt_bias && a.A && a.D && a.y)) {
-    return "u, x_proj_weight, dt_weight, dt_bias, A, D and y must not be null";
+  if (is_empty(a)) return nullptr;
+  if (!(a.u && a.dt_weight && a.dt_bias && a.A && a.D && a.y)) {
+    return "u, dt_weight, dt_bias, A, D and y must not be null";
   }
+  if (!a.x_proj_weight == !a.rows) return "one of x_proj_weight and rows must be null";
   return nullptr;
 }
 
@@ -42,7 +44,7 @@ std::int64_t ss2d_units(const SS2DArgs& a, SS2DPhase phase) {
 double ss2d_unit_cost(const SS2DArgs& a, SS2DPhase phase) {
   const SS2DLayout layout(a);
   const auto channels = static_cast<double>(a.channels);
-  if (phase == kProject) return 2.0 * channels * kSS2DTile * kProjectRows;
+  if (phase == kProject) return (a.rows ? 2.0 : 2.0 * channels) * kSS2DTile * kProjectRows;
   const double step = 40 + 2 * static_cast<double>(a.rank) + 25 * static_cast<double>(a.state);
   return step * static_cast<double>(kDirections * layout.pixels * kSS2DChannels);
 }

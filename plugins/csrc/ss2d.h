@@ -1,6 +1,6 @@
 // The 2-D selective scan, from a feature map to the merged map: the interface of every binding.
 //
-//   (dt_k, B_k, C_k) = x_proj_weight[k] u                          at every pixel, R + N + N rows
+//   (dt_k, B_k, C_k) = x_proj_weight[k] u, or rows[k]              at every pixel, R + N + N rows
 //   delta_k = softplus(dt_weight[k] dt_k + dt_bias[k])
 //   y = sum over k of scan(u, delta_k, A_k, B_k, C_k, D_k), along direction k
 //
@@ -8,7 +8,8 @@
 // reversed. Two phases, each cut into units that any thread may run in any order; the second one
 // starts when the first is through. The result does not depend on who ran which unit.
 //
-//   kProject  the rows of all directions, in the order of scanning, into the workspace
+//   kProject  the rows of all directions, computed or given, in the order of scanning, into the
+//             workspace
 //   kScan     16 channels of one map in all directions: delta, the scan and the sum of directions
 //
 // The map is read once by each phase and y is written once; delta and what is scanned live in the
@@ -29,7 +30,8 @@ struct SS2DArgs {
   std::int32_t dtype;  // DType of u and y; weights and state are double for kFloat64, else float
   std::int32_t isa;
   const void* u;              // (batch, E, height, width)
-  const void* x_proj_weight;  // (4, R + 2N, E)
+  const void* x_proj_weight;  // (4, R + 2N, E); null where `rows` are given
+  const void* rows;           // (batch, 4, R + 2N, height, width) in the weights' type, or null
   const void* dt_weight;      // (4, E, R)
   const void* dt_bias;        // (4, E)
   const void* A;              // (4E, N)

@@ -1,4 +1,5 @@
-// The first phase of a 2-D scan: a matrix product of all directions' rows with 64 pixels of u.
+// The first phase of a 2-D scan: a matrix product of all directions' rows with 64 pixels of u, or
+// rows that are there already; and their way into the order of scanning.
 #ifndef TFANET_SS2D_PROJECT_H
 #define TFANET_SS2D_PROJECT_H
 
@@ -61,6 +62,31 @@ inline void multiply_rows(const S* weights, int64_t stride, const S* u, int64_t 
   }
 }
 
+// sums (rows of kTile) = `rows` rows of all directions', from `first` on, times `steps` pixels of u
+// from `start` on. `columns` is room for kProjectChannels channels of u.
+template <class T>
+void multiply_tile(const SS2DArgs& a, int64_t batch, int64_t first, int64_t rows, int64_t start,
+                   int steps, State<T>* sums, State<T>* columns) {
+  typedef State<T> S;
+  const int64_t pixels = a.height * a.width;
+  memset(sums, 0, sizeof(S) * kProjectRows * kTile);
+  const T* u = static_cast<const T*>(a.u) + batch * a.channels * pixels + start;
+  const S* weights = static_cast<const S*>(a.x_proj_weight) + first * a.channels;
+  for (int64_t e = 0; e < a.channels; e += kProjectChannels) {
+    const int64_t count = a.channels - e < kProjectChannels ? a.channels - e : kProjectChannels;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = u + (e + i) * pixels;
+      S* to = columns + i * kTile;
+      for (int t = 0; t < steps; ++t) to[t] = widen(from[t]);
+      for (int t = steps; t < kTile; ++t) to[t] = 0;
+    }
+    for (int64_t r = 0; r < rows; r += kSumRows) {
+      multiply_rows<S>(weights + r * a.channels + e, a.channels, columns, count, rows - r, steps,
+                       sums + r * kTile);
+    }
+  }
+}
+
 // One unit: some rows of all directions' at the 64 pixels of a tile.
 template <class T>
 void project_unit(const SS2DArgs& a, int64_t unit, int64_t part) {
@@ -75,22 +101,14 @@ void project_unit(const SS2DArgs& a, int64_t unit, int64_t part) {
   const int steps = static_cast<int>(layout.pixels - start < kTile ? layout.pixels - start : kTile);
 
   S* sums = reinterpret_cast<S*>(layout.scratch(a, part));
-  S* columns = sums + kProjectRows * kTile;
-  memset(sums, 0, sizeof(S) * kProjectRows * kTile);
-  const T* u = static_cast<const T*>(a.u) + batch * a.channels * layout.pixels + start;
-  const S* weights = static_cast<const S*>(a.x_proj_weight) + first * a.channels;
-  for (int64_t e = 0; e < a.channels; e += kProjectChannels) {
-    const int64_t count = a.channels - e < kProjectChannels ? a.channels - e : kProjectChannels;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = u + (e + i) * layout.pixels;
-      S* to = columns + i * kTile;
-      for (int t = 0; t < steps; ++t) to[t] = widen(from[t]);
-      for (int t = steps; t < kTile; ++t) to[t] = 0;
+  if (a.rows) {
+    const S* from =
+        static_cast<const S*>(a.rows) + (batch * all_rows + first) * layout.pixels + start;
+    for (int64_t r = 0; r < rows; ++r) {
+      memcpy(sums + r * kTile, from + r * layout.pixels, sizeof(S) * static_cast<size_t>(steps));
     }
-    for (int64_t r = 0; r < rows; r += kSumRows) {
-      multiply_rows<S>(weights + r * a.channels + e, a.channels, columns, count, rows - r, steps,
-                       sums + r * kTile);
-    }
+  } else {
+    multiply_tile<T>(a, batch, first, rows, start, steps, sums, sums + kProjectRows * kTile);
   }
 
   // Pixel (i, j) is step j H + i of the columns: places of row 0 of dt, and of B and C.

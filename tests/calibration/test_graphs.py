@@ -78,18 +78,20 @@ def test_every_layer_has_its_own_name_and_floating_ones_a_reason(source):
 def test_what_feeds_the_scan_and_products_of_activations_stay_in_floating_point(source):
     graph = Graph(source.models["image.onnx"])
     precision = {layer.node: layer.precision for layer in source.layers["image.onnx"]}
-    scans = [node for node in graph.model.graph.node if node.op_type == "SelectiveScan"]
+    scans = [node for node in graph.model.graph.node if node.op_type == "SS2DScan"]
     assert scans
     for scan in scans:
+        assert precision[scan.name] != "int8"  # the product that gives delta
         u = graph.producer[scan.input[0]]
-        seen = []
-        while u.op_type != "Conv":  # up through the four directions and the SiLU
+        seen = [u.op_type]
+        while u.op_type != "Conv":  # up through the SiLU
             inner = [name for name in u.input if name in graph.producer]
             u = graph.producer[inner[0]]
             seen.append(u.op_type)
         assert "Mul" in seen or "Sigmoid" in seen
         assert precision[u.name] != "int8"
-        assert precision[graph.producer[scan.input[1]].name] != "int8"
+        rows = graph.producer[graph.producer[scan.input[1]].input[0]]  # behind a Transpose
+        assert (rows.op_type, precision[rows.name]) == ("MatMul", "int8")
     for node in graph.model.graph.node:
         if node.op_type == "MatMul" and not set(node.input) & set(graph.constants):
             assert precision[node.name] == "float"

@@ -77,7 +77,7 @@ def test_graphs_are_valid_small_and_tell_nothing_of_this_machine(bundle):
     convs = [node.name for node in image.graph.node if node.op_type == "Conv"]
     assert all(name.startswith(("backbone.", "fusion.", "decoder")) for name in convs)
     assert len(image.graph.node) < 1500
-    assert [f.name for f in image.functions] == ["SelectiveScan", "SS2D"]
+    assert [f.name for f in image.functions] == ["SelectiveScan", "SS2DScan", "SS2D"]
 
 
 @pytest.mark.parametrize(

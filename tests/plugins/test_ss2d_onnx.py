@@ -107,7 +107,7 @@ def test_the_function_body(kind: str, constant: bool, opset: int, states: int) -
     x = arrays(states=states)
     model = attach(make_model(x, constant, opset), kind)
     check(model)
-    assert {f.name for f in model.functions} == {"SS2D", "SelectiveScan"}
+    assert {f.name for f in model.functions} == {"SS2D", "SS2DScan", "SelectiveScan"}
     assert count_scan_nodes(model) == 1
     assert error(run(model, x, None), expected(x)) < 1e-6
     inlined = onnx.inliner.inline_local_functions(model)

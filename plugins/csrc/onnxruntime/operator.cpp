@@ -69,12 +69,12 @@ OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, first);
 }
 
-// A session with this entry in its configuration, of any value, gets no SS2D: the function of that
-// name in the file runs instead, around our SelectiveScan. That is right where most of the graph
-// runs on a provider that SS2D has no kernel for.
+// A session with this entry in its configuration, of any value, gets no SS2D and no SS2DScan: the
+// functions of these names in the file run instead, around our SelectiveScan. That is right where
+// most of the graph runs on a provider that they have no kernel for.
 constexpr const char* kPartsEntry = "tfanet.ss2d_as_parts";
 
-// The domain without SS2D and the one with it. They live as long as the process.
+// The domain without the 2-D scans and the one with them. They live as long as the process.
 struct Domains {
   OrtCustomOpDomain* parts = nullptr;
   OrtCustomOpDomain* all = nullptr;

@@ -1,5 +1,5 @@
-// The operator tfanet::SS2D, version 1, for ONNX Runtime: the kernel of ss2d.h on the session's own
-// threads, its workspace from the session's own allocator.
+// The operators tfanet::SS2D and tfanet::SS2DScan, version 1, for ONNX Runtime: the kernel of
+// ss2d.h on the session's own threads, its workspace from the session's own allocator.
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -10,24 +10,48 @@
 namespace tfanet_ort {
 namespace {
 
-enum Input : size_t { kU, kXProjWeight, kDtWeight, kDtBias, kA, kD, kInputs };
+enum Input : size_t { kU, kProjection, kDtWeight, kDtBias, kA, kD, kInputs };
 enum Axis : size_t { kBatch, kE, kH, kW, kK, kRows, kR, kKE, kN };
 
-constexpr OperatorSpec kSpec = {"SS2D",
-                                kInputs,
-                                kInputs,
-                                {{"u", false, 4, {kBatch, kE, kH, kW}},
-                                 {"x_proj_weight", true, 3, {kK, kRows, kE}},
-                                 {"dt_weight", true, 3, {kK, kE, kR}},
-                                 {"dt_bias", true, 2, {kK, kE}},
-                                 {"A", true, 2, {kKE, kN}},
-                                 {"D", true, 1, {kKE}}},
-                                {"batch", "E", "H", "W", "K", "R + 2N", "R", "4E", "N"}};
+constexpr OperatorSpec kWhole = {"SS2D",
+                                 kInputs,
+                                 kInputs,
+                                 {{"u", false, 4, {kBatch, kE, kH, kW}},
+                                  {"x_proj_weight", true, 3, {kK, kRows, kE}},
+                                  {"dt_weight", true, 3, {kK, kE, kR}},
+                                  {"dt_bias", true, 2, {kK, kE}},
+                                  {"A", true, 2, {kKE, kN}},
+                                  {"D", true, 1, {kKE}}},
+                                 {"batch", "E", "H", "W", "K", "R + 2N", "R", "4E", "N"}};
 
-OrtStatus* check_size(const int64_t* sizes, Axis axis, int64_t expected) {
+// What is behind the projection of u, which comes as rows of all directions.
+constexpr OperatorSpec kScanOnly = {"SS2DScan",
+                                    kInputs,
+                                    kInputs,
+                                    {{"u", false, 4, {kBatch, kE, kH, kW}},
+                                     {"rows", true, 4, {kBatch, kRows, kH, kW}},
+                                     {"dt_weight", true, 2, {kKE, kR}},
+                                     {"dt_bias", true, 1, {kKE}},
+                                     {"A", true, 2, {kKE, kN}},
+                                     {"D", true, 1, {kKE}}},
+                                    {"batch", "E", "H", "W", "K", "4(R + 2N)", "R", "4E", "N"}};
+
+// Sizes that are not those of another axis, but follow from them.
+OrtStatus* check_size(const OperatorSpec& spec, const int64_t* sizes, Axis axis, int64_t expected) {
   if (sizes[axis] == expected) return nullptr;
-  return failure(kSpec, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", kSpec.axes[axis],
+  return failure(spec, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", spec.axes[axis],
                  static_cast<long long>(sizes[axis]), static_cast<long long>(expected));
+}
+
+OrtStatus* check_sizes(const OperatorSpec& spec, const int64_t* sizes) {
+  const int64_t rows = sizes[kR] + 2 * sizes[kN];
+  if (&spec == &kWhole) {
+    RETURN_IF_ERROR(check_size(spec, sizes, kK, tfanet::kDirections));
+    RETURN_IF_ERROR(check_size(spec, sizes, kRows, rows));
+  } else {
+    RETURN_IF_ERROR(check_size(spec, sizes, kRows, tfanet::kDirections * rows));
+  }
+  return check_size(spec, sizes, kKE, tfanet::kDirections * sizes[kE]);
 }
 
 // A block of the session's memory, aligned to 64 bytes.
@@ -80,11 +104,9 @@ void run_part(void* work_of_all, size_t part) {
 OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
   const Operator& op = *static_cast<const Operator*>(op_of_node);
   Operands operands;
-  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
+  RETURN_IF_ERROR(read_inputs(context, *op.spec, operands));
   const int64_t* sizes = operands.sizes;
-  RETURN_IF_ERROR(check_size(sizes, kK, tfanet::kDirections));
-  RETURN_IF_ERROR(check_size(sizes, kRows, sizes[kR] + 2 * sizes[kN]));
-  RETURN_IF_ERROR(check_size(sizes, kKE, tfanet::kDirections * sizes[kE]));
+  RETURN_IF_ERROR(check_sizes(*op.spec, sizes));
   OrtValue* output = nullptr;
   void* y = nullptr;
   RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
@@ -100,14 +122,14 @@ OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
   args.dtype = kernel_type(op.sequence);
   args.isa = tfanet::kAutomatic;
   args.u = operands.data[kU];
-  args.x_proj_weight = operands.data[kXProjWeight];
+  (op.spec == &kWhole ? args.x_proj_weight : args.rows) = operands.data[kProjection];
   args.dt_weight = operands.data[kDtWeight];
   args.dt_bias = operands.data[kDtBias];
   args.A = operands.data[kA];
   args.D = operands.data[kD];
   args.y = y;
   if (const char* why = tfanet::check(args)) {
-    return failure(kSpec, ORT_INVALID_ARGUMENT, "%s", why);
+    return failure(*op.spec, ORT_INVALID_ARGUMENT, "%s", why);
   }
   const int64_t channel_units = tfanet::ss2d_units(args, tfanet::kScan);
   if (channel_units == 0) return nullptr;  // an empty map
@@ -132,8 +154,9 @@ OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
 }
 
 struct SS2DOp : Operator {
-  SS2DOp(ONNXTensorElementDataType map_type, ONNXTensorElementDataType weight_type)
-      : Operator(kSpec, map_type, weight_type) {
+  SS2DOp(const OperatorSpec& spec_of_op, ONNXTensorElementDataType map_type,
+         ONNXTensorElementDataType weight_type)
+      : Operator(spec_of_op, map_type, weight_type) {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo*,
                         void** result) -> OrtStatus* {
       *result = const_cast<Operator*>(&self(op));  // a node has nothing of its own
@@ -149,10 +172,12 @@ struct SS2DOp : Operator {
 OrtStatus* add_ss2d(OrtCustomOpDomain* domain) {
   constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-  static SS2DOp ops[] = {{kFloat, kFloat},
-                         {kDouble, kDouble},
-                         {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, kFloat},
-                         {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, kFloat}};
+  constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  static SS2DOp ops[] = {{kWhole, kFloat, kFloat},    {kWhole, kDouble, kDouble},
+                         {kWhole, kHalf, kFloat},     {kWhole, kBrain, kFloat},
+                         {kScanOnly, kFloat, kFloat}, {kScanOnly, kDouble, kDouble},
+                         {kScanOnly, kHalf, kFloat},  {kScanOnly, kBrain, kFloat}};
   for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
   return nullptr;
 }

@@ -1,0 +1,227 @@
+"""tfanet::SS2DScan: the 2-D scan whose projection is a layer of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from tfanet.errors import MissingDependencyError
+from tfanet.plugins import attach, expand_ss2d, ort_library_path, ss2d_ref
+from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
+
+NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
+INPUTS = ("u", "rows", "dt_weight", "dt_bias", "A", "D")
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    try:
+        return ort_library_path()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def arrays(
+    batch: int = 2, inner: int = 8, height: int = 6, width: int = 5, rank: int = 3, states: int = 1
+) -> Arrays:
+    """Operands of SS2D, and in "rows" what the projection of u gives, in float64."""
+    rng = np.random.default_rng([batch, inner, height, width, rank, states])
+    values = (
+        rng.standard_normal((batch, inner, height, width)),
+        rng.standard_normal((4, rank + 2 * states, inner)) * inner**-0.5,
+        rng.standard_normal((4, inner, rank)) * rank**-0.5,
+        rng.standard_normal((4, inner)) - 2,
+        -rng.uniform(0.1, 8, (4 * inner, states)),
+        rng.standard_normal(4 * inner),
+    )
+    x = dict(zip(NAMES, (value.astype(np.float32) for value in values), strict=True))
+    rows = np.einsum("kre,behw->bkrhw", *(x[n].astype(float) for n in ("x_proj_weight", "u")))
+    return {**x, "rows": rows.reshape(batch, -1, height, width)}
+
+
+def operands(x: Arrays, weights: Any = np.float32) -> Arrays:
+    """Those of SS2DScan, in the shapes that it takes."""
+    flat = {"dt_weight": (-1, x["dt_weight"].shape[2]), "dt_bias": (-1,)}
+    shaped = {name: x[name].reshape(flat.get(name, x[name].shape)) for name in INPUTS}
+    return {name: v if name == "u" else v.astype(weights) for name, v in shaped.items()}
+
+
+def whole(x: Arrays) -> ModelProto:
+    """u -> SS2D -> y with constant weights, or with weights that are inputs."""
+    node = helper.make_node("SS2D", NAMES, ["y"], name="block/ss2d", domain="tfanet")
+    weights = [numpy_helper.from_array(x[name], name) for name in NAMES[1:]]
+    return model_of([node], {"u": x["u"]}, weights)
+
+
+def scan_only(x: Arrays) -> ModelProto:
+    """All operands are inputs."""
+    node = helper.make_node("SS2DScan", INPUTS, ["y"], name="block/ss2d.scan", domain="tfanet")
+    return model_of([node], x, [])
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], inputs: Arrays, weights: list[TensorProto], opset: int = 20
+) -> ModelProto:
+    values = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in inputs.items()
+    ]
+    output = helper.make_tensor_value_info("y", values[0].type.tensor_type.elem_type, None)
+    output.type.tensor_type.shape.CopyFrom(values[0].type.tensor_type.shape)
+    graph = helper.make_graph(nodes, "g", values, [output], weights)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("tfanet", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def run(model: ModelProto, x: Arrays, library: Path | None) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 2, 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return session.run(None, {i.name: x[i.name] for i in session.get_inputs()})[0]
+
+
+def expected(x: Arrays) -> np.ndarray:
+    return ss2d_ref(*(torch.from_numpy(x[name]) for name in NAMES)).numpy()
+
+
+def error(result: np.ndarray, reference: np.ndarray) -> float:
+    assert result.shape == reference.shape
+    return float(np.abs(result - reference).max() / np.abs(reference).max())
+
+
+def check(model: ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 20),
+        st.integers(1, 9), st.integers(1, 4),
+    )
+)  # fmt: skip
+def test_given_rows_the_kernel_scans_them(library: Path, sizes: tuple[int, ...]) -> None:
+    x = arrays(*sizes)
+    given_rows = operands(x)
+    assert error(run(scan_only(given_rows), given_rows, library), expected(x)) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_other_types(library: Path, dtype: Any) -> None:
+    x = arrays(2, 19, 7, 9, 3, 2)
+    x["u"] = x["u"].astype(dtype)
+    x["rows"] = np.einsum("kre,behw->bkrhw", x["x_proj_weight"], x["u"].astype(float)).reshape(
+        x["rows"].shape
+    )
+    weights = np.float64 if dtype == np.float64 else np.float32
+    if dtype == np.float64:
+        x = {name: value.astype(dtype) for name, value in x.items()}
+    given_rows = operands(x, weights)
+    model = attach(scan_only(given_rows), "sequential")
+    check(model)
+    tolerance = 1e-13 if dtype == np.float64 else 2.0**-11
+    # ONNX Runtime has no convolution in double: there the library is needed.
+    for runtime in (library,) if dtype == np.float64 else (library, None):
+        assert error(run(model, given_rows, runtime), expected(x)) < tolerance
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel", "none"])
+def test_a_split_model_computes_the_same(library: Path, kind: str) -> None:
+    x = arrays(2, 24, 9, 7, 4, 2)
+    model = split_ss2d(attach(whole(x), kind))
+    check(model)
+    assert [n.op_type for n in model.graph.node] == ["Conv", "SS2DScan"]
+    assert [n.name for n in model.graph.node] == ["block/ss2d.x_proj", "block/ss2d.scan"]
+    functions = [] if kind == "none" else ["SelectiveScan", "SS2DScan"]
+    assert [f.name for f in model.functions] == functions
+    assert count_scan_nodes(model) == 1 and split_ss2d(model) is model
+    parts = expand_ss2d(model)
+    check(parts)
+    names = [n.name for n in parts.graph.node]
+    assert len(set(names)) == len(names) and "block/ss2d.dt_proj" in names
+    assert parts == expand_ss2d(attach(whole(x), kind))  # one way or two, the same parts
+    for runtime in (library,) if kind == "none" else (library, None):
+        assert error(run(model, x, runtime), expected(x)) < 1e-6
+        assert error(run(parts, x, runtime), expected(x)) < 1e-6
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_delta_weights_in_8_bits_stay_next_to_their_product(library: Path, shared: bool) -> None:
+    """Their conversion feeds the convolution at once, where engine builders look for it."""
+    x = arrays(1, 16, 6, 6, 4)
+    model = split_ss2d(whole(x))
+    weight = x["dt_weight"].reshape(-1, 4)
+    scale = (np.abs(weight).max(1) / 127).astype(np.float32)
+    q = np.rint(weight / scale[:, None]).astype(np.int8)
+    inputs = ["dt_weight.q", "dt_weight.scale"]
+    convert = helper.make_node("DequantizeLinear", inputs, ["dt"], "dt", axis=0)
+    graph = model.graph
+    graph.node[1].input[2] = "dt"
+    graph.node.insert(0, convert)
+    graph.initializer.extend(
+        numpy_helper.from_array(v, n) for n, v in zip(inputs, (q, scale), strict=True)
+    )
+    if shared:  # then the weight keeps its shape, and is brought into another behind
+        graph.node.append(helper.make_node("ReduceSum", ["dt"], ["total"], "sum", keepdims=0))
+        graph.output.append(helper.make_tensor_value_info("total", TensorProto.FLOAT, []))
+    model = attach(model, "parallel")
+    x["dt_weight"] = (q * scale[:, None]).reshape(x["dt_weight"].shape)
+    parts = expand_ss2d(model)
+    for changed in (model, parts):
+        check(changed)
+        assert error(run(changed, x, library), expected(x)) < 1e-6
+        assert error(run(changed, x, None), expected(x)) < 1e-6
+    product = next(n for n in parts.graph.node if n.name == "block/ss2d.dt_proj")
+    assert (product.input[1] == "dt") == (not shared)
+    engine = attach_by_length(model)
+    assert not any(n.op_type in ("SelectiveScan", "SS2DScan") for n in engine.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("rows", (2, 19, 6, 5), r"4\(R \+ 2N\) is 19, expected 20"),
+        ("rows", (2, 20, 6, 4), "W is 4 in input rows but 5 in input u"),
+        ("dt_weight", (4, 8, 3), "input dt_weight has rank 3, expected 2"),
+        ("A", (31, 1), "4E is 31 in input A but 32"),
+    ],
+)
+def test_the_schema_names_what_is_wrong(name: str, shape: tuple[int, ...], message: str) -> None:
+    x = {**operands(arrays()), name: np.ones(shape, np.float32)}
+    with pytest.raises(onnx.shape_inference.InferenceError, match=f"SS2DScan: {message}"):
+        check(scan_only(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("rows", (2, 5, 6, 5), r"4\(R \+ 2N\) is 5, expected 20"),
+        ("rows", (2, 20, 5, 6), "H is 5 in input rows, but 6"),
+        ("dt_weight", (8, 3), "4E is 32 in input dt_bias, but 8"),
+        ("dt_bias", (4, 8), "input dt_bias has rank 2, expected 1"),
+    ],
+)
+def test_the_operator_names_what_is_wrong(
+    library: Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    """In a model that declares no shapes, so that only the operator can see the mistake."""
+    x = operands(arrays())
+    model = scan_only(x)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    with pytest.raises(Exception, match=f"SS2DScan: {message}"):
+        run(model, {**x, name: np.ones(shape, np.float32)}, library)
+    assert error(run(model, x, library), expected(arrays())) < 1e-6
