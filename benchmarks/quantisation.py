@@ -36,6 +36,7 @@ from tfanet.cli.output import progress_line, table
 from tfanet.runtime.bundle import Bundle
 
 Models = dict[str, ModelProto]
+PRODUCTS = ("Conv", "MatMul", "Gemm")
 PLAIN = {"smooth": False, "bias_correction": False}
 # Options of `measure_ranges`.
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -84,7 +85,7 @@ def compare(bundle: Bundle, args: argparse.Namespace, folder: Path) -> str:
     chosen = choose(args.data, args.dataset, args.calibration_split, count=args.calibration_count)
     items = choose(args.data, args.dataset, args.split, count=args.count)
     source = Source.open(bundle)
-    fp32: Models = {name: load(bundle.file(name)) for name in GRAPHS}
+    fp32: Models = {name: onnx.load(bundle.file(name)) for name in GRAPHS}
     schemes = {"FP32": fp32, "onnxruntime, static": static(bundle, chosen, folder)}
     for name, options in SCHEMES.items():
         calibration = measure_ranges(source, chosen, **options, progress=progress_line())
@@ -128,7 +129,7 @@ def static(bundle: Bundle, chosen: CalibrationSet, folder: Path) -> Models:
             str(target),
             _Reader(feeds(bundle, chosen, name)),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -183,7 +184,11 @@ def share(source: Source, models: Mapping[str, ModelProto]) -> float:
         dequantized = {
             node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
         }
-        inside |= {node.name for node in model.graph.node if set(node.input[:2]) <= dequantized}
+        inside |= {
+            node.name
+            for node in model.graph.node
+            if node.op_type in PRODUCTS and set(node.input[:2]) <= dequantized
+        }
     layers = source.all_layers()
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if layer.node in inside) / total

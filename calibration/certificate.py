@@ -66,21 +66,22 @@ def guarded(
     calibration: Calibration,
     guard: GuardOptions,
     items: CalibrationSet,
-    original: Mapping[str, ModelProto],
     quantized: Callable[[frozenset[str]], Mapping[str, ModelProto]],
     progress: Progress | None,
 ) -> tuple[GuardResult, dict[str, float], dict[str, Any]]:
     """Bound the loss.
 
     Args:
-        source: prepared. items: of `guard`. original: the FP32 models.
+        source: prepared. items: of `guard`.
         quantized: the models with the named layers in floating point.
 
     Returns:
         The layers to give back, every layer's sensitivity, and the certificate's accuracy.
     """
     bundle = source.bundle
+    original = {name: load(bundle.file(name)) for name in GRAPHS}
     baseline = measure_metrics(original, items, bundle, progress=progress, stage="evaluating FP32")
+    del original
     sensitivity = measure_sensitivity(
         source,
         {name: calibration.graphs[name].amax for name in GRAPHS},

@@ -22,7 +22,6 @@ from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, file_facts
 from . import grid as grids
 from .calibrator import apply, measure_ranges, prepare
 from .certificate import GuardOptions, guarded, short
-from .graph import load
 from .guard import check_bounds
 from .placement import INT8, Layer, int8_share
 from .ranges import Calibration, diff
@@ -75,49 +74,65 @@ def quantize_bundle(
         )
     if guard is not None:
         check_bounds(guard.bounds, guard.min_share)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    models, certificate, layers = _quantize(opened, known, guard, target, progress)
+    # FP32 is timed as the file ships, its 2-D scans fused: that is what the user has today.
+    speed = measure_speed(
+        {name: onnx.load(opened.file(name)) for name in GRAPHS},
+        models,
+        opened,
+        precision=known.precision,
+        target=target,
+        threads=threads,
+    )
+    written = _write(opened, Path(output), models, certificate, speed)
+    return written, {"certificate": certificate, "speed": speed, "layers": layers}
+
+
+def _quantize(
+    bundle: Bundle,
+    calibration: Calibration,
+    guard: GuardOptions | None,
+    target: str,
+    progress: Progress | None,
+) -> tuple[dict[str, ModelProto], dict[str, Any], list[dict[str, Any]]]:
+    """The graphs, the certificate and the table of layers."""
     source = Source.open(bundle)
-    prepared, same = prepare(source, known)
+    prepared, same = prepare(source, calibration)
     items = guard.items() if guard is not None else None
     if not same:
-        _warn_of_other_weights(source, known, items)
-    original = {name: load(source.bundle.file(name)) for name in GRAPHS}
+        _warn_of_other_weights(source, calibration, items)
 
     def quantized(keep_float: frozenset[str]) -> dict[str, ModelProto]:
-        return apply(prepared, known, keep_float, unsigned=target == "onnxruntime")
+        return apply(prepared, calibration, keep_float, unsigned=target == "onnxruntime")
 
     sensitivity: dict[str, float] = {}
     accuracy: dict[str, Any] = {}
     kept: tuple[str, ...] = ()
     if guard is not None and items is not None:
         found, sensitivity, accuracy = guarded(
-            prepared, known, guard, items, original, quantized, progress
+            prepared, calibration, guard, items, quantized, progress
         )
         kept = found.keep_float
     models = quantized(frozenset(kept))
+    original = sum(bundle.manifest.files[name]["size"] for name in GRAPHS)
     certificate = {
-        "precision": known.precision,
+        "precision": calibration.precision,
         "target": target,
         "calibration": {
-            "observer": known.observer,
+            "observer": calibration.observer,
             "splits": {
-                kind: sum(len(getattr(ranges, kind)) for ranges in known.graphs.values())
+                kind: sum(len(getattr(ranges, kind)) for ranges in calibration.graphs.values())
                 for kind in ("outliers", "regions")
             },
-            **short(known.data),
+            **short(calibration.data),
         },
         "share": round(_share(source, kept), 4),
         "float_layers": sorted(kept),
         "accuracy": accuracy,
-        "size_ratio": round(_bytes(models) / _bytes(original), 4),
+        "size_ratio": round(sum(m.ByteSize() for m in models.values()) / original, 4),
     }
-    # The file as it ships, its 2-D scans fused: that is what the user has today.
-    shipped = {name: onnx.load(source.bundle.file(name)) for name in GRAPHS}
-    speed = measure_speed(
-        shipped, models, source.bundle, precision=known.precision, target=target, threads=threads
-    )
-    written = _write(source.bundle, Path(output), models, certificate, speed)
-    layers = _table(source, sensitivity, kept, known.precision)
-    return written, {"certificate": certificate, "speed": speed, "layers": layers}
+    return models, certificate, _table(source, sensitivity, kept, calibration.precision)
 
 
 def _warn_of_other_weights(
@@ -128,7 +143,7 @@ def _warn_of_other_weights(
         warnings.warn(
             "the calibration was made with other weights of this model, and there is no data to "
             "compare ranges with: give --data, or calibrate again",
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     few = replace(items, items=items.items[:CHECKED])
@@ -147,7 +162,7 @@ def _warn_of_other_weights(
         f"the calibration was made with other weights of this model; {len(rows)} ranges of "
         f"{sum(len(g.amax) for g in now.graphs.values())} are exceeded more than {MOVED:g} times"
         f"{worst}: calibrate again where accuracy matters",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -179,10 +194,6 @@ def _write(
 def _share(source: Source, kept: tuple[str, ...]) -> float:
     layers = source.all_layers()
     return int8_share(layers, {layer.name for layer in layers} - set(kept))
-
-
-def _bytes(models: Mapping[str, ModelProto]) -> int:
-    return sum(model.ByteSize() for model in models.values())
 
 
 def _table(
