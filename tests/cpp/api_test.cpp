@@ -99,7 +99,10 @@ void mistakes(const tfanet::Runtime& runtime, const std::string& bundle) {
   THROWS(TFANET_BAD_BUNDLE, "not a bundle directory", tfanet::Runtime("/no/such/bundle"));
   tfanet::Options options;
   options.backend = "tensorrt";
-  THROWS(TFANET_MISSING_DEPENDENCY, "'tensorrt'", tfanet::Runtime(bundle, options));
+  THROWS(TFANET_MISSING_DEPENDENCY, "holds no tensorrt engine", tfanet::Runtime(bundle, options));
+  options.backend = "gpu";
+  THROWS(TFANET_INVALID_ARGUMENT, "backend is 'gpu': choose auto, tensorrt",
+         tfanet::Runtime(bundle, options));
   options = {};
   options.onnxruntime = "/no/such/library.so";
   THROWS(TFANET_MISSING_DEPENDENCY, "/no/such/library.so", tfanet::Runtime(bundle, options));

@@ -77,7 +77,7 @@ typedef struct tfanet_image {
 /* All zeros except `size` are the defaults. */
 typedef struct tfanet_options {
   size_t size;         /* sizeof(tfanet_options) */
-  const char* backend; /* NULL or "auto"; "onnxruntime-cpu" */
+  const char* backend; /* see README.md; NULL or "auto": the best one that can run here */
   int32_t threads;     /* of a single run; 0: all cores */
   int32_t cache;       /* sentences that tfanet_predict_text remembers; 0: 256, negative: none */
   /* File of ONNX Runtime 1.20 or newer. NULL: $TFANET_ONNXRUNTIME, or else libonnxruntime.so as
@@ -86,6 +86,10 @@ typedef struct tfanet_options {
   /* File of the operator library. NULL: $TFANET_OP_LIBRARY, or else libtfanet_ort.so where it lies
    * beside this library, or else none. "none": run the function bodies in the ONNX files. */
   const char* op_library;
+  int32_t device;       /* index of the GPU */
+  const char* tensorrt; /* TensorRT's library. NULL: $TFANET_TENSORRT, or as the system finds it */
+  const char* plugin_library; /* libtfanet_trt.so, where it does not lie beside this library */
+  const char* host_code; /* name of an engine that may run the code for the CPU which it carries */
 } tfanet_options;
 
 /* The strings live as long as the runtime. */
@@ -100,7 +104,21 @@ typedef struct tfanet_info {
   int32_t text_length;               /* token ids of a sentence, start and end included */
   float threshold;                   /* a pixel is set where its logit is above */
   int32_t dynamic_batch;             /* 1: several sentences may run together */
+  const char* engine;                /* name of the bundle's engine that runs; NULL: none */
+  const char* device;                /* name of the GPU; NULL: the backend is on the CPU */
+  const char* passed_over;           /* better backends that cannot run here: "name: why" lines */
+  int32_t min_batch, max_batch;      /* of one run */
 } tfanet_info;
+
+typedef enum tfanet_memory { TFANET_HOST = 0, TFANET_DEVICE = 1 } tfanet_memory;
+
+/* Floats of the caller's, in the memory of the process or in that of the runtime's GPU. */
+typedef struct tfanet_array {
+  size_t size; /* sizeof(tfanet_array) */
+  float* data;
+  size_t count;   /* of floats */
+  int32_t memory; /* a tfanet_memory */
+} tfanet_array;
 
 typedef struct tfanet_result {
   size_t size;           /* sizeof(tfanet_result) */
@@ -207,6 +225,14 @@ TFANET_API tfanet_status tfanet_preprocess(tfanet_runtime* runtime, const tfanet
 TFANET_API tfanet_status tfanet_predict_tensors(tfanet_runtime* runtime, const float* tensors,
                                                 const tfanet_sentence* const* sentences,
                                                 size_t batch, float* logits, size_t count);
+
+/* The same between arrays in any memory. `stream` is a CUDA stream of the runtime's GPU, or NULL:
+ * what is in it runs before the tensors are read, and what comes into it later finds the logits.
+ * With a stream, the call may return before logits on the GPU are there; else they are. */
+TFANET_API tfanet_status tfanet_predict_arrays(tfanet_runtime* runtime, const tfanet_array* tensors,
+                                               const tfanet_sentence* const* sentences,
+                                               size_t batch, const tfanet_array* logits,
+                                               void* stream);
 
 /* The contents of a prediction; its pointers live as long as the prediction. The caller sets
  * result->size. */

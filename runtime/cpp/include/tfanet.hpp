@@ -68,10 +68,20 @@ struct Image : tfanet_image {
 
 struct Options {
   std::string backend = "auto";
-  int32_t threads = 0;      // of a single run; 0: all cores
-  int32_t cache = 0;        // sentences that are remembered; 0: 256, negative: none
-  std::string onnxruntime;  // file of the library; empty: where the system finds it
-  std::string op_library;   // file; empty: beside this library; "none": none
+  int32_t threads = 0;         // of a single run; 0: all cores
+  int32_t cache = 0;           // sentences that are remembered; 0: 256, negative: none
+  std::string onnxruntime;     // file of the library; empty: where the system finds it
+  std::string op_library;      // file; empty: beside this library; "none": none
+  int32_t device = 0;          // index of the GPU
+  std::string tensorrt;        // file of TensorRT; empty: where the system finds it
+  std::string plugin_library;  // file of libtfanet_trt.so; empty: beside this library
+  std::string host_code;       // name of an engine that may run code for the CPU; empty: none
+};
+
+// Floats of the caller's in the memory of the process, or of the GPU; see tfanet_array.
+struct Array : tfanet_array {
+  Array(float* data, size_t count, tfanet_memory memory)
+      : tfanet_array{sizeof(tfanet_array), data, count, memory} {}
 };
 
 class Sentence {
@@ -126,8 +136,10 @@ class Runtime {
       return value.empty() ? nullptr : value.c_str();
     };
     const tfanet_options plain = {
-        sizeof plain,  text(options.backend),     options.threads,
-        options.cache, text(options.onnxruntime), text(options.op_library)};
+        sizeof plain,           text(options.backend),     options.threads,
+        options.cache,          text(options.onnxruntime), text(options.op_library),
+        options.device,         text(options.tensorrt),    text(options.plugin_library),
+        text(options.host_code)};
     tfanet_runtime* handle = nullptr;
     const tfanet_status status = tfanet_open(path.c_str(), &plain, &handle);
     handle_.reset(handle);  // it holds the message, and is closed in any case
@@ -216,6 +228,13 @@ class Runtime {
     check(tfanet_predict_tensors(get(), tensors.data(), handles.data(), handles.size(),
                                  logits.data(), logits.size()));
     return logits;
+  }
+
+  // The same between arrays in any memory, with a CUDA stream; see tfanet_predict_arrays.
+  void predict_arrays(const Array& tensors, Span<const Sentence> sentences, const Array& logits,
+                      void* stream = nullptr) const {
+    const std::vector<const tfanet_sentence*> handles = handles_of(sentences);
+    check(tfanet_predict_arrays(get(), &tensors, handles.data(), handles.size(), &logits, stream));
   }
 
   tfanet_runtime* get() const noexcept { return handle_.get(); }

@@ -216,4 +216,8 @@ Bundle open_bundle(const char* given) {
   return bundle;
 }
 
+FileBytes read_engine(const Bundle& bundle, const std::string& name) {
+  return verified(bundle.path, name, bundle.manifest.files[name], true);
+}
+
 }  // namespace tfanet

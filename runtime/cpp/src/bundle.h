@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "python_text.h"
 
@@ -13,6 +14,9 @@ namespace tfanet {
 
 inline constexpr int kSchemaVersion = 1;
 inline constexpr int64_t kMaxManifestBytes = 1 << 20;
+// Of engines, the fastest first.
+inline constexpr std::array<std::string_view, 5> kPrecisions = {"int8", "fp8", "fp16", "bf16",
+                                                                "fp32"};
 
 // What the runtime computes with.
 struct Manifest {
@@ -22,7 +26,8 @@ struct Manifest {
   float threshold = 0;
   int64_t text_length = 0, pad_id = 0, sos_id = 0, eos_id = 0;
   bool dynamic_batch = false;
-  Json files;  // size and sha256 by name, unchecked
+  Json files;    // size and sha256 by name, unchecked
+  Json engines;  // their records; name, target, precision, library, version and files are checked
 };
 
 // Throws BAD_BUNDLE, naming the field. `path` is for the message only.
@@ -43,5 +48,8 @@ struct Bundle {
 
 // Throws BAD_BUNDLE, naming the file or field and what to do.
 Bundle open_bundle(const char* path);
+
+// An engine file of an open bundle. Throws BAD_BUNDLE where it was altered since.
+FileBytes read_engine(const Bundle& bundle, const std::string& name);
 
 }  // namespace tfanet

@@ -1,6 +1,7 @@
 // tfanet.h: checks of arguments, and exceptions into statuses.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <new>
 
@@ -127,6 +128,52 @@ tfanet_prediction* made(Prediction&& prediction) {
   return new tfanet_prediction{std::move(prediction)};
 }
 
+// A checked tfanet_array.
+struct Array {
+  float* data;
+  size_t count;
+  bool on_device;
+};
+
+Array taken_array(const Predictor& predictor, const tfanet_array* given, const char* name) {
+  require(given, name);
+  const tfanet_array array = taken(given, sizeof(tfanet_array), "array");
+  const std::string prefix = name;
+  require(array.data, (prefix + ".data").c_str());
+  if (array.memory != TFANET_HOST && array.memory != TFANET_DEVICE) {
+    fail(TFANET_INVALID_ARGUMENT, prefix, ".memory is ", array.memory,
+         ": give TFANET_HOST or TFANET_DEVICE");
+  }
+  const Running& running = predictor.running();
+  const bool on_device = array.memory == TFANET_DEVICE;
+  if (on_device && running.device == nullptr) {
+    fail(TFANET_INVALID_ARGUMENT, prefix, ".memory is TFANET_DEVICE, and ", running.backend,
+         " runs on the CPU: give TFANET_HOST, or open the bundle with a backend on a GPU");
+  }
+  if (on_device) running.device->require_memory(array.data, (prefix + ".data").c_str());
+  return {array.data, array.count, on_device};
+}
+
+// Runs a batch of tensors; the logits go where they are wanted.
+void run_tensors(const Predictor& predictor, const Tensors& tensors,
+                 const tfanet_sentence* const* sentences, size_t batch, const Array& logits,
+                 void* stream) {
+  const std::vector<SharedSentence> encoded = sentences_of(sentences, batch);
+  const Manifest& manifest = predictor.manifest();
+  require_length(logits.count, batch * static_cast<size_t>(manifest.height * manifest.width),
+                 "count");
+  if (batch > 1 && !manifest.dynamic_batch) {
+    fail(TFANET_INVALID_ARGUMENT, "batch is ", batch,
+         ", the bundle takes 1: export the model with a dynamic batch");
+  }
+  std::vector<const Sentence*> parts;
+  for (const SharedSentence& one : encoded) parts.push_back(one.get());
+  float* device_logits = logits.on_device ? logits.data : nullptr;
+  const std::vector<float> result =
+      predictor.run(tensors, parts.data(), batch, device_logits, stream);
+  if (!logits.on_device) std::copy(result.begin(), result.end(), logits.data);
+}
+
 }  // namespace
 }  // namespace tfanet
 
@@ -174,7 +221,9 @@ tfanet_status tfanet_open(const char* path, const tfanet_options* options, tfane
       [&] {
         require(path, "path");
         tfanet_options chosen{};
-        if (options != nullptr) chosen = taken(options, sizeof(tfanet_options), "options");
+        if (options != nullptr) {
+          chosen = taken(options, offsetof(tfanet_options, device), "options");
+        }
         runtime.predictor = std::make_unique<Predictor>(path, chosen);
       },
       report);
@@ -196,8 +245,9 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
   return call(runtime, [&](Predictor& predictor) {
     const Manifest& manifest = predictor.manifest();
     tfanet_info facts{};
-    facts.backend = "onnxruntime-cpu";
-    facts.backend_version = predictor.backend_version().c_str();
+    const Running& running = predictor.running();
+    facts.backend = running.backend.c_str();
+    facts.backend_version = running.version.c_str();
     facts.op_library = predictor.op_library().empty() ? nullptr : predictor.op_library().c_str();
     facts.bundle = predictor.path().c_str();
     facts.model = manifest.preset.c_str();
@@ -206,6 +256,11 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
     facts.text_length = static_cast<int32_t>(manifest.text_length);
     facts.threshold = manifest.threshold;
     facts.dynamic_batch = manifest.dynamic_batch;
+    facts.engine = running.engine.empty() ? nullptr : running.engine.c_str();
+    facts.device = running.device == nullptr ? nullptr : running.device->name().c_str();
+    facts.passed_over = running.passed_over.c_str();
+    facts.min_batch = static_cast<int32_t>(running.batches.lowest);
+    facts.max_batch = static_cast<int32_t>(running.batches.highest);
     give(facts, info, "info");
   });
 }
@@ -338,17 +393,24 @@ tfanet_status tfanet_predict_tensors(tfanet_runtime* runtime, const float* tenso
   return call(runtime, [&](Predictor& predictor) {
     require(tensors, "tensors");
     require(logits, "logits");
-    const std::vector<SharedSentence> encoded = sentences_of(sentences, batch);
+    run_tensors(predictor, {tensors}, sentences, batch, {logits, count, false}, nullptr);
+  });
+}
+
+tfanet_status tfanet_predict_arrays(tfanet_runtime* runtime, const tfanet_array* tensors,
+                                    const tfanet_sentence* const* sentences, size_t batch,
+                                    const tfanet_array* logits, void* stream) {
+  return call(runtime, [&](Predictor& predictor) {
+    const Array in = taken_array(predictor, tensors, "tensors");
+    const Array out = taken_array(predictor, logits, "logits");
     const Manifest& manifest = predictor.manifest();
-    require_length(count, batch * static_cast<size_t>(manifest.height * manifest.width), "count");
-    if (batch > 1 && !manifest.dynamic_batch) {
-      fail(TFANET_INVALID_ARGUMENT, "batch is ", batch,
-           ", the bundle takes 1: export the model with a dynamic batch");
+    require_length(in.count, batch * 3 * static_cast<size_t>(manifest.height * manifest.width),
+                   "tensors.count");
+    if (stream != nullptr && predictor.running().device == nullptr) {
+      fail(TFANET_INVALID_ARGUMENT, "a stream is given, and ", predictor.running().backend,
+           " runs on the CPU: give NULL, or open the bundle with a backend on a GPU");
     }
-    std::vector<const Sentence*> parts;
-    for (const SharedSentence& one : encoded) parts.push_back(one.get());
-    const std::vector<float> result = predictor.run(tensors, parts.data(), batch);
-    std::copy(result.begin(), result.end(), logits);
+    run_tensors(predictor, {in.data, in.on_device}, sentences, batch, out, stream);
   });
 }
 

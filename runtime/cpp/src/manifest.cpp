@@ -161,7 +161,7 @@ void read_text(const Json& text, Manifest& manifest, const std::string& path) {
   read("eos_id", manifest.eos_id);
 }
 
-// Adds the file names of an engine's record. Engines are checked, though nothing here runs them.
+// Adds the file names of an engine's record, which is checked.
 void add_engine_files(const Json& record, std::vector<std::string>& names,
                       const std::string& path) {
   constexpr Field kEngineFields[] = {
@@ -173,6 +173,12 @@ void add_engine_files(const Json& record, std::vector<std::string>& names,
     if (!record.is_object() || !is_kind(member(record, name), kind)) {
       fail(TFANET_BAD_BUNDLE, path, ": an engine has no '", name, "': build it again");
     }
+  }
+  const auto& precision = record["precision"].get_ref<const std::string&>();
+  if (std::find(std::begin(kPrecisions), std::end(kPrecisions), precision) ==
+      std::end(kPrecisions)) {
+    fail(TFANET_BAD_BUNDLE, path, ": an engine has the precision ",
+         first_characters(repr(record["precision"]), 20));
   }
   const Json& files = record["files"];
   bool good = files.size() == 2;
@@ -232,6 +238,7 @@ Manifest read_manifest(const char* bytes, size_t size, const std::string& path) 
   manifest.preset = preset.is_string() ? preset.get<std::string>() : "";
   manifest.dynamic_batch = data["dynamic_batch"].get<bool>();
   manifest.files = data["files"];
+  manifest.engines = data["engines"];
   return manifest;
 }
 

@@ -4,11 +4,12 @@
 #include <onnxruntime_c_api.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "bundle.h"
+#include "cuda_driver.h"
+#include "session.h"
 
 namespace tfanet {
 
@@ -25,6 +26,10 @@ class OnnxRuntime {
   // Throws FAILED or OUT_OF_MEMORY, with the first line of the message.
   void check(OrtStatus* status) const;
 
+  // Throws MISSING_DEPENDENCY where this build has no such execution provider.
+  void require_provider(const char* provider) const;
+  bool has_provider(const char* provider) const;
+
   const OrtApi& api() const { return *api_; }
   const OrtEnv& environment() const { return *environment_; }
   const OrtMemoryInfo& memory() const { return *memory_; }
@@ -37,57 +42,33 @@ class OnnxRuntime {
   OrtPointer<OrtMemoryInfo> memory_{nullptr, nullptr};
 };
 
-// An axis of a graph's input or output: a size, a name, or neither.
-struct Axis {
-  int64_t size = -1;
-  std::string name;
+// How a session runs.
+struct OnnxChoice {
+  const char* provider = nullptr;        // such as "CUDAExecutionProvider"; null: the CPU
+  std::shared_ptr<const Device> device;  // of the provider
+  std::string op_library;                // empty: none
+  int32_t threads = 0;                   // 0: all cores
 };
 
-struct Value {
-  std::string name;
-  std::optional<std::vector<Axis>> shape;  // none: it is no tensor
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-};
-
-// What a graph must have behind its batch axis. -1: any size.
-struct Expected {
-  const char* name;
-  ONNXTensorElementDataType type;
-  std::vector<int64_t> shape;
-};
-
-// A tensor that goes into a run; the memory is the caller's.
-struct Feed {
-  const char* name;
-  ONNXTensorElementDataType type;
-  const void* data;
-  std::vector<int64_t> shape;
-};
-
-struct Result {
-  std::vector<int64_t> shape;
-  std::vector<float> data;
-};
-
-class Session {
+class OnnxSession final : public Session {
  public:
-  // `threads` 0: all cores. `op_library` empty: none. Throws BAD_BUNDLE or MISSING_DEPENDENCY.
-  Session(const OnnxRuntime& onnxruntime, const FileBytes& file, const std::string& op_library,
-          int32_t threads);
+  // Throws BAD_BUNDLE or MISSING_DEPENDENCY.
+  OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const FileBytes& file,
+              const OnnxChoice& choice);
 
-  // Throws BAD_BUNDLE where names, types or shapes differ from what is expected.
-  void check_interface(const std::vector<Expected>& inputs,
-                       const std::vector<Expected>& outputs) const;
-
-  // May run in many threads at a time. The results are those of `outputs`, in their order.
-  std::vector<Result> run(const std::vector<Feed>& feeds,
-                          const std::vector<const char*>& outputs) const;
+  void run(const std::vector<Feed>& feeds, std::vector<Output>& outputs,
+           void* stream) const override;
 
  private:
-  std::vector<Value> describe(bool inputs) const;
+  std::vector<Value> describe(bool inputs) const override;
+  void append_providers(OrtSessionOptions* options, const char* provider);
+  [[noreturn]] void refuse_provider(const char* provider, const std::string& message) const;
+  OrtPointer<OrtValue> wrap(const void* data, size_t bytes, const std::vector<int64_t>& shape,
+                            ONNXTensorElementDataType type, bool on_device) const;
 
-  const OnnxRuntime& onnxruntime_;
-  std::string path_;
+  std::shared_ptr<const OnnxRuntime> onnxruntime_;
+  std::shared_ptr<const Device> device_;
+  OrtPointer<OrtMemoryInfo> device_memory_{nullptr, nullptr};
   OrtPointer<OrtSession> session_{nullptr, nullptr};
 };
 

@@ -1,15 +1,12 @@
 #include "predictor.h"
 
-#include <dlfcn.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <functional>
 #include <future>
 
 #include "error.h"
+#include "libraries.h"
 
 namespace tfanet {
 namespace {
@@ -33,47 +30,6 @@ class Watch {
   using Clock = std::chrono::steady_clock;
   Clock::time_point last_ = Clock::now();
 };
-
-bool is_file(const std::string& path) {
-  struct stat facts;
-  return ::stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode);
-}
-
-// The operator library's file, or nothing.
-std::string find_op_library(const char* choice) {
-  if (choice == nullptr) choice = std::getenv("TFANET_OP_LIBRARY");
-  if (choice != nullptr && *choice != '\0') {
-    if (std::string_view(choice) == "none") return "";
-    if (!is_file(choice)) {
-      fail(TFANET_MISSING_DEPENDENCY, "the operator library ", choice,
-           " does not exist: check its path");
-    }
-    return choice;
-  }
-  Dl_info self;
-  if (::dladdr(reinterpret_cast<const void*>(&tfanet_open), &self) == 0) return "";
-  const std::string library = self.dli_fname;
-  const size_t slash = library.rfind('/');
-  const std::string folder = slash == library.npos ? "." : library.substr(0, slash);
-  // An installed library lies beside it; in a checkout and the Python package each has its folder.
-  for (const char* place : {"/libtfanet_ort.so", "/../../plugins/lib/libtfanet_ort.so"}) {
-    if (is_file(folder + place)) return folder + place;
-  }
-  return "";
-}
-
-const tfanet_options& checked(const tfanet_options& options) {
-  const std::string backend = options.backend != nullptr ? options.backend : "auto";
-  if (backend != "auto" && backend != "onnxruntime-cpu") {
-    fail(TFANET_MISSING_DEPENDENCY, "backend is ", repr(std::string_view(backend)),
-         ": this version has onnxruntime-cpu (or auto)");
-  }
-  if (options.threads < 0) {
-    fail(TFANET_INVALID_ARGUMENT, "threads is ", options.threads,
-         ": give 1 or more, or 0 for all cores");
-  }
-  return options;
-}
 
 std::unique_ptr<const Tokenizer> make_tokenizer(const Bundle& bundle) {
   const auto* text = reinterpret_cast<const char*>(bundle.tokenizer.data.get());
@@ -108,19 +64,14 @@ void SentenceCache::add(const std::string& text, SharedSentence sentence) {
 }
 
 Predictor::Predictor(const char* path, const tfanet_options& options)
-    : bundle_((checked(options), open_bundle(path))),
+    : bundle_(open_bundle(path)),
       cache_(options.cache < 0 ? 0
                                : static_cast<size_t>(options.cache == 0 ? kCache : options.cache)) {
   // The tokenizer is read beside the graphs. What is wrong with it is reported first, as in Python.
   auto tokenizer = std::async(make_tokenizer, std::cref(bundle_));
   try {
     op_library_ = find_op_library(options.op_library);
-    onnxruntime_ = std::make_unique<OnnxRuntime>(options.onnxruntime);
-    const auto open = [&](const FileBytes& file) {
-      return std::make_unique<Session>(*onnxruntime_, file, op_library_, options.threads);
-    };
-    text_ = open(bundle_.text);
-    image_ = open(bundle_.image);
+    running_ = open_backend(bundle_, options, op_library_);
   } catch (...) {
     tokenizer.get();
     throw;
@@ -148,8 +99,8 @@ void Predictor::check_parts() const {
   const int64_t length = says.text_length, height = says.height, width = says.width;
   const Expected words = {"word_features", kFloat, {-1, length}};
   const Expected sentence = {"sentence_feature", kFloat, {-1}};
-  text_->check_interface({{"token_ids", kInt64, {length}}}, {words, sentence});
-  image_->check_interface(
+  running_.text->check_interface({{"token_ids", kInt64, {length}}}, {words, sentence});
+  running_.image->check_interface(
       {{"image", kFloat, {3, height, width}}, words, sentence, {"word_mask", kFloat, {length}}},
       {{"mask_logit", kFloat, {1, height, width}}});
 }
@@ -160,9 +111,10 @@ size_t Predictor::plane() const {
 
 SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
   const auto length = static_cast<int64_t>(tokenizer_->length());
-  auto results =
-      text_->run({{"token_ids", kInt64, ids, {1, length}}}, {"word_features", "sentence_feature"});
-  Result &words = results[0], &feature = results[1];
+  std::vector<Output> outputs = {{"word_features", {}, {}, nullptr},
+                                 {"sentence_feature", {}, {}, nullptr}};
+  running_.text->run({{"token_ids", kInt64, ids, {1, length}}}, outputs, nullptr);
+  Output &words = outputs[0], &feature = outputs[1];
   const int64_t width = words.shape.size() == 3 ? words.shape[1] : 0;
   if (words.shape != std::vector<int64_t>{1, width, length} ||
       feature.shape != std::vector<int64_t>{1, width}) {
@@ -212,6 +164,11 @@ Prepared Predictor::prepare(const tfanet_image& image) const {
 
 std::vector<float> Predictor::run(const float* tensors, const Sentence* const* sentences,
                                   size_t batch) const {
+  return run({tensors}, sentences, batch, nullptr, nullptr);
+}
+
+std::vector<float> Predictor::run(const Tensors& tensors, const Sentence* const* sentences,
+                                  size_t batch, float* device_logits, void* stream) const {
   const Sentence& first = *sentences[0];
   std::vector<float> words, feature, mask;
   const auto stacked = [&](const std::vector<float> Sentence::* part, std::vector<float>& room) {
@@ -234,17 +191,19 @@ std::vector<float> Predictor::run(const float* tensors, const Sentence* const* s
          "encode it with this runtime");
   }
   const int64_t height = manifest().height, columns = manifest().width;
-  auto results = image_->run(
-      {{"image", kFloat, tensors, {count, 3, height, columns}},
+  const std::vector<int64_t> shape = {count, 1, height, columns};
+  std::vector<Output> outputs = {{"mask_logit", shape, {}, device_logits}};
+  running_.image->run(
+      {{"image", kFloat, tensors.data, {count, 3, height, columns}, tensors.on_device},
        {"word_features", kFloat, stacked(&Sentence::words, words), {count, width, length}},
        {"sentence_feature", kFloat, stacked(&Sentence::feature, feature), {count, width}},
        {"word_mask", kFloat, stacked(&Sentence::mask, mask), {count, length}}},
-      {"mask_logit"});
-  if (results[0].shape != std::vector<int64_t>{count, 1, height, columns}) {
-    fail(TFANET_BAD_BUNDLE, bundle_.path, "/image.onnx gave ", results[0].data.size(),
+      outputs, stream);
+  if (outputs[0].shape != shape) {
+    fail(TFANET_BAD_BUNDLE, bundle_.path, "/image.onnx gave ", outputs[0].data.size(),
          " logits, expected ", batch * plane(), ": export the model again");
   }
-  return std::move(results[0].data);
+  return std::move(outputs[0].data);
 }
 
 Prediction Predictor::predict(const Prepared& prepared, const Sentence& sentence) const {
@@ -278,7 +237,8 @@ Prediction Predictor::predict_text(const tfanet_image& image, std::string_view t
 std::vector<Prediction> Predictor::predict_batch(
     const tfanet_image* images, size_t image_count,
     const std::vector<SharedSentence>& sentences) const {
-  const size_t count = sentences.size(), group = manifest().dynamic_batch ? kBatch : 1;
+  const size_t count = sentences.size();
+  const size_t group = std::min(kBatch, static_cast<size_t>(running_.batches.highest));
   const size_t tensor_size = 3 * plane();
   for (size_t i = 0; i < image_count; ++i) check_image(images[i]);
   std::vector<float> tensors(std::min(group, count) * tensor_size);

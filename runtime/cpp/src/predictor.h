@@ -10,9 +10,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "backends.h"
 #include "bundle.h"
-#include "onnxruntime.h"
 #include "preprocess.h"
+#include "session.h"
 #include "tfanet.h"
 #include "tokenizer.h"
 
@@ -45,6 +46,12 @@ struct Prepared {
   double milliseconds = 0;
 };
 
+// Prepared pictures of the caller's, in the memory of the process or in that of the GPU.
+struct Tensors {
+  const float* data;
+  bool on_device = false;
+};
+
 // The last sentences that were encoded, by their text. Safe in many threads.
 class SentenceCache {
  public:
@@ -68,7 +75,7 @@ class Predictor {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& path() const { return bundle_.path; }
   const std::string& op_library() const { return op_library_; }
-  const std::string& backend_version() const { return onnxruntime_->version(); }
+  const Running& running() const { return running_; }
 
   SharedSentence encode(std::string_view text) const;
   SharedSentence encode(const int64_t* ids, const float* mask) const;
@@ -84,6 +91,10 @@ class Predictor {
   // Logits (batch, height, width) of tensors (batch, 3, height, width).
   std::vector<float> run(const float* tensors, const Sentence* const* sentences,
                          size_t batch) const;
+  // The same where the tensors may lie, and the logits stay, in the memory of the GPU. Logits in
+  // that of the process are returned. `stream` as in Session::run.
+  std::vector<float> run(const Tensors& tensors, const Sentence* const* sentences, size_t batch,
+                         float* device_logits, void* stream) const;
 
  private:
   void check_parts() const;
@@ -92,8 +103,7 @@ class Predictor {
   Bundle bundle_;
   std::string op_library_;
   std::unique_ptr<const Tokenizer> tokenizer_;
-  std::unique_ptr<const OnnxRuntime> onnxruntime_;
-  std::unique_ptr<const Session> text_, image_;
+  Running running_;
   SentenceCache cache_;
 };
 
