@@ -56,7 +56,7 @@ OnnxSession::OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const F
     const std::string message = error.what();
     if (error.status == TFANET_OUT_OF_MEMORY) throw;
     if (device_ != nullptr && tells_of_gpu(message)) refuse_provider(choice.provider, message);
-    for (const char* name : {"SelectiveScan", "SS2D"}) {
+    for (const char* name : {"SelectiveScan", "SS2DScan", "SS2D"}) {
       const std::string operator_name = std::string("tfanet:") + name;
       if (!contains(message, operator_name.c_str()) || !contains(message, "not a registered")) {
         continue;
