@@ -89,7 +89,7 @@ def test_functions_and_opsets(model, tmp_path, function, opset):
     skipped = made.manifest.parity["skipped"]
     assert set(skipped) == ({"onnxruntime, function body"} if function == "none" else set())
     graph = onnx.load(made.file("image.onnx"))
-    assert len(graph.functions) == (0 if function == "none" else 2)
+    assert len(graph.functions) == (0 if function == "none" else 3)
     assert next(o.version for o in graph.opset_import if o.domain == "") == opset
 
 
