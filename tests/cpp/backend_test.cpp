@@ -267,11 +267,11 @@ void failures(const std::string& bundle) {
   const Numbers expected = both.session.predict_tensors(tensor, both.first(1));
   const auto run = [&] { return both.engine.predict_tensors(tensor, both.first(1)); };
   standin_limit(1 << 10);
-  THROWS(TFANET_OUT_OF_MEMORY, "memory is exhausted", run());
+  THROWS(TFANET_OUT_OF_MEMORY, "(CUDA_ERROR_OUT_OF_MEMORY): use a smaller batch", run());
   standin_limit(SIZE_MAX);
   CHECK(near(run(), expected));
   standin_fail("cuMemcpyAsync", 2);
-  THROWS(TFANET_OUT_OF_MEMORY, "memory is exhausted", run());
+  THROWS(TFANET_OUT_OF_MEMORY, "(CUDA_ERROR_OUT_OF_MEMORY): use a smaller batch", run());
   standin_fail("cuMemcpyAsync", 999);
   THROWS(TFANET_FAILED, "an unknown error of CUDA (999): see nvidia-smi", run());
   standin_fail("cuMemcpyAsync", 100);

@@ -232,7 +232,7 @@ def test_rtx_engine_without_compute_wants_8_0(
     ("plan", "status", "words"),
     [
         ("refused=no_creator_for_X", "BAD_BUNDLE", "cannot be loaded: no creator for X; load the"),
-        ("refused=out_of_memory", "BAD_BUNDLE", "out of memory; free memory on the GPU, or build"),
+        ("refused=out_of_memory", "OUT_OF_MEMORY", "out of memory; free memory on the GPU, or build"),
         ("refused=Version_tag", "BAD_BUNDLE", "Version tag; build it again on this machine with"),
         ("host-code", "BAD_BUNDLE", "host code is not allowed; it carries code for the CPU; allow"),
         ("no-context=why", "FAILED", "gives no execution context: why; build it again"),

@@ -94,8 +94,10 @@ class Opener {
   Running open(const std::string& backend);
 
  private:
-  // Opens the first of these that is asked for and can run. True: it is open.
-  bool consider(const std::string& kind, const std::string& name, bool by_name_only,
+  enum class Kind { kEngine, kProvider, kByNameOnly };
+
+  // Opens this one where it is asked for and can run. True: it is open.
+  bool consider(Kind kind, const std::string& backend, const std::string& name,
                 const std::function<Running()>& open);
   Running open_engine(const Json& record) const;
   Running open_provider(const Provider& provider);
@@ -109,16 +111,17 @@ class Opener {
   Running running_;
 };
 
-bool Opener::consider(const std::string& kind, const std::string& name, bool by_name_only,
+bool Opener::consider(Kind kind, const std::string& backend, const std::string& name,
                       const std::function<Running()>& open) {
-  const bool any = asked_ == "auto" && !by_name_only;
-  if (!any && asked_ != kind && asked_ != name) return false;
-  const bool last = kind == "onnxruntime-cpu";
+  const bool any = asked_ == "auto" && kind != Kind::kByNameOnly;
+  if (!any && asked_ != backend && asked_ != name) return false;
+  const bool last = backend == "onnxruntime-cpu";
   try {
     running_ = open();
   } catch (const Error& error) {
-    const bool cannot_run = error.status == TFANET_MISSING_DEPENDENCY ||
-                            (error.status == TFANET_BAD_BUNDLE && kind != name);
+    const bool unfit = error.status == TFANET_BAD_BUNDLE || error.status == TFANET_OUT_OF_MEMORY;
+    const bool cannot_run =
+        error.status == TFANET_MISSING_DEPENDENCY || (kind == Kind::kEngine && unfit);
     if (!any || last || !cannot_run) throw;
     passed_over_ += join(name, ": ", error.what(), "\n");
     return false;
@@ -144,17 +147,19 @@ Running Opener::open(const std::string& backend) {
       fail(TFANET_MISSING_DEPENDENCY, "the bundle holds no ", target,
            " engine: `tfanet engine --bundle ", bundle_.path, " --target ", target, "` builds one");
     };
-    if (engines.empty() && consider(target, target, false, refuse)) return std::move(running_);
+    if (engines.empty() && consider(Kind::kEngine, target, target, refuse))
+      return std::move(running_);
     for (const Json* record : engines) {
-      if (consider(target, text_of(*record, "name"), false, [&] { return open_engine(*record); })) {
+      if (consider(Kind::kEngine, target, text_of(*record, "name"),
+                   [&] { return open_engine(*record); })) {
         return std::move(running_);
       }
     }
     choices += join(", ", target);
   }
   for (const Provider& provider : kProviders) {
-    if (consider(provider.backend, provider.backend, provider.by_name_only,
-                 [&] { return open_provider(provider); })) {
+    if (consider(provider.by_name_only ? Kind::kByNameOnly : Kind::kProvider, provider.backend,
+                 provider.backend, [&] { return open_provider(provider); })) {
       return std::move(running_);
     }
     choices += join(", ", provider.backend);

@@ -1,21 +1,16 @@
-// tfanet.h: checks of arguments, and exceptions into statuses.
+// tfanet.h: calls of its functions, and exceptions into statuses.
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <new>
 
+#include "arguments.h"
 #include "error.h"
 #include "handle.h"
 
-#ifndef TFANET_VERSION
-#error "TFANET_VERSION is not defined: build with the CMakeLists.txt of runtime/cpp"
-#endif
-
 namespace tfanet {
 namespace {
-
-constexpr char kNoMemory[] = "memory is exhausted: free some, or give a smaller picture or batch";
 
 // Runs `body` and reports what it throws through `report(status, message)`.
 template <typename Body, typename Report>
@@ -24,8 +19,7 @@ tfanet_status caught(Body body, Report report) noexcept {
     body();
     return TFANET_OK;
   } catch (const Error& error) {
-    const bool memory = error.status == TFANET_OUT_OF_MEMORY;
-    report(error.status, memory ? kNoMemory : error.what());
+    report(error.status, error.what());
     return error.status;
   } catch (const std::bad_alloc&) {
     report(TFANET_OUT_OF_MEMORY, kNoMemory);
@@ -56,102 +50,8 @@ tfanet_status call(tfanet_runtime* runtime, Body body) noexcept {
       report);
 }
 
-void require(const void* pointer, const char* name) {
-  if (pointer == nullptr) {
-    fail(TFANET_INVALID_ARGUMENT, name, " is a null pointer: give an address");
-  }
-}
-
-void require_length(size_t given, size_t expected, const char* name) {
-  if (given != expected) {
-    fail(TFANET_INVALID_ARGUMENT, name, " is ", given, ", expected ", expected,
-         ": see tfanet_get_info");
-  }
-}
-
-// A struct of the caller's, whose own size may be that of another version of this header.
-template <typename Struct>
-Struct taken(const Struct* given, size_t first_version, const char* name) {
-  require(given, name);
-  if (given->size < first_version) {
-    fail(TFANET_INVALID_ARGUMENT, name, ".size is ", given->size, ", expected ", sizeof(Struct),
-         ": set it to sizeof(tfanet_", name, ")");
-  }
-  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  for (size_t at = sizeof(Struct); at < given->size; ++at) {
-    if (bytes[at] != 0) {
-      fail(TFANET_INVALID_ARGUMENT, name, " asks for something that version ", TFANET_VERSION,
-           " does not know: use a newer libtfanet_runtime.so");
-    }
-  }
-  Struct out{};
-  std::memcpy(&out, given, std::min(given->size, sizeof(Struct)));
-  return out;
-}
-
-template <typename Struct>
-void give(const Struct& facts, Struct* out, const char* name) {
-  require(out, name);
-  const size_t size = out->size;
-  if (size < sizeof size || size > 4096) {
-    fail(TFANET_INVALID_ARGUMENT, name, ".size is ", size, ", expected ", sizeof(Struct),
-         ": set it to sizeof(tfanet_", name, ")");
-  }
-  std::memset(out, 0, size);
-  std::memcpy(out, &facts, std::min(size, sizeof(Struct)));
-  out->size = size;
-}
-
-tfanet_image taken_image(const tfanet_image* image) {
-  return taken(image, sizeof(tfanet_image), "image");
-}
-
-std::string_view text_of(const char* text, size_t bytes) {
-  require(text, "text");
-  return bytes == TFANET_STRLEN ? std::string_view(text) : std::string_view(text, bytes);
-}
-
-std::vector<SharedSentence> sentences_of(const tfanet_sentence* const* sentences, size_t count) {
-  if (count == 0) {
-    fail(TFANET_INVALID_ARGUMENT, "the list of sentences is empty: pass one or more");
-  }
-  require(sentences, "sentences");
-  std::vector<SharedSentence> out;
-  for (size_t i = 0; i < count; ++i) {
-    require(sentences[i], "a sentence");
-    out.push_back(sentences[i]->sentence);
-  }
-  return out;
-}
-
 tfanet_prediction* made(Prediction&& prediction) {
   return new tfanet_prediction{std::move(prediction)};
-}
-
-// A checked tfanet_array.
-struct Array {
-  float* data;
-  size_t count;
-  bool on_device;
-};
-
-Array taken_array(const Predictor& predictor, const tfanet_array* given, const char* name) {
-  require(given, name);
-  const tfanet_array array = taken(given, sizeof(tfanet_array), "array");
-  const std::string prefix = name;
-  require(array.data, (prefix + ".data").c_str());
-  if (array.memory != TFANET_HOST && array.memory != TFANET_DEVICE) {
-    fail(TFANET_INVALID_ARGUMENT, prefix, ".memory is ", array.memory,
-         ": give TFANET_HOST or TFANET_DEVICE");
-  }
-  const Running& running = predictor.running();
-  const bool on_device = array.memory == TFANET_DEVICE;
-  if (on_device && running.device == nullptr) {
-    fail(TFANET_INVALID_ARGUMENT, prefix, ".memory is TFANET_DEVICE, and ", running.backend,
-         " runs on the CPU: give TFANET_HOST, or open the bundle with a backend on a GPU");
-  }
-  if (on_device) running.device->require_memory(array.data, (prefix + ".data").c_str());
-  return {array.data, array.count, on_device};
 }
 
 // Runs a batch of tensors; the logits go where they are wanted.

@@ -158,14 +158,14 @@ void EngineSession::refuse(const char* what, tfanet_status status) const {
   std::transform(low.begin(), low.end(), low.begin(), [](unsigned char c) {
     return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
   });
-  const auto tells_of = [&](const char* word) { return low.find(word) != low.npos; };
   const char* remedy = "build it again on this machine with `tfanet engine`";
-  if (tells_of("plugin") || tells_of("creator")) {
+  if (contains(low, "plugin") || contains(low, "creator")) {
     remedy = "load the plugin's library first, or build with `--plugin aot`";
-  } else if (tells_of("host code") || tells_of("lean runtime")) {
+  } else if (contains(low, "host code") || contains(low, "lean runtime")) {
     remedy = "it carries code for the CPU; allow it by name (host_code) if you built it";
-  } else if (tells_of("memory")) {
+  } else if (contains(low, "memory")) {
     remedy = "free memory on the GPU, or build for a smaller batch";
+    status = TFANET_OUT_OF_MEMORY;
   }
   fail(status, file_, " (engine ", choice_.name, ") ", what, ": ", said, "; ", remedy);
 }

@@ -9,6 +9,9 @@
 
 namespace tfanet {
 
+inline constexpr char kNoMemory[] =
+    "memory is exhausted: free some, or give a smaller picture or batch";
+
 class Error : public std::exception {
  public:
   Error(tfanet_status status, std::string message) : status(status), message_(std::move(message)) {}
@@ -25,6 +28,10 @@ inline void append(std::string& out, const char* part) { out += part; }
 template <typename Number>
 auto append(std::string& out, Number part) -> decltype(std::to_string(part), void()) {
   out += std::to_string(part);
+}
+
+inline bool contains(const std::string& text, const char* part) {
+  return text.find(part) != text.npos;
 }
 
 // The parts one behind the other; numbers in decimal, whatever the locale.

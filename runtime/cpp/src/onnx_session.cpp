@@ -5,10 +5,6 @@ namespace tfanet {
 namespace {
 
 constexpr char kCuda[] = "CUDAExecutionProvider", kTensorRt[] = "TensorrtExecutionProvider";
-// Errors come back as statuses; a library does not print them too.
-constexpr OrtLoggingLevel kLogLevel = ORT_LOGGING_LEVEL_FATAL;
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != text.npos; }
 
 bool tells_of_gpu(const std::string& message) {
   return contains(message, "CUDA failure") || contains(message, "CUDNN failure") ||
@@ -25,7 +21,7 @@ OnnxSession::OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const F
   OrtSessionOptions* made = nullptr;
   check(api.CreateSessionOptions(&made));
   const OrtPointer<OrtSessionOptions> options(made, api.ReleaseSessionOptions);
-  check(api.SetSessionLogSeverityLevel(made, kLogLevel));
+  check(api.SetSessionLogSeverityLevel(made, kOrtLogLevel));
   if (choice.threads > 0) check(api.SetIntraOpNumThreads(made, choice.threads));
   if (device_ != nullptr) append_providers(made, choice.provider);
   if (!choice.op_library.empty()) {

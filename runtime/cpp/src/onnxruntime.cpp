@@ -12,16 +12,12 @@ namespace tfanet {
 namespace {
 
 constexpr uint32_t kApiVersion = 20;  // the oldest ONNX Runtime that has all that is called here
-// Errors come back as statuses; a library does not print them too.
-constexpr OrtLoggingLevel kLogLevel = ORT_LOGGING_LEVEL_FATAL;
 
 std::string first_line(const char* message) {
   const std::string text = message;
   const size_t begin = std::min(text.find_first_not_of(" \n\t"), text.size());
   return text.substr(begin, text.find('\n', begin) - begin);
 }
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != text.npos; }
 
 bool tells_of_memory(const std::string& message) {
   return contains(message, "bad_alloc") || contains(message, "bad allocation") ||
@@ -60,7 +56,7 @@ OnnxRuntime::OnnxRuntime(const char* path) {
          ": install 1.20 or newer");
   }
   OrtEnv* environment = nullptr;
-  check(api_->CreateEnv(kLogLevel, "tfanet", &environment));
+  check(api_->CreateEnv(kOrtLogLevel, "tfanet", &environment));
   environment_ = {environment, api_->ReleaseEnv};
   OrtMemoryInfo* memory = nullptr;
   check(api_->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
@@ -71,7 +67,8 @@ void OnnxRuntime::check(OrtStatus* status) const {
   if (status == nullptr) return;
   const OrtPointer<OrtStatus> owner(status, api_->ReleaseStatus);
   const std::string message = first_line(api_->GetErrorMessage(status));
-  throw Error(tells_of_memory(message) ? TFANET_OUT_OF_MEMORY : TFANET_FAILED, message);
+  if (tells_of_memory(message)) throw Error(TFANET_OUT_OF_MEMORY, kNoMemory);
+  throw Error(TFANET_FAILED, message);
 }
 
 bool OnnxRuntime::has_provider(const char* provider) const {

@@ -17,6 +17,9 @@ namespace tfanet {
 template <typename T>
 using OrtPointer = std::unique_ptr<T, void(ORT_API_CALL*)(T*)>;
 
+// Errors come back as statuses; a library does not print them too.
+inline constexpr OrtLoggingLevel kOrtLogLevel = ORT_LOGGING_LEVEL_FATAL;
+
 class OnnxRuntime {
  public:
   // `path` may be null: then $TFANET_ONNXRUNTIME, or the library's usual names. Throws

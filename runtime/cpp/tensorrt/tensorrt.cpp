@@ -1,8 +1,8 @@
 // TensorRT behind engine_library.h, through its public headers alone. Compiled against those of
 // TensorRT-RTX, whose interface has the same names, it is the library for that.
 //
-// The library itself is loaded at run time. Its interface changes from one major version to the
-// next, so only one of the headers' major version will do.
+// The library itself is loaded at run time. TensorRT's interface changes from one major version to
+// the next, that of TensorRT-RTX between minor ones too, so no other than the headers' will do.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -125,7 +125,7 @@ class TensorRtEngine final : public Engine {
     return made;
   }
 
-  // TensorRT-RTX compiles kernels while it launches, which no capture survives.
+  // TensorRT-RTX may compile kernels while it launches, which no capture survives.
   bool may_be_captured() noexcept override { return !kRtx; }
   void destroy() noexcept override { delete this; }
 
@@ -172,7 +172,8 @@ class TensorRt final : public Library {
     for (const auto part : functions_.versions) {
       version_ += (version_.empty() ? "" : ".") + std::to_string(part());
     }
-    if (functions_.versions[0]() != NV_TENSORRT_MAJOR) {
+    const bool other_minor = functions_.versions[1]() != NV_TENSORRT_MINOR;
+    if (functions_.versions[0]() != NV_TENSORRT_MAJOR || (kRtx && other_minor)) {
       log_.tell("it is version " + version_ +
                 ", this backend was built with the headers of version " +
                 std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR));
