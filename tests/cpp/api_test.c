@@ -75,6 +75,17 @@ static void null_arguments(tfanet_runtime* runtime) {
   CHECK(SAYS("image_count is 2 for 1 sentences"));
   CHECK(tfanet_predict_tensors(runtime, numbers, (const tfanet_sentence**)&sentence, 1, numbers,
                                8) == TFANET_INVALID_ARGUMENT);
+  tfanet_array array = {sizeof array, numbers, 8, TFANET_HOST};
+  const tfanet_sentence* one = sentence;
+  CHECK(tfanet_predict_arrays(NULL, &array, &one, 1, &array, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(tfanet_predict_arrays(runtime, NULL, &one, 1, &array, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(tfanet_predict_arrays(runtime, &array, &one, 1, NULL, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(SAYS("logits is a null pointer"));
+  CHECK(tfanet_predict_arrays(runtime, &array, &one, 1, &array, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(SAYS("tensors.count is 8, expected 4608"));
+  array.memory = TFANET_DEVICE;
+  CHECK(tfanet_predict_arrays(runtime, &array, &one, 1, &array, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(SAYS("tensors.memory is TFANET_DEVICE, and onnxruntime-cpu runs on the CPU"));
   ids[0] = 1 << 30; /* the backend finds that out */
   tfanet_sentence* other = NULL;
   CHECK(tfanet_encode_tokens(runtime, ids, numbers, 8, &other) == TFANET_FAILED && other == NULL);

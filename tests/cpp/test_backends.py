@@ -26,6 +26,7 @@ from tfanet.runtime.engine import check_record
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+CPP = ROOT / "runtime" / "cpp"
 VERSION = "10.9.0.34"
 GPU = Device(0, "8.9", "a stand-in")
 CUDA, TENSORRT = "CUDAExecutionProvider ", "TensorrtExecutionProvider "
@@ -71,40 +72,48 @@ def onnxruntime_headers() -> str:
 
 
 @pytest.fixture(scope="session")
-def machine(
-    sdk: Path,
+def make_machine(
     ort_path: str,
     onnxruntime_headers: str,
     compile_program: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Machine:
-    folder = tmp_path_factory.mktemp("machine")
-    runtime = next(sdk.rglob("libtfanet_runtime.so")).resolve()
-    for name in ("libtfanet_runtime.so", "libtfanet_runtime.so.1"):
-        shutil.copy(runtime, folder / name)
-    cuda, engines = folder / "libcuda.so.1", folder / "libtfanet_backend_tensorrt.so"
-    for source, built, flags in (
-        ("cuda", cuda, ["-Wl,-soname,libcuda.so.1"]),
-        ("engine_library", engines, [f"-I{ROOT / 'runtime' / 'cpp' / 'src'}", str(cuda)]),
-        ("onnxruntime", folder / "onnxruntime.so", [f"-isystem{onnxruntime_headers}", "-ldl"]),
-    ):
-        path = HERE / "standins" / f"{source}.cpp"
-        subprocess.run(
-            [
-                "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
-                str(path), "-o", str(built), *flags,
-            ],
-            check=True,
-        )  # fmt: skip
-    shutil.copy(engines, folder / "libtfanet_backend_tensorrt_rtx.so")
-    flags = [f"-I{HERE / 'standins'}", str(cuda)]
-    library = folder / "libtfanet_runtime.so"
-    return Machine(
-        folder,
-        compile_program(HERE / "backend_test.cpp", *flags, built=library),
-        compile_program(HERE / "print_backend.cpp", built=library),
-        ort_path,
-    )
+) -> Callable[..., Machine]:
+    """Compiles the stand-ins and the programs, to lie beside a copy of the runtime's library."""
+
+    def make(runtime: Path, *more: str) -> Machine:
+        folder = tmp_path_factory.mktemp("machine")
+        for name in ("libtfanet_runtime.so", "libtfanet_runtime.so.1"):
+            shutil.copy(runtime, folder / name)
+        cuda, engines = folder / "libcuda.so.1", folder / "libtfanet_backend_tensorrt.so"
+        for source, built, flags in (
+            ("cuda", cuda, ["-Wl,-soname,libcuda.so.1"]),
+            ("engine_library", engines, [f"-I{CPP / 'src'}", str(cuda)]),
+            ("onnxruntime", folder / "onnxruntime.so", [f"-isystem{onnxruntime_headers}", "-ldl"]),
+        ):
+            path = HERE / "standins" / f"{source}.cpp"
+            subprocess.run(
+                [
+                    "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
+                    str(path), "-o", str(built), *flags, *more,
+                ],
+                check=True,
+            )  # fmt: skip
+        shutil.copy(engines, folder / "libtfanet_backend_tensorrt_rtx.so")
+        flags = [f"-I{HERE / 'standins'}", str(cuda), *more]
+        library = folder / "libtfanet_runtime.so"
+        return Machine(
+            folder,
+            compile_program(HERE / "backend_test.cpp", *flags, built=library),
+            compile_program(HERE / "print_backend.cpp", *more, built=library),
+            ort_path,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def machine(make_machine: Callable[..., Machine], sdk: Path) -> Machine:
+    return make_machine(next(sdk.rglob("libtfanet_runtime.so")).resolve())
 
 
 @pytest.fixture
@@ -140,10 +149,65 @@ def test_engines(machine: Machine, add_engine: Callable[..., Path]) -> None:
     assert machine.run(machine.test, add_engine(), "tensorrt") == "all as the header says\n"
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_engines_under_sanitizers(
+    sanitizer: str,
+    make_machine: Callable[..., Machine],
+    sanitized_library: Callable[[str], Path],
+    add_engine: Callable[..., Path],
+) -> None:
+    machine = make_machine(sanitized_library(sanitizer), "-g", f"-fsanitize={sanitizer}")
+    output = machine.run(
+        machine.test,
+        add_engine(),
+        "tensorrt",
+        TSAN_OPTIONS=f"suppressions={HERE / 'tsan.supp'} report_mutex_bugs=0",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )
+    assert "all as the header says" in output
+
+
 def test_engine_whose_launches_cannot_be_captured(
     machine: Machine, add_engine: Callable[..., Path]
 ) -> None:
     assert machine.open(add_engine(plan="uncapturable"), "auto")[0] == "OK"
+
+
+@pytest.fixture(scope="session")
+def tensorrt_headers() -> list[str]:
+    """Options of the compiler for the headers of TensorRT and CUDA."""
+    root, cuda = os.environ.get("TENSORRT_ROOT"), os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    folders = [Path(root or "/usr/local/tensorrt") / "include", Path(cuda) / "include"]
+    for folder, name in zip(folders, ("NvInferRuntime.h", "cuda_runtime_api.h"), strict=True):
+        if not (folder / name).is_file():
+            pytest.skip(f"{folder} has no {name}: set TENSORRT_ROOT and CUDA_HOME")
+    return [f"-isystem{folder}" for folder in folders]
+
+
+def test_tensorrt_itself(
+    machine: Machine, tensorrt_headers: list[str], add_engine: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With the real backend: what it says where TensorRT is missing, or another library."""
+    real = replace(machine, folder=tmp_path)
+    for name in ("libtfanet_runtime.so.1", "libcuda.so.1"):
+        shutil.copy(machine.folder / name, tmp_path)
+    source, built = CPP / "tensorrt" / "tensorrt.cpp", tmp_path / "libtfanet_backend_tensorrt.so"
+    subprocess.run(
+        [
+            "c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", str(source),
+            "-o", str(built), f"-I{CPP / 'src'}", *tensorrt_headers, "-Wl,--no-undefined", "-ldl",
+        ],
+        check=True,
+    )  # fmt: skip
+    path = add_engine()
+    for library, words in (
+        ("/no/such/libnvinfer.so", "/no/such/libnvinfer.so: cannot open shared object file"),
+        (machine.folder / "libcuda.so.1", "undefined symbol: createInferRuntime_INTERNAL"),
+    ):
+        status, text = real.open(path, "tensorrt", 0, "-", "-", library)
+        assert status == "MISSING_DEPENDENCY" and words in text
+        assert text.startswith("TensorRT cannot be loaded (") and "options.tensorrt" in text
 
 
 def test_names_are_those_of_python(machine: Machine, add_engine: Callable[..., Path]) -> None:
@@ -155,7 +219,7 @@ def test_names_are_those_of_python(machine: Machine, add_engine: Callable[..., P
         Predictor(path, backend="gpu")
     more = "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx, "
     assert text == str(expected.value).replace("onnxruntime-cuda", f"{more}onnxruntime-cuda")
-    table = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "runtime/cpp/README.md").read_text(), re.M)
+    table = re.findall(r"^\| `([\w-]+)` \|", (CPP / "README.md").read_text(), re.M)
     assert [name for name in table if name in BACKENDS] == list(BACKENDS)
     listed = text.split("choose auto, ")[1].split(", or an engine")[0]
     assert sorted(table) == sorted(listed.split(", "))
@@ -232,7 +296,11 @@ def test_rtx_engine_without_compute_wants_8_0(
     ("plan", "status", "words"),
     [
         ("refused=no_creator_for_X", "BAD_BUNDLE", "cannot be loaded: no creator for X; load the"),
-        ("refused=out_of_memory", "OUT_OF_MEMORY", "out of memory; free memory on the GPU, or build"),
+        (
+            "refused=out_of_memory",
+            "OUT_OF_MEMORY",
+            "out of memory; free memory on the GPU, or build",
+        ),
         ("refused=Version_tag", "BAD_BUNDLE", "Version tag; build it again on this machine with"),
         ("host-code", "BAD_BUNDLE", "host code is not allowed; it carries code for the CPU; allow"),
         ("no-context=why", "FAILED", "gives no execution context: why; build it again"),
@@ -313,7 +381,10 @@ def test_libraries_that_are_not_there(
         shutil.copy(machine.folder / name, tmp_path)
 
     def reason() -> str:
-        status, text = bare.open(path, "tensorrt", LD_LIBRARY_PATH=str(tmp_path))
+        status, text = bare.open(
+            path,
+            "tensorrt",
+        )
         assert status == "MISSING_DEPENDENCY"
         return text
 

@@ -116,7 +116,7 @@ void Device::require_memory(const void* data, const char* what) const {
   int ordinal = -1;
   const bool known = driver_.cuPointerGetAttribute(&type, kMemoryType, address) == 0 &&
                      driver_.cuPointerGetAttribute(&ordinal, kOrdinal, address) == 0;
-  if (!known || type != kDeviceMemory || ordinal != device_) {
+  if (!known || type != kDeviceMemory || ordinal != index_) {
     fail(TFANET_INVALID_ARGUMENT, what, " is not in the memory of GPU ", index_,
          ": allocate it there, or set its memory to TFANET_HOST");
   }

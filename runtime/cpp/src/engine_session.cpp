@@ -122,6 +122,7 @@ EngineSession::EngineSession(const EngineChoice& choice, const FileBytes& plan, 
     tensor.lowest_batch = batches.lowest;
     tensor.highest_batch = batches.highest;
   }
+  free_.reserve(kContexts);
 }
 
 EngineSession::~EngineSession() {
@@ -198,6 +199,14 @@ int64_t EngineSession::check_feeds(const std::vector<Feed>& feeds) const {
   return feeds[0].shape[0];
 }
 
+std::unique_ptr<EngineSlot> EngineSession::make_slot() const {
+  const std::lock_guard<std::mutex> lock(making_);
+  EngineSlot::Context context(engine_->make_context());
+  if (context == nullptr) refuse("gives no execution context", TFANET_FAILED);
+  return std::make_unique<EngineSlot>(*choice_.device, std::move(context), tensors_,
+                                      engine_->may_be_captured());
+}
+
 // A slot for the time of a call: one that is free, a new one, or the next that is given back.
 class EngineSession::Lease {
  public:
@@ -213,14 +222,9 @@ class EngineSession::Lease {
     ++session_.slots_;
     lock.unlock();
     try {
-      EngineSlot::Context context(session_.engine_->make_context());
-      if (context == nullptr) session_.refuse("gives no execution context", TFANET_FAILED);
-      slot_ = std::make_unique<EngineSlot>(*session_.choice_.device, std::move(context),
-                                           session_.tensors_, session_.engine_->may_be_captured());
-      lock.lock();
-      session_.free_.reserve(kContexts);
+      slot_ = session_.make_slot();
     } catch (...) {
-      if (!lock.owns_lock()) lock.lock();
+      lock.lock();
       --session_.slots_;
       session_.returned_.notify_one();
       throw;

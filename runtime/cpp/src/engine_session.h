@@ -81,12 +81,14 @@ class EngineSession final : public Session {
   [[noreturn]] void refuse(const char* what, tfanet_status status) const;
   const engines::Tensor& input(const char* name) const;
   int64_t check_feeds(const std::vector<Feed>& feeds) const;
+  std::unique_ptr<EngineSlot> make_slot() const;
 
   const EngineChoice choice_;
   const std::string file_;
   std::unique_ptr<engines::Engine, Destroy> engine_;
   std::vector<engines::Tensor> tensors_;
-  mutable std::mutex mutex_;
+  mutable std::mutex making_;  // of a context, which TensorRT does one at a time
+  mutable std::mutex mutex_;   // of what follows
   mutable std::condition_variable returned_;
   mutable std::vector<std::unique_ptr<EngineSlot>> free_;
   mutable size_t slots_ = 0;
