@@ -1,6 +1,6 @@
 /* A picture and a sentence in, a mask out:
  *
- *   segment BUNDLE picture.jpg "the red circle" mask.png */
+ *   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND] */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,8 +8,8 @@
 #include "tfanet.h"
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png\n", argv[0]);
+  if (argc != 5 && argc != 6) {
+    fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png [BACKEND]\n", argv[0]);
     return 1;
   }
   picture picture;
@@ -28,7 +28,8 @@ int main(int argc, char** argv) {
                               format};
   tfanet_result result = {.size = sizeof result};
 
-  tfanet_status status = tfanet_open(argv[1], NULL, &runtime);
+  const tfanet_options options = {.size = sizeof options, .backend = argc == 6 ? argv[5] : NULL};
+  tfanet_status status = tfanet_open(argv[1], &options, &runtime);
   if (status == TFANET_OK) {
     status = tfanet_predict_text(runtime, &image, argv[3], TFANET_STRLEN, &prediction);
   }

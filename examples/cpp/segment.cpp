@@ -1,6 +1,6 @@
 // A picture and a sentence in, a mask out:
 //
-//   segment BUNDLE picture.jpg "the red circle" mask.png
+//   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND]
 
 #include <cstdlib>
 #include <iostream>
@@ -20,12 +20,15 @@ tfanet_format format_of(const picture& file) {
   return file.channels == 1 ? TFANET_GREY : file.channels == 3 ? TFANET_RGB : TFANET_RGBA;
 }
 
-void segment(const char* bundle, const char* from, const char* text, const char* to) {
+void segment(const char* bundle, const char* from, const char* text, const char* to,
+             const char* backend) {
   picture file;
   check(picture_read(from, &file));
   const std::unique_ptr<uint8_t, decltype(&std::free)> owner(file.pixels, &std::free);
 
-  const tfanet::Runtime runtime(bundle);
+  tfanet::Options options;
+  options.backend = backend;
+  const tfanet::Runtime runtime(bundle, options);
   const tfanet::Image image(file.pixels, file.width, file.height, format_of(file));
   const tfanet::Prediction prediction = runtime.predict(image, text);
 
@@ -37,12 +40,12 @@ void segment(const char* bundle, const char* from, const char* text, const char*
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    std::cerr << "usage: " << argv[0] << " BUNDLE PICTURE TEXT MASK.png\n";
+  if (argc != 5 && argc != 6) {
+    std::cerr << "usage: " << argv[0] << " BUNDLE PICTURE TEXT MASK.png [BACKEND]\n";
     return 1;
   }
   try {
-    segment(argv[1], argv[2], argv[3], argv[4]);
+    segment(argv[1], argv[2], argv[3], argv[4], argc == 6 ? argv[5] : "auto");
   } catch (const tfanet::Exception& error) {
     std::cerr << error.what() << "\n";
     return error.status() == TFANET_MISSING_DEPENDENCY ? 3 : 1;

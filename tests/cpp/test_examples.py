@@ -118,6 +118,7 @@ def test_mistakes_get_one_line(
         ([shared_bundle, good, "", mask], "the sentence is empty"),
         ([shared_bundle, good, os.fsdecode(b"red \xff"), mask], "is not valid UTF-8"),
         ([shared_bundle, good, TEXT, tmp_path / "none" / "mask.png"], "mask.png"),
+        ([shared_bundle, good, TEXT, mask, "gpu"], "backend is 'gpu': choose auto, tensorrt,"),
         ([shared_bundle], "usage:"),
     ]
     for arguments, part in cases:
@@ -125,6 +126,18 @@ def test_mistakes_get_one_line(
         assert result.returncode == 1, arguments
         assert part in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_backend_by_name(
+    program: str, segment: Callable, shared_bundle: Path, tmp_path: Path
+) -> None:
+    picture().save(tmp_path / "good.png")
+    arguments = shared_bundle, tmp_path / "good.png", TEXT, tmp_path / "mask.png"
+    assert segment(program, *arguments, "onnxruntime-cpu").returncode == 0
+    result = segment(program, *arguments, "tensorrt")
+    assert result.returncode == 3
+    assert "holds no tensorrt engine: `tfanet engine --bundle" in result.stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -204,6 +217,9 @@ void show(tfanet::Span<const uint8_t>, float);
 void die(const char*);
 void use(const uint8_t*, int32_t, int32_t);
 using Video = std::vector<Frame>;
+extern float *device_pictures, *device_logits;
+extern void* stream;
+void launch_what_reads(const float*, void*);
 """
 FUNCTION = """
 void example_%d(const uint8_t* pixels, int32_t width, int32_t height, const Video& video) {
@@ -220,7 +236,7 @@ def test_code_in_the_documentation_compiles(sdk: Path, tmp_path: Path) -> None:
         blocks += re.findall(r"^```cpp\n(.*?)^```", page.read_text(), flags=re.M | re.S)
     header = (sdk / "include" / "tfanet.h").read_text()
     blocks.append("\n".join(re.findall(r"^ \*   (.*)$", header.split("*/")[0], flags=re.M)))
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = [block.replace('#include "tfanet.hpp"\n', "") for block in blocks]
     source = tmp_path / "blocks.cpp"
     source.write_text(DECLARED + "".join(FUNCTION % one for one in enumerate(code)))
