@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "selective_scan_kernel.h"
 
 namespace tfanet {
@@ -14,6 +18,14 @@ struct Choice {
   const Kernel* kernel;  // null where this machine can't run it
 };
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know it in all versions.
+bool has_half_precision() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 Choice choice(std::int32_t isa) {
   switch (isa) {
     case kBaseline:
@@ -21,7 +33,7 @@ Choice choice(std::int32_t isa) {
 #if defined(__x86_64__)
     case kAvx2:
       return {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                              __builtin_cpu_supports("f16c")
+                              has_half_precision()
                           ? &kernel_avx2
                           : nullptr};
     case kAvx512:

@@ -318,7 +318,7 @@ struct Softplus;
 template <>
 struct Softplus<float> {
   typedef Vec<float> V;
-  const ExpMinusMagnitude<float> exponential;
+  const ExpMinusMagnitude<float> exponential{};
   const V zero = constant(0.0f);
   const V c1 = constant(9.9999980567e-01f), c2 = constant(-4.9997405397e-01f);
   const V c3 = constant(3.3275479786e-01f), c4 = constant(-2.4495462906e-01f);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -365,35 +366,24 @@ def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
-def build_native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Configures and builds a target of the project in a folder of its own, once per setting."""
-    built: dict[tuple[str, ...], Path] = {}
+def sanitized() -> Callable[[str], Path]:
+    """Builds the library, and with AddressSanitizer the fuzz targets, in a folder under build/."""
+    settings = {"address,undefined": "-DTFANET_FUZZ=ON", "thread": "-DTFANET_SANITIZE=thread"}
+    targets = {"address,undefined": ["tfanet_runtime", "fuzz"], "thread": ["tfanet_runtime"]}
 
-    def build(target: str, *settings: str) -> Path:
-        if (target, *settings) not in built:
-            folder = tmp_path_factory.mktemp("build")
-            cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
-            headers = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
-            assert headers, "build/native is not configured: run `make native`"
-            configure = [
-                "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-                f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}", *settings,
-            ]  # fmt: skip
-            subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-            command = ["cmake", "--build", str(folder), "--target", target]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            built[(target, *settings)] = folder
-        return built[(target, *settings)]
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def sanitized_library(build_native: Callable[..., Path]) -> Callable[[str], Path]:
-    """The library with a sanitizer."""
-
+    @functools.cache
     def build(sanitizer: str) -> Path:
-        folder = build_native("tfanet_runtime", f"-DTFANET_SANITIZE={sanitizer}")
-        return folder / "runtime" / "cpp" / "libtfanet_runtime.so"
+        cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
+        headers = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
+        assert headers, "build/native is not configured: run `make native`"
+        folder = ROOT / "build" / f"sanitize-{sanitizer.partition(',')[0]}"
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug",
+            "-DTFANET_CUDA=OFF", f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}", settings[sanitizer],
+        ]  # fmt: skip
+        make = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
+        for command in (configure, [*make, "--target", *targets[sanitizer]]):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return folder / "runtime" / "cpp"
 
     return build

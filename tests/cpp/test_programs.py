@@ -67,18 +67,17 @@ def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
     assert texts == [hashlib.sha256(b"a" * size).hexdigest() for size in range(301)]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_program_under_sanitizers(
     source: str,
     sanitizer: str,
     compile_program: Callable,
-    sanitized_library: Callable,
+    sanitized: Callable,
     shared_bundle: Path,
     ort_path: str,
 ) -> None:
-    library = sanitized_library(sanitizer)
+    library = sanitized(sanitizer) / "libtfanet_runtime.so"
     program = compile_program(HERE / source, "-g", f"-fsanitize={sanitizer}", built=library)
     extra = ["no-limit"] if source.endswith(".c") else []
     output = run(
