@@ -347,16 +347,21 @@ def compile_program(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a file of this folder with the sources that it tests from the inside."""
 
-    def compile_one(source: str, *flags: str, parts: Sequence[str] = TOKENIZER) -> Path:
-        if shutil.which("c++") is None:
-            pytest.skip(f"{source} cannot be compiled: there is no `c++`")
+    def compile_one(
+        source: str | Path,
+        *flags: str | Path,
+        parts: Sequence[str] = TOKENIZER,
+        compiler: str = "c++",
+    ) -> Path:
+        if shutil.which(compiler) is None:
+            pytest.skip(f"{source} cannot be compiled: there is no `{compiler}`")
         program = tmp_path_factory.mktemp("program") / Path(source).stem
         sources = [str(CPP / "src" / f"{part}.cpp") for part in parts]
         subprocess.run(
             [
-                "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CPP / 'include'}",
-                f"-I{CPP / 'src'}", str(Path(__file__).parent / source), *sources,
-                "-o", str(program), *flags,
+                compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror",
+                f"-I{CPP / 'include'}", f"-I{CPP / 'src'}", str(Path(__file__).parent / source),
+                *sources, "-o", str(program), *map(str, flags),
             ],
             check=True,
         )  # fmt: skip
