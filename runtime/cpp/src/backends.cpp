@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <future>
 #include <vector>
 
 #include "engine_session.h"
@@ -208,8 +209,20 @@ Running Opener::open_provider(const Provider& provider) {
     running.device = std::make_shared<const Device>(options_.device);
   }
   const OnnxChoice choice{provider.name, running.device, op_library_, options_.threads};
-  running.text = std::make_unique<const OnnxSession>(onnxruntime_, bundle_.text, choice);
-  running.image = std::make_unique<const OnnxSession>(onnxruntime_, bundle_.image, choice);
+  const auto load = [&](const FileBytes& file) {
+    return std::make_unique<const OnnxSession>(onnxruntime_, file, choice);
+  };
+  // On the CPU one graph is made beside the other; what is wrong with the text's is reported first.
+  const auto when =
+      provider.name != nullptr ? std::launch::deferred : std::launch::async | std::launch::deferred;
+  auto text = std::async(when, load, std::cref(bundle_.text));
+  try {
+    running.image = load(bundle_.image);
+  } catch (...) {
+    text.get();
+    throw;
+  }
+  running.text = text.get();
   running.batches = {1, bundle_.manifest.dynamic_batch ? kMaxBatch : 1};
   return running;
 }
