@@ -29,7 +29,7 @@ OPERANDS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 _TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
 _SOURCES = Path(__file__).resolve().parent / "csrc" / "cuda"
 _MAIN = "selective_scan_entry.cu"
-_HEADERS = ("selective_scan.cuh", "scan_launch.h", "scan_types.cuh")
+_HEADERS = ("selective_scan.cuh", "scan_launch.h", "scan_step.cuh", "scan_types.cuh")
 _NAME = "tfanet_selective_scan"
 
 # As in csrc/cuda/scan_launch.h.

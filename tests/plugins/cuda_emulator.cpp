@@ -3,7 +3,6 @@
 // Operand. Standard output gets the y of each.
 #define TFANET_SCAN_EMULATION "cuda_emulator.h"
 
-#include <algorithm>
 #include <cstdint>
 
 #include "selective_scan.cuh"
@@ -20,32 +19,11 @@ struct Call {
   int64_t offset[kOperands];  // elements from a 16-byte boundary
 };
 
-bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
-
-// Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what
-// is touched outside. The skipped bytes, and y before it is written, are NaN in every type.
-struct Buffer {
-  std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, std::free};
-  unsigned char* data = nullptr;
-  Buffer(size_t bytes, size_t offset) {
-    memory.reset(static_cast<unsigned char*>(std::malloc(bytes + offset)));
-    std::memset(memory.get(), 0xff, bytes + offset);
-    data = memory.get() + offset;
-  }
-};
-
 template <typename T, int kStates, bool kGate>
 void run(const Call& call, const tfanet::ScanOperands<T>& operands) {
-  std::mt19937 random(static_cast<unsigned>(call.order));
-  const int64_t rows = call.batch * call.dim;
-  std::vector<unsigned> blocks((rows + call.rows - 1) / call.rows);
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<unsigned>(i);
-  std::shuffle(blocks.begin(), blocks.end(), random);
-  const emulator::Dim size{static_cast<unsigned>(call.lanes), static_cast<unsigned>(call.rows), 1};
-  for (const unsigned block : blocks) {
-    emulator::run_block({block, 0, 0}, size, random,
-                        [&] { tfanet::selective_scan<T, kStates, kGate>(operands); });
-  }
+  emulator::run_grid((call.batch * call.dim + call.rows - 1) / call.rows,
+                     {static_cast<unsigned>(call.lanes), static_cast<unsigned>(call.rows), 1},
+                     call.order, [&] { tfanet::selective_scan<T, kStates, kGate>(operands); });
 }
 
 template <typename T>
@@ -62,7 +40,7 @@ int answer(const Call& call) {
                                     static_cast<size_t>(call.dim),
                                     sequence};
   unsigned char* data[kOperands] = {};
-  std::vector<Buffer> held;
+  std::vector<emulator::Buffer> held;
   for (int i = 0; i < kOperands; ++i) {
     if ((i == kD && !call.has_D) || (i == kZ && !call.has_z) || (i == kBias && !call.has_bias)) {
       continue;
@@ -71,7 +49,7 @@ int answer(const Call& call) {
     const size_t element = weight && !call.narrow_weights ? sizeof(float) : sizeof(T);
     held.emplace_back(counts[i] * element, call.offset[i] * element);
     data[i] = held.back().data;
-    if (i != kY && !read_all(data[i], counts[i] * element)) return 2;
+    if (i != kY && !emulator::read_all(data[i], counts[i] * element)) return 2;
   }
   tfanet::ScanOperands<T> operands{};
   operands.u = reinterpret_cast<const T*>(data[kU]);
@@ -102,7 +80,7 @@ int answer(const Call& call) {
 }  // namespace
 
 int main() {
-  for (Call call; read_all(&call, sizeof call);) {
+  for (Call call; emulator::read_all(&call, sizeof call);) {
     const int status = call.io == 0   ? answer<float>(call)
                        : call.io == 1 ? answer<tfanet::Half>(call)
                                       : answer<tfanet::BFloat16>(call);

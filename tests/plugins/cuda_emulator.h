@@ -8,7 +8,9 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,6 +28,9 @@
 
 struct uint4 {
   unsigned x, y, z, w;
+};
+struct uint2 {
+  unsigned x, y;
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline unsigned __float_as_uint(float x) {
@@ -52,11 +57,11 @@ struct Meeting {
   int expected = 0;
 };
 
-// What the lanes of one warp show each other; shuffles take turns, so that a fast lane's next one
-// does not overwrite what a slow lane has not read.
+// What the lanes of one warp show each other; shuffles and products take turns, so that a fast
+// lane's next one does not overwrite what a slow lane has not read.
 struct Warp {
   Meeting meeting;
-  float shown[2][2][32];
+  float shown[2][6][32];
   int paused = 0;  // turns of the scheduler to stay behind the other warps
 };
 
@@ -78,6 +83,8 @@ inline ucontext_t scheduler;
 inline std::function<void()> kernel;
 // Whether approximate instructions err as much as their documentation allows.
 inline bool hostile = false;
+// Whether there are units that multiply matrices in TF32.
+inline bool has_tf32 = true;
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulator: %s\n", what);
@@ -167,6 +174,29 @@ inline void run_block(Dim index, Dim size, std::mt19937& random,
   }
 }
 
+// Runs all blocks of a grid of (blocks, 1, 1) in an order drawn from the seed.
+inline void run_grid(int64_t blocks, Dim size, int64_t seed, const std::function<void()>& body) {
+  std::mt19937 random(static_cast<unsigned>(seed));
+  std::vector<unsigned> order(blocks);
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<unsigned>(i);
+  std::shuffle(order.begin(), order.end(), random);
+  for (const unsigned block : order) run_block({block, 0, 0}, size, random, body);
+}
+
+inline bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
+
+// Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what
+// is touched outside. The skipped bytes, and y before it is written, are NaN in every type.
+struct Buffer {
+  std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, std::free};
+  unsigned char* data = nullptr;
+  Buffer(size_t bytes, size_t offset) {
+    memory.reset(static_cast<unsigned char*>(std::malloc(bytes + offset)));
+    std::memset(memory.get(), 0xff, bytes + offset);
+    data = memory.get() + offset;
+  }
+};
+
 // An error of at most `units` of the last place, the same for the same value.
 inline float perturbed(float x, float units) {
   if (!hostile || !std::isfinite(x)) return x;
@@ -178,6 +208,9 @@ inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(
 
 }  // namespace emulator
 
+namespace tfanet {
+inline void multiply_by_shuffles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
+}
 namespace tfanet::device {
 
 inline float exp2_fast(float x) {
@@ -187,12 +220,19 @@ inline float reciprocal(float x) {
   return emulator::flushed(emulator::perturbed(1.0f / emulator::flushed(x), 1.0f));
 }
 
-inline void exchange(float& a, float& b, int distance, bool& there) {
+// Shows a lane's values to its warp, and returns those of all lanes.
+template <int kCount>
+const float (&show(const float (&values)[kCount]))[6][32] {
   emulator::Thread& self = *emulator::running;
   auto& shown = self.warp->shown[self.turn ^= 1];
-  shown[0][self.lane] = a;
-  shown[1][self.lane] = b;
+  for (int i = 0; i < kCount; ++i) shown[i][self.lane] = values[i];
   emulator::meet(self.warp->meeting, 32);
+  return shown;
+}
+
+inline void exchange(float& a, float& b, int distance, bool& there) {
+  const emulator::Thread& self = *emulator::running;
+  const auto& shown = show<2>({a, b});
   there = self.lane >= static_cast<unsigned>(distance);
   if (!there) return;  // a lane with nothing below it reads its own value
   a = shown[0][self.lane - distance];
@@ -203,6 +243,10 @@ inline float shuffle_up(float x, int distance) {
   bool there;
   exchange(x, unused, distance, there);
   return x;
+}
+inline float shuffle(float x, int from) { return show<1>({x})[0][from]; }
+inline float shuffle_xor(float x, int mask) {
+  return shuffle(x, static_cast<int>(emulator::running->lane) ^ mask);
 }
 template <bool kMinusOne>
 void compose_up(float& decay, float& add, int distance) {
@@ -219,6 +263,32 @@ void compose_up(float& decay, float& add, int distance) {
   }
 }
 
+// The matrix units, or what stands in for them; see scan_product.cuh for who holds what.
+inline bool& kHasTF32 = emulator::has_tf32;
+
+// Products are exact; the units cut what does not fit the sum instead of rounding it.
+inline void multiply_tf32(float (&sums)[4], const float (&left)[4], const float (&right)[2]) {
+  if (!kHasTF32) return multiply_by_shuffles(sums, left, right);
+  const auto& shown = show<6>({left[0], left[1], left[2], left[3], right[0], right[1]});
+  for (const float x : {left[0], left[1], left[2], left[3], right[0], right[1]}) {
+    if (std::isfinite(x) && (__float_as_uint(x) & 0x1fffu) != 0) emulator::fail("not a TF32");
+  }
+  const int g = static_cast<int>(emulator::running->lane) / 4;
+  const int t = static_cast<int>(emulator::running->lane) % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = 2 * t + i % 2;
+    double sum = sums[i];
+    for (int k = 0; k < 8; ++k) {
+      sum += static_cast<double>(shown[k / 4 * 2 + lower][4 * g + k % 4]) *
+             shown[4 + k / 4][4 * column + k % 4];
+    }
+    sums[i] = static_cast<float>(sum);
+    if (emulator::hostile && std::fabs(static_cast<double>(sums[i])) > std::fabs(sum)) {
+      sums[i] = std::nextafter(sums[i], 0.0f);
+    }
+  }
+}
+
 inline void barrier(int id, int threads) {
   if (id < 1 || id > 15 || threads % 32 != 0) emulator::fail("a barrier that no GPU has");
   emulator::meet(emulator::barriers[id], threads);
@@ -228,6 +298,12 @@ inline void warp_barrier() { emulator::meet(emulator::running->warp->meeting, 32
 inline uint4 load_vector(const void* from) {
   if (reinterpret_cast<size_t>(from) % 16 != 0) emulator::fail("a vector load that is not aligned");
   uint4 value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline uint2 load_shared_half(const void* from) {
+  if (reinterpret_cast<size_t>(from) % 8 != 0) emulator::fail("a vector load that is not aligned");
+  uint2 value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }

@@ -42,6 +42,14 @@ __device__ __forceinline__ float shuffle_up(float x, int distance) {
   return __shfl_up_sync(0xffffffffu, x, distance);
 }
 
+// The value of the lane whose number differs in the bits of `mask`, and that of lane `from`.
+__device__ __forceinline__ float shuffle_xor(float x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+__device__ __forceinline__ float shuffle(float x, int from) {
+  return __shfl_sync(0xffffffffu, x, from);
+}
+
 // The step h -> decay h + add of this lane after that of the lane `distance` below it, if there is
 // one; where kMinusOne, `decay` holds the decay less 1. By hand, because the shuffle itself says
 // whether there is such a lane.
@@ -82,12 +90,15 @@ __device__ __forceinline__ void barrier(int id, int threads) {
 }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 
-// 16 bytes that no other thread reads, and 16 bytes that rows share.
+// 16 bytes that no other thread reads; 16 or 8 bytes that several do.
 __device__ __forceinline__ uint4 load_once(const void* from) {
   return __ldcs(static_cast<const uint4*>(from));
 }
 __device__ __forceinline__ uint4 load_shared(const void* from) {
   return __ldg(static_cast<const uint4*>(from));
+}
+__device__ __forceinline__ uint2 load_shared_half(const void* from) {
+  return __ldg(static_cast<const uint2*>(from));
 }
 template <typename T>
 __device__ __forceinline__ T load_one(const T* from) {
@@ -200,11 +211,17 @@ __device__ __forceinline__ int elements_past_16_bytes(const T* address) {
   return static_cast<int>(reinterpret_cast<unsigned long long>(address) % 16 / sizeof(T));
 }
 
-// kItems elements from a 16-byte boundary on. kOnce marks data that no other thread reads.
+// kItems elements from a 16-byte boundary on, or 8 bytes of them from an 8-byte one. kOnce marks
+// data that no other thread reads.
 template <int kItems, bool kOnce, typename T>
 __device__ __forceinline__ Pack<T, kItems> load_vectors(const T* from) {
   constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
   Pack<T, kItems> pack;
+  if constexpr (2 * kItems == kPerVector) {
+    const uint2 vector = device::load_shared_half(from);
+    pack.words[0] = vector.x;
+    pack.words[1] = vector.y;
+  }
 #pragma unroll
   for (int v = 0; v < kItems / kPerVector; ++v) {
     const T* const at = from + v * kPerVector;

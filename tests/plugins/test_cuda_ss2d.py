@@ -1,0 +1,213 @@
+"""The CUDA kernels of the 2-D scan without a GPU: run by an emulator against the definition."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tfanet.plugins.reference import ss2d_ref
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "plugins" / "csrc" / "cuda"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPERANDS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of the kernels; fields up to `offset` as `Call` of cuda_map_emulator.cpp."""
+
+    batch: int = 1
+    channels: int = 5
+    height: int = 20
+    width: int = 18
+    rank: int = 3
+    states: int = 1
+    io: int = 0
+    known_states: bool = True
+    has_tf32: bool = True
+    hostile: bool = False
+    order: int = 0  # seed of the order in which threads and blocks run
+    offset: tuple[int, ...] = (0,) * 7
+    seed: int = 0
+    decay: float = 2.0
+    bias: float = -2.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.io]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.channels, self.height, self.width
+
+    def operands(self) -> dict[str, Tensor]:
+        """Random operands: u in the type of the call, weights in float32."""
+        random = torch.Generator().manual_seed(self.seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=random)
+
+        e, r, n = self.channels, self.rank, self.states
+        rates = torch.rand(4 * e, n, generator=random) + 0.05
+        return {
+            "u": normal(*self.shape).to(self.dtype),
+            "x_proj_weight": normal(4, r + 2 * n, e) / e**0.5,
+            "dt_weight": normal(4, e, r) / r**0.5,
+            "dt_bias": normal(4, e) + self.bias,
+            "A": -self.decay * rates,
+            "D": normal(4 * e),
+        }
+
+    def message(self, operands: Mapping[str, Tensor] | None = None) -> bytes:
+        x = self.operands() if operands is None else operands
+        numbers = np.array([*list(vars(self).values())[:11], *self.offset], np.int64)
+        values = [x[name].contiguous().view(torch.uint8).numpy().tobytes() for name in OPERANDS]
+        return numbers.tobytes() + b"".join(values)
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels compiled for the host, with sanitizers for memory and undefined behaviour."""
+    program = tmp_path_factory.mktemp("emulator") / "emulator"
+    command = ["g++", "-std=c++17", "-O1", "-fsanitize=address,undefined"]
+    command += ["-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Werror"]
+    command += ["-Wno-unknown-pragmas", f"-I{SOURCES}", f"-I{Path(__file__).parent}"]
+    command += [str(Path(__file__).with_name("cuda_map_emulator.cpp")), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return program
+
+
+def emulate(
+    program: Path, calls: list[Call], operands: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """y (batch, E, H, W) of each call, from its own operands or from those given."""
+    message = b"".join(call.message(operands) for call in calls)
+    done = subprocess.run([program], input=message, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[:4000]
+    results, position = [], 0
+    for call in calls:
+        size = int(np.prod(call.shape)) * call.dtype.itemsize
+        data = bytearray(done.stdout[position : position + size])
+        results.append(torch.frombuffer(data, dtype=call.dtype).view(call.shape))
+        position += size
+    assert position == len(done.stdout)
+    return results
+
+
+def check(call: Call, y: Tensor, tolerance: float = 3e-6) -> None:
+    """y is the definition's value within `tolerance` of the largest one, rounded once."""
+    expected = ss2d_ref(*(call.operands()[name] for name in OPERANDS))
+    rounding = 0.0 if y.dtype == torch.float32 else torch.finfo(y.dtype).eps / 2
+    error = (y.double() - expected).abs()
+    limit = 1.001 * rounding * expected.abs() + tolerance * expected.abs().max()
+    assert torch.isfinite(y).all(), call
+    assert (error <= limit).all(), (call, float(error.max() / expected.abs().max()))
+
+
+SHAPES = (
+    # batch, E, H, W, R, N: one pixel, line and column; whole tiles, parts of tiles, many channels.
+    (1, 1, 1, 1, 1, 1),
+    (1, 3, 1, 50, 2, 1),
+    (2, 3, 50, 1, 2, 1),
+    (1, 16, 16, 16, 8, 1),
+    (1, 32, 32, 16, 10, 1),
+    (1, 17, 15, 15, 9, 1),
+    (2, 20, 17, 18, 3, 2),
+    (1, 7, 17, 31, 1, 16),
+    (2, 5, 2, 3, 40, 5),
+    (1, 300, 4, 4, 7, 1),
+    (1, 4, 52, 34, 4, 3),
+)
+
+
+@pytest.mark.parametrize("io", range(3))
+def test_any_shape_fits_the_definition_and_touches_nothing_else(emulator: Path, io: int) -> None:
+    random = np.random.default_rng(io)
+    calls = []
+    for index, shape in enumerate(SHAPES if io == 0 else SHAPES[io::2]):
+        # Half of them as allocators give them, half anywhere.
+        offset = random.integers(0, 8, 7) if index % 2 else np.zeros(7, int)
+        fits = {"seed": index, "offset": tuple(offset.tolist()), "known_states": index % 3 != 0}
+        calls.append(Call(*shape, io=io, decay=float(10 ** random.uniform(-2, 1)), **fits))
+    for call, y in zip(calls, emulate(emulator, calls), strict=True):
+        check(call, y)
+
+
+@pytest.mark.parametrize("states", range(1, 17))
+def test_every_number_of_states(emulator: Path, states: int) -> None:
+    call = Call(channels=18, height=5, width=19, states=states, seed=states, hostile=states == 16)
+    check(call, emulate(emulator, [call])[0], 1e-5 if call.hostile else 3e-6)
+
+
+@pytest.mark.parametrize("decay", [1e-6, 1.0, 80.0])
+def test_weak_and_strong_decay_over_long_sequences(emulator: Path, decay: float) -> None:
+    # 3600 steps, through 32 parts of carry_states of several segments each.
+    calls = [
+        Call(channels=2, height=60, width=60, decay=decay, seed=3, hostile=hostile)
+        for hostile in (False, True)
+    ]
+    for call, y in zip(calls, emulate(emulator, calls), strict=True):
+        check(call, y, 2e-5 if call.hostile else 3e-6)
+
+
+def test_without_matrix_units(emulator: Path) -> None:
+    # Compute capability 7.5: the factors go around the warp by shuffles.
+    calls = [
+        Call(channels=4, height=9, width=5 + 12 * io, rank=9, io=io, has_tf32=False)
+        for io in range(2)
+    ]
+    for call, y in zip(calls, emulate(emulator, calls), strict=True):
+        check(call, y)
+
+
+def test_each_operand_may_start_anywhere(emulator: Path) -> None:
+    calls = [
+        Call(channels=4, height=8, width=12, rank=4, io=io, offset=tuple(np.eye(7, dtype=int)[k]))
+        for io in (0, 2)
+        for k in range(7)
+    ]
+    for call, y in zip(calls, emulate(emulator, calls), strict=True):
+        check(call, y)
+
+
+def test_the_order_of_threads_and_blocks_changes_no_bit(emulator: Path) -> None:
+    call = Call(channels=18, height=20, width=18, rank=9, states=2)
+    first, *others = emulate(emulator, [replace(call, order=k) for k in range(3)])
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_extreme_steps_neither_overflow_nor_give_nan(emulator: Path) -> None:
+    # delta from e^-60 to 6e4, within one sequence.
+    call = Call(channels=6, height=21, width=18, states=2)
+    x = call.operands()
+    x["dt_weight"] = x["dt_weight"] * 200
+    x["dt_bias"] = torch.tensor([-60.0, 0.0, 30.0, 300.0, 6e4, -6e4]).repeat(4, 1)
+    (y,) = emulate(emulator, [call], x)
+    expected = ss2d_ref(*(x[name] for name in OPERANDS))
+    assert torch.isfinite(y).all()
+    assert (y.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_not_a_number_stays_in_its_image_and_its_channel(emulator: Path) -> None:
+    call = Call(batch=2, channels=20, height=17, width=18, rank=2)
+    x = call.operands()
+    (clean,) = emulate(emulator, [call], x)
+    # A weight of one channel; projections mix channels, so a pixel spoils its whole image.
+    x["dt_bias"][2, 4] = torch.nan
+    x["D"][7] = torch.inf
+    (y,) = emulate(emulator, [call], x)
+    spoilt = torch.tensor([4, 7])
+    others = torch.tensor([c for c in range(20) if c not in (4, 7)])
+    assert not torch.isfinite(y[:, spoilt]).any() and torch.equal(y[:, others], clean[:, others])
+    x = call.operands()
+    x["u"][1, 3, 5, 5] = torch.nan
+    (y,) = emulate(emulator, [call], x)
+    assert torch.equal(y[0], clean[0]) and y[1].isnan().all()
