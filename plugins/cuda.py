@@ -1,5 +1,6 @@
 """The scan kernel for the GPU: compiled by NVRTC, and launched through the driver by cuda.bindings.
 
+The kernels of the 2-D scan, in `cuda_ss2d`, are compiled and launched by the same functions.
 Nothing here is linked against PyTorch, and PyTorch is not imported: operands are addresses. The
 CUDA sources are those of the C++ libraries, in csrc/cuda.
 """
@@ -10,32 +11,57 @@ import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from tfanet.errors import InputError, MissingDependencyError
 
-__all__ = ["MAX_STATES", "OPERANDS", "ScanKernel", "enqueue", "launch_geometry", "ptx"]
+__all__ = [
+    "MAX_STATES",
+    "OPERANDS",
+    "TYPES",
+    "ScanKernel",
+    "enqueue",
+    "launch",
+    "launch_geometry",
+    "ptx",
+]
 
 MAX_STATES = 64
 # The kernel's pointers in order: those that are there, then batch, dim, length, groups, then y.
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 
-_TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
+# Of C++, by name of the element type.
+TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
 _SOURCES = Path(__file__).resolve().parent / "csrc" / "cuda"
-_MAIN = "selective_scan_entry.cu"
-_HEADERS = ("selective_scan.cuh", "scan_launch.h", "scan_step.cuh", "scan_types.cuh")
 _NAME = "tfanet_selective_scan"
+# Grid, block, bytes of dynamic shared memory.
+_Geometry = tuple[tuple[int, int, int], tuple[int, int, int], int]
 
 # As in csrc/cuda/scan_launch.h.
 _MAX_LANES, _MAX_ROWS, _THREADS, _BLOCKS = 256, 8, 131072, 256
 # Positions in a row are 32-bit, and run past its end by at most one tile.
 _MAX_SIZE = 2**31 - 2**17
+
+
+class Program(Protocol):
+    """What NVRTC compiles: a source, the headers that it includes, macros; its kernels' names."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Files of csrc/cuda: the source, then the headers."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]: ...
+
+    def macros(self) -> list[str]: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -59,10 +85,19 @@ class ScanKernel:
     has_z: bool
     softplus: bool
 
+    sources: ClassVar[tuple[str, ...]] = (
+        "selective_scan_entry.cu",
+        "selective_scan.cuh",
+        "scan_launch.h",
+        "scan_step.cuh",
+        "scan_types.cuh",
+    )
+    kernels: ClassVar[tuple[str, ...]] = (_NAME,)
+
     def __post_init__(self) -> None:
-        if self.io not in _TYPES:
+        if self.io not in TYPES:
             raise InputError(
-                f"selective_scan on CUDA: u is {self.io}, expected one of {', '.join(_TYPES)}; "
+                f"selective_scan on CUDA: u is {self.io}, expected one of {', '.join(TYPES)}; "
                 "cast it"
             )
         if self.weight not in ("float32", self.io):
@@ -82,7 +117,7 @@ class ScanKernel:
 
     def macros(self) -> list[str]:
         values = {
-            "IO": _TYPES[self.io],
+            "IO": TYPES[self.io],
             "STATES": self.states,
             "NARROW_WEIGHTS": int(self.weight != "float32"),
             "D": int(self.has_D),
@@ -93,9 +128,7 @@ class ScanKernel:
         return [f"--define-macro=TFANET_{name}={value}" for name, value in values.items()]
 
 
-def launch_geometry(
-    batch: int, dim: int, length: int, io: str, states: int
-) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
+def launch_geometry(batch: int, dim: int, length: int, io: str, states: int) -> _Geometry:
     """Grid, block and bytes of dynamic shared memory for u of shape (batch, dim, length).
 
     `scan_launch` of csrc/cuda/scan_launch.h in Python. Only the grid must fit the call: the kernel
@@ -210,14 +243,14 @@ def _cache_folder() -> Path:
 
 
 @cache
-def _compile(kernel: ScanKernel, target: str) -> bytes:
+def _compile(program: Program, target: str) -> bytes:
     """PTX for the target compute_NN, machine code for sm_NN.
 
     Kept in $XDG_CACHE_HOME/tfanet/cuda (~/.cache by default) under a name that covers sources,
     options and NVRTC's version. A folder that can't be written costs time, nothing else.
     """
-    sources = {name: (_SOURCES / name).read_bytes() for name in (_MAIN, *_HEADERS)}
-    options = [f"--gpu-architecture={target}", "--std=c++17", *kernel.macros()]
+    sources = {name: (_SOURCES / name).read_bytes() for name in program.sources}
+    options = [f"--gpu-architecture={target}", "--std=c++17", *program.macros()]
     version = _nvrtc_version()
     key = hashlib.sha256(repr((version, options, sources)).encode()).hexdigest()[:32]
     kept = _cache_folder() / f"scan_{target}_{key}"
@@ -233,12 +266,11 @@ def _compile(kernel: ScanKernel, target: str) -> bytes:
 
 
 def _compile_now(sources: dict[str, bytes], options: list[str], machine_code: bool) -> bytes:
+    """Compiles the first of the sources, which includes the others."""
     nvrtc = _nvrtc()
-    names = [name.encode() for name in _HEADERS]
-    headers = [sources[name] for name in _HEADERS]
-    program = _call(
-        nvrtc.nvrtcCreateProgram, sources[_MAIN], _MAIN.encode(), len(names), headers, names
-    )
+    main, *names = [name.encode() for name in sources]
+    source, *headers = sources.values()
+    program = _call(nvrtc.nvrtcCreateProgram, source, main, len(names), headers, names)
     try:
         encoded = [option.encode() for option in options]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
@@ -279,8 +311,8 @@ def _context(device: int) -> Any:
 
 
 @cache
-def _load(kernel: ScanKernel, arch: int) -> Any:
-    """The kernel's handle, for every device of compute capability `arch`; lives as the process."""
+def _load(program: Program, arch: int) -> tuple[Any, ...]:
+    """The kernels' handles, for every device of compute capability `arch`; live as the process."""
     known = [a for a in _architectures() if a <= arch]
     if not known:
         raise InputError(
@@ -288,10 +320,34 @@ def _load(kernel: ScanKernel, arch: int) -> Any:
             f"{min(_architectures()) / 10} or newer"
         )
     # A device newer than NVRTC gets PTX, which its driver compiles.
-    code = _compile(kernel, f"sm_{arch}" if arch in known else f"compute_{max(known)}")
+    code = _compile(program, f"sm_{arch}" if arch in known else f"compute_{max(known)}")
     driver = _driver()
     library = _call(driver.cuLibraryLoadData, code, None, None, 0, None, None, 0)
-    return _call(driver.cuLibraryGetKernel, library, _NAME.encode())
+    return tuple(_call(driver.cuLibraryGetKernel, library, k.encode()) for k in program.kernels)
+
+
+def launch(
+    program: Program,
+    geometries: Sequence[_Geometry],
+    parameters: Sequence[tuple[type, int]],
+    device: int,
+    arch: int,
+    stream: int,
+) -> None:
+    """Puts all kernels of a program on a stream, in their order, with the same parameters.
+
+    Args:
+        geometries: of each kernel grid, block and bytes of dynamic shared memory.
+        parameters: the C type and the value of each. device, arch, stream: see `enqueue`.
+    """
+    handles, driver = _load(program, arch), _driver()
+    types, values = zip(*parameters, strict=True)
+    _call(driver.cuCtxPushCurrent, _context(device))
+    try:
+        for handle, (grid, block, shared) in zip(handles, geometries, strict=True):
+            _call(driver.cuLaunchKernel, handle, *grid, *block, shared, stream, (values, types), 0)
+    finally:
+        _call(driver.cuCtxPopCurrent)
 
 
 def enqueue(
@@ -314,13 +370,8 @@ def enqueue(
         InputError: sizes or a device that the kernel does not fit.
         MissingDependencyError: no cuda-bindings, no NVRTC, or an error of the driver.
     """
-    grid, block, shared = launch_geometry(*sizes[:3], kernel.io, kernel.states)
-    operands = kernel.operands()
-    values = (*(addresses[name] for name in operands), *sizes, addresses["y"])
-    types = (*(ctypes.c_void_p,) * len(operands), *(ctypes.c_int,) * 4, ctypes.c_void_p)
-    handle, driver = _load(kernel, arch), _driver()
-    _call(driver.cuCtxPushCurrent, _context(device))
-    try:
-        _call(driver.cuLaunchKernel, handle, *grid, *block, shared, stream, (values, types), 0)
-    finally:
-        _call(driver.cuCtxPopCurrent)
+    geometry = launch_geometry(*sizes[:3], kernel.io, kernel.states)
+    pointers = [(ctypes.c_void_p, addresses[name]) for name in kernel.operands()]
+    integers = [(ctypes.c_int, size) for size in sizes]
+    y = (ctypes.c_void_p, addresses["y"])
+    launch(kernel, [geometry], [*pointers, *integers, y], device, arch, stream)

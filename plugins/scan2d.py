@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tfanet.errors import InputError
 
-from . import native
+from . import cuda, cuda_ss2d, native
 from .native import DIRECTIONS
 from .reference import ss2d_composed
 from .scan import selective_scan
@@ -39,10 +39,11 @@ def ss2d(
         delta_k = softplus(dt_weight[k] dt_k + dt_bias[k])
         y = sum_k selective_scan(u, delta_k, A_k, B_k, C_k, D_k), along direction k
 
-    Directions k: rows, columns, rows reversed, columns reversed, as in `cross_scan`. On the CPU
-    nothing of the size of four maps is held: the workspace is (R + 2N) / E of that, and two maps
-    of 16 channels for every thread. Differentiable in every argument; the gradient keeps the
-    arguments only and goes through the parts of the operator again.
+    Directions k: rows, columns, rows reversed, columns reversed, as in `cross_scan`. No expanded
+    copy of u, delta or y is held: of the size of four maps the workspace is (R + 2N) / E, and on
+    CUDA (N + 1) / 16 besides, on the CPU two maps of 16 channels for every thread. Differentiable
+    in every argument; the gradient keeps the arguments only and goes through the parts of the
+    operator again.
 
     Args:
         u: (batch, E, H, W), float32, float64, float16 or bfloat16, of any strides.
@@ -53,7 +54,7 @@ def ss2d(
 
     Returns:
         y (batch, E, H, W) in u's dtype, contiguous. Projections and state are float64 for float64
-        u, else float32 (elsewhere than on the CPU, projections are in u's dtype).
+        u, else float32 (on CUDA where N is above 64, projections are in u's dtype).
 
     Raises:
         InputError: naming the argument that does not fit, what it is and what was expected.
@@ -152,8 +153,30 @@ def _ss2d(
 def _ss2d_cuda(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    y = ss2d_composed(u, x_proj_weight, dt_weight, dt_bias, A, D, scan=selective_scan)
-    return y.contiguous()
+    weights = (x_proj_weight, dt_weight, dt_bias, A, D)
+    if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
+        return ss2d_composed(u, *weights, scan=selective_scan).contiguous()
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    if y.numel():
+        _enqueue(y, u.contiguous(), *(weight.float().contiguous() for weight in weights))
+    return y
+
+
+def _enqueue(y: Tensor, u: Tensor, *weights: Tensor) -> None:
+    """Writes the 2-D scan to y on the device's current stream; everything is contiguous."""
+    sizes = cuda_ss2d.MapSizes(*u.shape, rank=weights[1].shape[2], states=weights[3].shape[1])
+    workspace = torch.empty(cuda_ss2d.plan(sizes)[0], dtype=torch.uint8, device=u.device)
+    operands = zip(cuda_ss2d.OPERANDS, (u, *weights, y, workspace), strict=True)
+    major, minor = torch.cuda.get_device_capability(u.device)
+    stream = torch.cuda.current_stream(u.device)
+    cuda_ss2d.enqueue(
+        str(u.dtype).removeprefix("torch."),
+        {name: value.data_ptr() for name, value in operands},
+        sizes,
+        device=stream.device_index,
+        arch=10 * major + minor,
+        stream=stream.cuda_stream,
+    )
 
 
 @_ss2d.register_fake

@@ -266,8 +266,10 @@ void compose_up(float& decay, float& add, int distance) {
 // The matrix units, or what stands in for them; see scan_product.cuh for who holds what.
 inline bool& kHasTF32 = emulator::has_tf32;
 
-// Products are exact; the units cut what does not fit the sum instead of rounding it.
-inline void multiply_tf32(float (&sums)[4], const float (&left)[4], const float (&right)[2]) {
+// A template, so that programs without products need not have them. Products are exact; the units
+// cut what does not fit the sum instead of rounding it.
+template <int kSums>
+void multiply_tf32(float (&sums)[kSums], const float (&left)[4], const float (&right)[2]) {
   if (!kHasTF32) return multiply_by_shuffles(sums, left, right);
   const auto& shown = show<6>({left[0], left[1], left[2], left[3], right[0], right[1]});
   for (const float x : {left[0], left[1], left[2], left[3], right[0], right[1]}) {

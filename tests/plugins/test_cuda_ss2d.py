@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tfanet.errors import InputError
+from tfanet.plugins import cuda, cuda_ss2d, scan2d, ss2d
 from tfanet.plugins.reference import ss2d_ref
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,3 +217,161 @@ def test_not_a_number_stays_in_its_image_and_its_channel(emulator: Path) -> None
     x["u"][1, 3, 5, 5] = torch.nan
     (y,) = emulate(emulator, [call], x)
     assert torch.equal(y[0], clean[0]) and y[1].isnan().all()
+
+
+@pytest.fixture
+def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[cuda_ss2d.MapSizes]:
+    """CUDA launches run in the emulator, on the memory that they name; their sizes are listed."""
+    launched: list[cuda_ss2d.MapSizes] = []
+
+    def enqueue(
+        io: str,
+        addresses: Mapping[str, int],
+        sizes: cuda_ss2d.MapSizes,
+        device: int,
+        arch: int,
+        stream: int,
+    ) -> None:
+        assert (device, arch, stream) == (1, 90, 77)
+        assert tuple(addresses) == cuda_ss2d.OPERANDS and addresses["workspace"] % 16 == 0
+        call = Call(*sizes, io=[f"torch.{io}" == str(d) for d in DTYPES].index(True))
+        # The last byte of the workspace is there.
+        ctypes.c_char.from_address(addresses["workspace"] + cuda_ss2d.plan(sizes)[0] - 1)
+
+        def memory(name: str) -> Tensor:
+            dtype = call.dtype if name in ("u", "y") else torch.float32
+            shape = call.shape if name in ("u", "y") else call.operands()[name].shape
+            size = int(np.prod(shape)) * dtype.itemsize
+            data = (ctypes.c_char * size).from_address(addresses[name])
+            return torch.frombuffer(data, dtype=dtype).view(shape)
+
+        (y,) = emulate(emulator, [call], {name: memory(name) for name in OPERANDS})
+        memory("y").copy_(y)
+        launched.append(sizes)
+
+    monkeypatch.setattr(cuda_ss2d, "enqueue", enqueue)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    stream = SimpleNamespace(device_index=1, cuda_stream=77)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    return launched
+
+
+@pytest.mark.parametrize("io", range(3))
+def test_the_operator_launches_what_its_tensors_are(
+    pretended: list[cuda_ss2d.MapSizes], io: int
+) -> None:
+    call = Call(2, 5, 7, 9, 3, 2, io)
+    x = call.operands()
+    # As transposed tensors and weights of another type come.
+    x["u"] = x["u"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    x["dt_weight"] = x["dt_weight"].transpose(1, 2).contiguous().transpose(1, 2)
+    x["D"], x["A"] = x["D"].to(call.dtype), x["A"].double()
+    y = scan2d._ss2d_cuda(*(x[name] for name in OPERANDS))
+    expected = ss2d_ref(*(x[name] for name in OPERANDS))
+    assert y.dtype == call.dtype and y.is_contiguous()
+    bound = 3e-6 if io == 0 else torch.finfo(y.dtype).eps
+    assert (y.double() - expected).abs().max() <= bound * expected.abs().max()
+    assert pretended == [(2, 5, 7, 9, 3, 2)]
+
+
+def test_what_the_kernels_do_not_do_runs_in_its_parts(
+    pretended: list[cuda_ss2d.MapSizes],
+) -> None:
+    for call, dtype in ((Call(states=65), torch.float32), (Call(), torch.float64)):
+        x = {name: value.to(dtype) for name, value in call.operands().items()}
+        y = scan2d._ss2d_cuda(*(x[name] for name in OPERANDS))
+        expected = ss2d_ref(*(x[name] for name in OPERANDS))
+        assert y.dtype == dtype and y.is_contiguous()
+        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+    empty = Call(batch=0)
+    assert scan2d._ss2d_cuda(*empty.operands().values()).shape == empty.shape
+    assert pretended == []
+
+
+def test_mixed_devices_are_refused_before_anything_runs(
+    pretended: list[cuda_ss2d.MapSizes],
+) -> None:
+    x = Call().operands()
+    x["dt_bias"] = x["dt_bias"].to("meta")
+    with pytest.raises(InputError, match="dt_bias is on meta, expected cpu as u; move it"):
+        ss2d(*x.values())
+    assert pretended == []
+
+
+def test_a_launch_puts_four_kernels_on_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Driver:
+        def __getattr__(self, name: str) -> Any:
+            def function(*arguments: Any) -> tuple[Any, ...]:
+                calls.append((name, arguments))
+                return SimpleNamespace(value=0), *arguments[-1:]
+
+            return function
+
+    monkeypatch.setattr(cuda, "_driver", Driver)
+    monkeypatch.setattr(cuda, "_architectures", lambda: (75, 90))
+    monkeypatch.setattr(cuda, "_compile", lambda program, target: target.encode())
+    monkeypatch.setattr(cuda, "_context", lambda device: f"context of {device}")
+    sizes = cuda_ss2d.MapSizes(2, 40, 30, 20, 3, 5)
+    addresses = {name: 4096 * (i + 1) for i, name in enumerate(cuda_ss2d.OPERANDS)}
+    cuda._load.cache_clear()
+    try:
+        cuda_ss2d.enqueue("float16", addresses, sizes, device=3, arch=91, stream=77)
+    finally:
+        cuda._load.cache_clear()
+    assert calls[0][1][0] == b"compute_90" and calls[5] == ("cuCtxPushCurrent", ("context of 3",))
+    launches = [arguments for name, arguments in calls if name == "cuLaunchKernel"]
+    for arguments, grid, kernel in zip(
+        launches, cuda_ss2d.plan(sizes)[1], cuda_ss2d.MapKernels("float16", 0).kernels, strict=True
+    ):
+        handle, *geometry, stream, (values, types), _ = arguments
+        assert handle == kernel.encode() and geometry == [grid, 1, 1, 256, 1, 1, 0]
+        assert stream == 77 and values == (*addresses.values(), *sizes)
+        assert [t.__name__ for t in types] == ["c_void_p"] * 8 + ["c_int"] * 6
+    assert calls[-1][0] == "cuCtxPopCurrent"
+
+
+def test_cpp_and_python_plan_alike(tmp_path: Path) -> None:
+    source = """
+    #include <cstdio>
+    #include "ss2d_launch.h"
+    int main() {
+      for (int n[6]; std::fread(n, sizeof n, 1, stdin) == 1;) {
+        const auto p = tfanet::plan_map({n[0], n[1], n[2], n[3], n[4], n[5]});
+        const long long out[] = {4 * p.floats, p.grid[0], p.grid[1], p.grid[2], p.grid[3]};
+        std::fwrite(out, sizeof out, 1, stdout);
+      }
+    }"""
+    (tmp_path / "plan.cpp").write_text(source)
+    program = tmp_path / "plan"
+    command = ["g++", "-std=c++17", f"-I{SOURCES}", str(tmp_path / "plan.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    sides = (1, 2, 15, 16, 17, 33, 120, 1921)
+    calls = list(itertools.product((1, 3), (1, 16, 17, 2048), sides, sides, (1, 8, 65), (1, 16)))
+    numbers = np.array(calls, np.int32).tobytes()
+    done = subprocess.run([program], input=numbers, capture_output=True, check=True)
+    expected = np.frombuffer(done.stdout, np.int64).reshape(-1, 5).tolist()
+    for sizes, (bytes_, *grids) in zip(calls, expected, strict=True):
+        assert cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes)) == (bytes_, tuple(grids)), sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 1, 1, 1, 1, 1), "batch is 0, expected from 1"),
+        ((1, 2**21, 1, 1, 1, 1), "channels is 2097152, expected from 1 to 1048576"),
+        ((1, 1, 1, 1, 0, 1), "rank is 0, expected from 1"),
+        ((1, 1, 1, 1, 1, 65), "states is 65, expected from 1 to 64"),
+        ((1, 1, 2**16, 2**15, 1, 1), "u of 2147483648 elements is too large for one call"),
+        ((2**20, 2**16, 1, 1, 1, 1), "too large for one call; split the batch"),
+    ],
+)
+def test_sizes_that_no_launch_takes(sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes))
+
+
+def test_types_that_there_are_no_kernels_for() -> None:
+    with pytest.raises(InputError, match="u is float64, expected one of float32, float16"):
+        cuda_ss2d.MapKernels("float64", 1)

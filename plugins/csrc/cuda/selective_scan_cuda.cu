@@ -1,11 +1,8 @@
 // launch_selective_scan: checks a call, chooses the kernel and its geometry, and enqueues it.
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-#include <cstdio>
-
+#include "scan_call.h"
 #include "selective_scan.cuh"
-#include "selective_scan_cuda.h"
 
 namespace tfanet {
 namespace {
@@ -16,16 +13,6 @@ template <typename T, int kStates, bool kGate>
 __global__ void __launch_bounds__(kMaxScanLanes, scan_blocks(kStates, kGate))
     scan_kernel(const ScanOperands<T> operands) {
   selective_scan<T, kStates, kGate>(operands);
-}
-
-int bytes_of(ScanType type) { return type == ScanType::kFloat32 ? 4 : 2; }
-
-bool known(ScanType type) {
-  return type == ScanType::kFloat32 || type == ScanType::kFloat16 || type == ScanType::kBFloat16;
-}
-
-bool misaligned(const void* address, ScanType type) {
-  return reinterpret_cast<std::uintptr_t>(address) % bytes_of(type) != 0;
 }
 
 const char* check(const ScanCall& call) {
@@ -50,10 +37,12 @@ const char* check(const ScanCall& call) {
   }
   for (const void* address :
        {call.u, call.delta, call.B, call.C, call.z, static_cast<const void*>(call.y)}) {
-    if (misaligned(address, call.io)) return "an operand is not aligned to its element type";
+    if (misaligned(address, bytes_of(call.io)))
+      return "an operand is not aligned to its element type";
   }
   for (const void* address : {call.A, call.D, call.delta_bias}) {
-    if (misaligned(address, call.weight)) return "a weight is not aligned to its element type";
+    if (misaligned(address, bytes_of(call.weight)))
+      return "a weight is not aligned to its element type";
   }
   return nullptr;
 }
@@ -98,12 +87,7 @@ const char* launch_selective_scan(const ScanCall& call, cudaStream_t stream) noe
                              : call.io == ScanType::kFloat16
                                  ? launch<Half>(call, geometry, stream)
                                  : launch<BFloat16>(call, geometry, stream);
-  if (status == cudaSuccess) return nullptr;
-  cudaGetLastError();  // it is reported here, and must not be met by the next call
-  thread_local char text[256];
-  std::snprintf(text, sizeof text, "the kernel could not be launched: %s (%s)",
-                cudaGetErrorString(status), cudaGetErrorName(status));
-  return text;
+  return explain_launch(status);
 }
 
 }  // namespace tfanet
