@@ -53,8 +53,8 @@ def open_session(
             raise InputError(f"threads is {threads}: give 1 or more")
         options.intra_op_num_threads = threads
     if provider != "CPUExecutionProvider":
-        # The fused 2-D scan has a kernel on the CPU only; its parts run where the rest does.
-        options.add_session_config_entry("tfanet.ss2d_as_parts", "1")
+        # Where our library has no fused 2-D scan for the provider, its parts run there.
+        options.add_session_config_entry("tfanet.ss2d_as_parts", provider)
     if op_library is not None:
         try:
             options.register_custom_ops_library(str(op_library))

@@ -1,4 +1,4 @@
-"""The scan on a real GPU: PyTorch and ONNX Runtime against the oracle, bits, streams, graphs."""
+"""The scans on a real GPU: PyTorch and ONNX Runtime against the oracle, bits, streams, graphs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from tfanet.errors import MissingDependencyError
-from tfanet.plugins import cuda, ort_library_path, selective_scan, selective_scan_ref
+from tfanet.plugins import (
+    cuda,
+    ort_library_path,
+    selective_scan,
+    selective_scan_ref,
+    ss2d,
+    ss2d_ref,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -175,3 +183,112 @@ def test_onnxruntime_names_what_the_kernel_does_not_take(onnx_scans: Any) -> Non
     session = onnxruntime_session(case.model.SerializeToString())
     with pytest.raises(Exception, match="N is not from 1 to 64"):
         session.run(None, case.feeds)
+
+
+MAPS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
+
+
+def map_operands(
+    batch: int, inner: int, height: int, width: int, rank: int, states: int
+) -> dict[str, Tensor]:
+    """Random operands of the 2-D scan, in float32 on the GPU."""
+    random = torch.Generator().manual_seed(inner + width)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=random).cuda()
+
+    return {
+        "u": normal(batch, inner, height, width),
+        "x_proj_weight": normal(4, rank + 2 * states, inner) / inner**0.5,
+        "dt_weight": normal(4, inner, rank) / rank**0.5,
+        "dt_bias": normal(4, inner) - 2,
+        "A": -normal(4 * inner, states).exp(),
+        "D": normal(4 * inner),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 1, 1, 1, 1, 1),
+        (2, 17, 1, 65, 3, 1),
+        (2, 17, 65, 1, 3, 2),
+        (1, 16, 16, 16, 8, 1),
+        (2, 96, 33, 50, 6, 16),
+        (1, 20, 17, 31, 70, 64),
+        (1, 256, 120, 120, 8, 1),
+        (1, 2048, 15, 15, 64, 1),
+    ],
+)
+def test_maps_of_every_shape(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = map_operands(*sizes)
+    x["u"] = x["u"].to(dtype)
+    assert_close(ss2d(*x.values()), ss2d_ref(*(v.cpu() for v in x.values())))
+
+
+def test_maps_on_every_stream_and_in_a_graph_have_the_same_bits() -> None:
+    x = map_operands(2, 128, 60, 44, 8, 1)
+    x["u"] = x["u"].transpose(2, 3).contiguous().transpose(2, 3)
+    expected = ss2d(*x.values())
+    torch.cuda.synchronize()
+
+    def on_a_stream(_: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results = [ss2d(*x.values()) for _ in range(20)]
+            torch.cuda.current_stream().synchronize()
+        return all(torch.equal(y, expected) for y in results)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(on_a_stream, range(16)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = ss2d(*x.values())
+    y.zero_()
+    graph.replay()
+    assert torch.equal(y, expected)
+
+
+def test_gradients_of_maps() -> None:
+    x = map_operands(2, 12, 9, 7, 3, 2)
+    own = {n: v.clone().requires_grad_() for n, v in x.items()}
+    dy = torch.randn(x["u"].shape, device="cuda")
+    ss2d(*own.values()).backward(dy)
+    double = {n: v.double().cpu().requires_grad_() for n, v in x.items()}
+    ss2d_ref(*double.values()).backward(dy.double().cpu())
+    for name, value in double.items():
+        found, expected = own[name].grad, value.grad
+        assert found is not None and expected is not None
+        assert (found.double().cpu() - expected).abs().max() < 1e-4 * expected.abs().max(), name
+
+
+def map_model(x: dict[str, Tensor]) -> bytes:
+    """One node SS2D; its weights are in the file."""
+    element = helper.np_dtype_to_tensor_dtype(x["u"].cpu().numpy().dtype)
+    u, y = (helper.make_tensor_value_info(n, element, list(x["u"].shape)) for n in ("u", "y"))
+    weights = [numpy_helper.from_array(x[n].cpu().numpy(), n) for n in MAPS[1:]]
+    node = helper.make_node("SS2D", list(MAPS), ["y"], domain="tfanet")
+    graph = helper.make_graph([node], "graph", [u], [y], weights)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("tfanet", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("states", [1, 5])
+def test_maps_in_onnxruntime_on_the_gpu(dtype: torch.dtype, states: int) -> None:
+    x = map_operands(2, 40, 33, 20, 5, states)
+    x["u"] = x["u"].to(dtype)
+    session = onnxruntime_session(map_model(x))
+    feeds = {"u": x["u"].cpu().numpy()}
+    (first,) = session.run(None, feeds)
+    assert_close(torch.from_numpy(first), ss2d_ref(*(v.cpu() for v in x.values())))
+    with ThreadPoolExecutor(4) as pool:
+        for (result,) in pool.map(lambda _: session.run(None, feeds), range(16)):
+            assert np.array_equal(result, first)
+
+
+def test_onnxruntime_names_what_the_kernels_of_maps_do_not_take() -> None:
+    x = map_operands(1, 4, 5, 6, 2, cuda.MAX_STATES + 1)
+    session = onnxruntime_session(map_model(x))
+    with pytest.raises(Exception, match="N is not from 1 to 64"):
+        session.run(None, {"u": x["u"].cpu().numpy()})

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 namespace tfanet_ort {
 
 const OrtApi* g_api = nullptr;
+constexpr const char* kCudaProvider = "CUDAExecutionProvider";
 
 OrtStatus* failure(const OperatorSpec& spec, OrtErrorCode code, const char* format, ...) {
   char text[256];
@@ -69,22 +71,44 @@ OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, first);
 }
 
-// A session with this entry in its configuration, of any value, gets no SS2D and no SS2DScan: the
-// functions of these names in the file run instead, around our SelectiveScan. That is right where
-// most of the graph runs on a provider that they have no kernel for.
+// A session with this entry in its configuration gets no SS2D and no SS2DScan: the functions of
+// these names in the file run instead, around our SelectiveScan. That is right where most of the
+// graph runs on a provider that they have no kernel for. The entry's value may name the provider:
+// what this library has a kernel for there, stays.
 constexpr const char* kPartsEntry = "tfanet.ss2d_as_parts";
 
-// The domain without the 2-D scans and the one with them. They live as long as the process.
+// The domains for sessions with that entry, without it, and with it where it names CUDA. They live
+// as long as the process.
 struct Domains {
   OrtCustomOpDomain* parts = nullptr;
   OrtCustomOpDomain* all = nullptr;
+  OrtCustomOpDomain* on_cuda = nullptr;
 
   OrtStatus* make() {
-    RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &parts));
-    RETURN_IF_ERROR(add_selective_scan(parts));
-    RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", &all));
-    RETURN_IF_ERROR(add_selective_scan(all));
-    return add_ss2d(all);
+    for (OrtCustomOpDomain** domain : {&parts, &all, &on_cuda}) {
+      RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", domain));
+      RETURN_IF_ERROR(add_selective_scan(*domain));
+    }
+    RETURN_IF_ERROR(add_ss2d(all));
+    RETURN_IF_ERROR(add_ss2d_scan(all));
+#ifdef TFANET_WITH_CUDA
+    RETURN_IF_ERROR(add_ss2d(on_cuda));
+#endif
+    return nullptr;
+  }
+
+  OrtStatus* choose(const OrtSessionOptions* options, OrtCustomOpDomain*& chosen) const {
+    int entry = 0;
+    RETURN_IF_ERROR(g_api->HasSessionConfigEntry(options, kPartsEntry, &entry));
+    chosen = entry != 0 ? parts : all;
+    if (entry == 0) return nullptr;
+    char value[32] = "";
+    size_t size = 0;
+    RETURN_IF_ERROR(g_api->GetSessionConfigEntry(options, kPartsEntry, nullptr, &size));
+    if (size > sizeof value) return nullptr;  // the name of no provider that we have
+    RETURN_IF_ERROR(g_api->GetSessionConfigEntry(options, kPartsEntry, value, &size));
+    if (std::strcmp(value, kCudaProvider) == 0) chosen = on_cuda;
+    return nullptr;
   }
 };
 
@@ -113,7 +137,7 @@ Operator::Operator(const OperatorSpec& spec_of_all, ONNXTensorElementDataType se
   version = kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).spec->name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
-    return self(op).provider == Provider::kCuda ? "CUDAExecutionProvider" : nullptr;
+    return self(op).provider == Provider::kCuda ? kCudaProvider : nullptr;
   };
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).spec->inputs; };
   GetInputType = [](const OrtCustomOp* op, size_t index) {
@@ -148,6 +172,19 @@ tfanet::DType kernel_type(ONNXTensorElementDataType type) {
   }
 }
 
+#ifdef TFANET_WITH_CUDA
+tfanet::ScanType cuda_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return tfanet::ScanType::kFloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return tfanet::ScanType::kBFloat16;
+    default:
+      return tfanet::ScanType::kFloat32;
+  }
+}
+#endif
+
 }  // namespace tfanet_ort
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
@@ -167,7 +204,7 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   if (problem != nullptr) {
     return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
   }
-  int as_parts = 0;
-  RETURN_IF_ERROR(api->HasSessionConfigEntry(options, kPartsEntry, &as_parts));
-  return api->AddCustomOpDomain(options, as_parts ? domains.parts : domains.all);
+  OrtCustomOpDomain* domain = nullptr;
+  RETURN_IF_ERROR(domains.choose(options, domain));
+  return api->AddCustomOpDomain(options, domain);
 }

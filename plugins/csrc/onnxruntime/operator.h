@@ -11,6 +11,9 @@
 #include <cstdint>
 
 #include "../selective_scan.h"
+#ifdef TFANET_WITH_CUDA
+#include "../cuda/selective_scan_cuda.h"
+#endif
 
 namespace tfanet_ort {
 
@@ -80,10 +83,14 @@ struct Operator : OrtCustomOp {
 inline const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
 tfanet::DType kernel_type(ONNXTensorElementDataType type);
+#ifdef TFANET_WITH_CUDA
+tfanet::ScanType cuda_type(ONNXTensorElementDataType type);
+#endif
 
 // Each adds its operators, which live as long as the process, to the domain.
 OrtStatus* add_selective_scan(OrtCustomOpDomain* domain);
 OrtStatus* add_ss2d(OrtCustomOpDomain* domain);
+OrtStatus* add_ss2d_scan(OrtCustomOpDomain* domain);
 
 }  // namespace tfanet_ort
 

@@ -6,9 +6,6 @@
 
 #include "../selective_scan.h"
 #include "operator.h"
-#ifdef TFANET_WITH_CUDA
-#include "../cuda/selective_scan_cuda.h"
-#endif
 
 namespace tfanet_ort {
 namespace {
@@ -100,17 +97,6 @@ OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operan
 }
 
 #ifdef TFANET_WITH_CUDA
-tfanet::ScanType cuda_type(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return tfanet::ScanType::kFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return tfanet::ScanType::kBFloat16;
-    default:
-      return tfanet::ScanType::kFloat32;
-  }
-}
-
 OrtStatus* run_cuda(const Kernel& kernel, OrtKernelContext* context, const Operands& operands,
                     void* y) {
   tfanet::ScanCall call{};

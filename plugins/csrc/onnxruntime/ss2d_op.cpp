@@ -1,11 +1,16 @@
 // The operators tfanet::SS2D and tfanet::SS2DScan, version 1, for ONNX Runtime: the kernel of
-// ss2d.h on the session's own threads, its workspace from the session's own allocator.
+// ss2d.h on the session's own threads, or, for SS2D built with CUDA and on the CUDA execution
+// provider, the kernels of ss2d_cuda.h on the session's stream. The workspace comes from the
+// session's own allocator.
 #include <algorithm>
 #include <atomic>
 #include <thread>
 
 #include "../ss2d.h"
 #include "operator.h"
+#ifdef TFANET_WITH_CUDA
+#include "../cuda/ss2d_cuda.h"
+#endif
 
 namespace tfanet_ort {
 namespace {
@@ -62,6 +67,17 @@ class Memory {
     RETURN_IF_ERROR(g_api->KernelContext_GetAllocator(context, info_, &allocator_));
     return g_api->AllocatorAlloc(allocator_, static_cast<size_t>(bytes) + kAlignment, &memory_);
   }
+  // Where a tensor of the GPU is. Bound to the session's stream: given back before the kernels have
+  // run, it goes to no other stream.
+  OrtStatus* take_beside(const OrtKernelContext* context, size_t input, int64_t bytes) {
+    const OrtValue* tensor = nullptr;
+    const OrtMemoryInfo* place = nullptr;
+    RETURN_IF_ERROR(g_api->KernelContext_GetInput(context, input, &tensor));
+    RETURN_IF_ERROR(g_api->GetTensorMemoryInfo(tensor, &place));
+    RETURN_IF_ERROR(g_api->KernelContext_GetAllocator(context, place, &allocator_));
+    return g_api->KernelContext_GetScratchBuffer(context, place,
+                                                 static_cast<size_t>(bytes) + kAlignment, &memory_);
+  }
   void* data() const {
     const auto address = reinterpret_cast<uintptr_t>(memory_);
     return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
@@ -101,17 +117,9 @@ void run_part(void* work_of_all, size_t part) {
   }
 }
 
-OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
-  const Operator& op = *static_cast<const Operator*>(op_of_node);
-  Operands operands;
-  RETURN_IF_ERROR(read_inputs(context, *op.spec, operands));
+OrtStatus* run_cpu(const Operator& op, OrtKernelContext* context, const Operands& operands,
+                   void* y) {
   const int64_t* sizes = operands.sizes;
-  RETURN_IF_ERROR(check_sizes(*op.spec, sizes));
-  OrtValue* output = nullptr;
-  void* y = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
-
   tfanet::SS2DArgs args{};
   args.batch = sizes[kBatch];
   args.channels = sizes[kE];
@@ -153,10 +161,60 @@ OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
   return nullptr;
 }
 
+#ifdef TFANET_WITH_CUDA
+OrtStatus* run_cuda(const Operator& op, OrtKernelContext* context, const Operands& operands,
+                    void* y) {
+  const int64_t* sizes = operands.sizes;
+  tfanet::SS2DCall call{};
+  call.u = operands.data[kU];
+  call.x_proj_weight = static_cast<const float*>(operands.data[kProjection]);
+  call.dt_weight = static_cast<const float*>(operands.data[kDtWeight]);
+  call.dt_bias = static_cast<const float*>(operands.data[kDtBias]);
+  call.A = static_cast<const float*>(operands.data[kA]);
+  call.D = static_cast<const float*>(operands.data[kD]);
+  call.y = y;
+  call.batch = sizes[kBatch];
+  call.channels = sizes[kE];
+  call.height = sizes[kH];
+  call.width = sizes[kW];
+  call.rank = sizes[kR];
+  call.states = sizes[kN];
+  call.io = cuda_type(op.sequence);
+  if (const char* why = tfanet::check_ss2d_sizes(call)) {
+    return failure(*op.spec, ORT_INVALID_ARGUMENT, "%s", why);
+  }
+  const int64_t bytes = tfanet::ss2d_workspace(call);
+  if (bytes == 0) return nullptr;  // an empty map
+  Memory memory;
+  void* stream = nullptr;
+  RETURN_IF_ERROR(memory.take_beside(context, kU, bytes));
+  RETURN_IF_ERROR(g_api->KernelContext_GetGPUComputeStream(context, &stream));
+  call.workspace = memory.data();
+  const char* why = tfanet::launch_ss2d(call, static_cast<cudaStream_t>(stream));
+  return why == nullptr ? nullptr : failure(*op.spec, ORT_FAIL, "%s", why);
+}
+#endif
+
+OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
+  const Operator& op = *static_cast<const Operator*>(op_of_node);
+  Operands operands;
+  RETURN_IF_ERROR(read_inputs(context, *op.spec, operands));
+  const int64_t* sizes = operands.sizes;
+  RETURN_IF_ERROR(check_sizes(*op.spec, sizes));
+  OrtValue* output = nullptr;
+  void* y = nullptr;
+  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
+  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+#ifdef TFANET_WITH_CUDA
+  if (op.provider == Provider::kCuda) return run_cuda(op, context, operands, y);
+#endif
+  return run_cpu(op, context, operands, y);
+}
+
 struct SS2DOp : Operator {
   SS2DOp(const OperatorSpec& spec_of_op, ONNXTensorElementDataType map_type,
-         ONNXTensorElementDataType weight_type)
-      : Operator(spec_of_op, map_type, weight_type) {
+         ONNXTensorElementDataType weight_type, Provider provider_of_op = Provider::kCpu)
+      : Operator(spec_of_op, map_type, weight_type, provider_of_op) {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo*,
                         void** result) -> OrtStatus* {
       *result = const_cast<Operator*>(&self(op));  // a node has nothing of its own
@@ -167,17 +225,34 @@ struct SS2DOp : Operator {
   }
 };
 
+constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+
 }  // namespace
 
 OrtStatus* add_ss2d(OrtCustomOpDomain* domain) {
-  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-  constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-  constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  static SS2DOp ops[] = {{kWhole, kFloat, kFloat},    {kWhole, kDouble, kDouble},
-                         {kWhole, kHalf, kFloat},     {kWhole, kBrain, kFloat},
-                         {kScanOnly, kFloat, kFloat}, {kScanOnly, kDouble, kDouble},
-                         {kScanOnly, kHalf, kFloat},  {kScanOnly, kBrain, kFloat}};
+  static SS2DOp ops[] = {
+      {kWhole, kFloat, kFloat},
+      {kWhole, kDouble, kDouble},
+      {kWhole, kHalf, kFloat},
+      {kWhole, kBrain, kFloat},
+#ifdef TFANET_WITH_CUDA
+      {kWhole, kFloat, kFloat, Provider::kCuda},
+      {kWhole, kHalf, kFloat, Provider::kCuda},
+      {kWhole, kBrain, kFloat, Provider::kCuda},
+#endif
+  };
+  for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
+  return nullptr;
+}
+
+OrtStatus* add_ss2d_scan(OrtCustomOpDomain* domain) {
+  static SS2DOp ops[] = {{kScanOnly, kFloat, kFloat},
+                         {kScanOnly, kDouble, kDouble},
+                         {kScanOnly, kHalf, kFloat},
+                         {kScanOnly, kBrain, kFloat}};
   for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
   return nullptr;
 }
