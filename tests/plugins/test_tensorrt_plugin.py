@@ -1,7 +1,8 @@
-"""libtfanet_trt.so driven as TensorRT drives it (tensorrt_conformance.cpp), and its results.
+"""libtfanet_trt.so driven as TensorRT drives it (tensorrt_conformance*.cpp), and its results.
 
-Without a GPU the plugin is linked with tensorrt_host_scan.cpp in place of the CUDA kernel, so that
-`enqueue` runs too, and everything under AddressSanitizer and UndefinedBehaviorSanitizer.
+Without a GPU the plugins are linked with tensorrt_host_scan.cpp and tensorrt_host_ss2d.cpp in place
+of the CUDA kernels, so that `enqueue` runs too, and everything under AddressSanitizer and
+UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from tfanet.errors import MissingDependencyError
-from tfanet.plugins import trt_library_path
+from tfanet.plugins import ss2d_ref, trt_library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "plugins"
@@ -87,23 +89,38 @@ class Conformance:
         return done.stdout
 
 
+PLUGINS = ("SelectiveScan", "SS2D")
+PROGRAMS = {"SelectiveScan": "tensorrt_conformance.cpp", "SS2D": "tensorrt_conformance_ss2d.cpp"}
+
+
 @pytest.fixture(scope="session")
-def on_host(include: list[str], tmp_path_factory: pytest.TempPathFactory) -> Conformance:
-    """The plugin over a scan on the processor."""
+def hosted(include: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Conformance]:
+    """The library over scans on the processor, and of each plugin the program that drives it."""
     folder = tmp_path_factory.mktemp("tensorrt")
-    conformance = Conformance(folder / "conformance", folder / "libtfanet_trt.so")
+    library = folder / "libtfanet_trt.so"
+    conformance = {name: Conformance(folder / name, library) for name in PLUGINS}
     options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *include, "-I", CSRC / "cuda"]
     options += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    options += ["-Wno-unknown-pragmas", "-I", HERE]
     compile_all(
         [
             *options,
             *("-shared", "-fPIC", "-fvisibility=hidden", f"-Wl,--version-script={EXPORTS}"),
-            *(CSRC / "tensorrt" / "selective_scan_plugin.cpp", HERE / "tensorrt_host_scan.cpp"),
-            *("-o", conformance.library),
+            *sorted((CSRC / "tensorrt").glob("*.cpp")),
+            *(CSRC / "cuda" / "ss2d_sizes.cpp", HERE / "tensorrt_host_scan.cpp"),
+            *(HERE / "tensorrt_host_ss2d.cpp", "-o", library),
         ],
-        [*options, HERE / "tensorrt_conformance.cpp", "-o", conformance.program, "-ldl"],
+        *(
+            [*options, HERE / PROGRAMS[name], "-o", conformance[name].program, "-ldl"]
+            for name in PLUGINS
+        ),
     )
     return conformance
+
+
+@pytest.fixture(scope="session")
+def on_host(hosted: dict[str, Conformance]) -> Conformance:
+    return hosted["SelectiveScan"]
 
 
 @pytest.fixture(scope="session")
@@ -170,9 +187,51 @@ def check_enqueue(conformance: Conformance, onnx_scans: Any, folder: Path, seed:
     assert at == len(results)
 
 
-def test_every_virtual_method(on_host: Conformance) -> None:
-    told = on_host.run()
-    assert re.fullmatch(r"\d{6} checks with TensorRT 1\d\.\d+ headers\n", told), told
+def make_maps(path: Path, seed: int) -> list[tuple[torch.Tensor, float]]:
+    """Writes calls of SS2D for the program; returns y of the oracle and the tolerance."""
+    random = torch.Generator().manual_seed(seed)
+    expected = []
+    sizes = [(1, 5, 7, 9, 2, 1), (2, 17, 1, 20, 3, 2), (1, 3, 33, 18, 5, 4)]
+    with path.open("wb") as stream:
+        for (code, dtype, tolerance), size in itertools.product(TYPES.values(), sizes):
+            batch, inner, height, width, rank, states = size
+            shapes = [(batch, inner, height, width), (4, rank + 2 * states, inner)]
+            shapes += [(4, inner, rank), (4, inner), (4 * inner, states), (4 * inner,)]
+            x = [torch.randn(shape, generator=random) for shape in shapes]
+            x[1], x[4] = x[1] / inner**0.5, -x[4].exp()
+            u = x[0].numpy().astype(dtype)
+            stream.write(np.array((code, *size), np.int32).tobytes() + u.tobytes())
+            for value in x[1:]:
+                stream.write(value.numpy().tobytes())
+            wide = torch.from_numpy(u.astype(np.float64))
+            expected.append((ss2d_ref(wide, *x[1:]), tolerance))
+    return expected
+
+
+def check_maps(conformance: Conformance, folder: Path, seed: int) -> None:
+    expected = make_maps(folder / "cases", seed)
+    conformance.run(folder / "cases", folder / "results")
+    results = (folder / "results").read_bytes()
+    at = 0
+    for (y, tolerance), dtype in zip(
+        expected, (d for _, d, _ in TYPES.values() for _ in range(3)), strict=True
+    ):
+        found = np.frombuffer(results, dtype, y.numel(), at).astype(np.float64)
+        at += y.numel() * dtype.itemsize
+        error = (torch.from_numpy(found).view(y.shape) - y).abs().max()
+        assert error <= tolerance * y.abs().max(), (y.shape, dtype, float(error))
+    assert at == len(results)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_every_virtual_method(hosted: dict[str, Conformance], plugin: str) -> None:
+    told = hosted[plugin].run()
+    count = r"\d{6}" if plugin == "SelectiveScan" else r"\d{4}"
+    assert re.fullmatch(count + r" checks with TensorRT 1\d\.\d+ headers\n", told), told
+
+
+def test_maps_on_the_processor(hosted: dict[str, Conformance], tmp_path: Path) -> None:
+    check_maps(hosted["SS2D"], tmp_path, seed=1)
 
 
 def test_enqueue_on_the_processor(on_host: Conformance, onnx_scans: Any, tmp_path: Path) -> None:
@@ -216,18 +275,15 @@ def test_enqueue_on_a_gpu(
 ) -> None:
     if not Path("/dev/nvidiactl").exists():
         pytest.skip("no CUDA device")
-    program = tmp_path / "conformance"
     cudart = Path(include[3]).parent / "lib64"
-    compile_all(
-        [
-            *("-std=c++17", "-O1", "-DTFANET_ON_GPU", *include),
-            *(HERE / "tensorrt_conformance.cpp", "-o", program, "-ldl"),
-            *(f"-L{cudart}", "-lcudart_static", "-lpthread", "-lrt"),
-        ]
-    )
-    conformance = Conformance(program, real_library)
-    conformance.run()
-    check_enqueue(conformance, onnx_scans, tmp_path, seed=3)
+    options = ["-std=c++17", "-O1", "-DTFANET_ON_GPU", *include]
+    links = ["-ldl", f"-L{cudart}", "-lcudart_static", "-lpthread", "-lrt"]
+    found = {name: Conformance(tmp_path / name, real_library) for name in PLUGINS}
+    compile_all(*([*options, HERE / PROGRAMS[n], "-o", found[n].program, *links] for n in PLUGINS))
+    for conformance in found.values():
+        conformance.run()
+    check_enqueue(found["SelectiveScan"], onnx_scans, tmp_path, seed=3)
+    check_maps(found["SS2D"], tmp_path, seed=4)
 
 
 # --- Which headers CMake takes --------------------------------------------------------------------

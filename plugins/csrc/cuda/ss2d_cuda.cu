@@ -7,9 +7,6 @@
 namespace tfanet {
 namespace {
 
-constexpr long long kMaxBlocks = (1LL << 31) - 1;
-constexpr long long kMaxChannels = 1LL << 20;
-
 template <typename T>
 __global__ void __launch_bounds__(kMapThreads, map_blocks(kProjectMap))
     project_kernel(const MapOperands<T> operands) {
@@ -29,17 +26,6 @@ template <typename T, int kStates>
 __global__ void __launch_bounds__(kMapThreads, map_blocks(kScanMap))
     merge_kernel(const MapOperands<T> operands) {
   scan_map<kStates>(operands);
-}
-
-bool is_empty(const SS2DCall& call) {
-  return call.batch == 0 || call.channels == 0 || call.height == 0 || call.width == 0;
-}
-
-// Of sizes that make sense.
-MapSizes sizes_of(const SS2DCall& call) {
-  return {static_cast<int>(call.batch),  static_cast<int>(call.channels),
-          static_cast<int>(call.height), static_cast<int>(call.width),
-          static_cast<int>(call.rank),   static_cast<int>(call.states)};
 }
 
 const char* check_operands(const SS2DCall& call) {
@@ -68,7 +54,7 @@ cudaError_t launch(const SS2DCall& call, cudaStream_t stream) {
   operands.D = call.D;
   operands.y = static_cast<T*>(call.y);
   operands.workspace = static_cast<float*>(call.workspace);
-  operands.sizes = sizes_of(call);
+  operands.sizes = ss2d_sizes(call);
   void* arguments[] = {&operands};
   using Kernel = void (*)(const MapOperands<T>);
   const bool one = call.states == 1;
@@ -87,40 +73,9 @@ cudaError_t launch(const SS2DCall& call, cudaStream_t stream) {
 
 }  // namespace
 
-const char* check_ss2d_sizes(const SS2DCall& call) noexcept {
-  if (!known(call.io)) return "an element type is not float32, float16 or bfloat16";
-  if (call.batch < 0 || call.channels < 0 || call.height < 0 || call.width < 0) {
-    return "a size is negative";
-  }
-  if (call.states < 1 || call.states > kMaxScanStates) return "N is not from 1 to 64 (on the GPU)";
-  if (call.rank < 1 || call.rank > kMaxChannels) return "R is not from 1 to 2^20";
-  if (call.channels > kMaxChannels) return "E is above 2^20";
-  constexpr const char* kTooLarge = "u is too large for one call; split the batch";
-  for (const long long size : {call.batch, call.height, call.width}) {
-    if (size > kMaxBlocks) return kTooLarge;
-  }
-  if (is_empty(call)) return nullptr;
-  const long long across = (call.width + kMapTile - 1) / kMapTile;
-  const long long down = (call.height + kMapTile - 1) / kMapTile;
-  if (across > kMaxBlocks / kMapPixels / down) return kTooLarge;
-  // Blocks of a map are fewer than 2^23 tiles x 2^18 or 2^31 x 2^17, so that this does not
-  // overflow.
-  MapSizes one = sizes_of(call);
-  one.batch = 1;
-  const MapPlan plan = plan_map(one);
-  for (const long long blocks : plan.grid) {
-    if (blocks > kMaxBlocks / call.batch) return kTooLarge;
-  }
-  return nullptr;
-}
-
-long long ss2d_workspace(const SS2DCall& call) noexcept {
-  return is_empty(call) ? 0 : plan_map(sizes_of(call)).floats * 4;
-}
-
 const char* launch_ss2d(const SS2DCall& call, cudaStream_t stream) noexcept {
   if (const char* wrong = check_ss2d_sizes(call)) return wrong;
-  if (is_empty(call)) return nullptr;
+  if (ss2d_workspace(call) == 0) return nullptr;  // an empty map
   if (const char* wrong = check_operands(call)) return wrong;
   return explain_launch(call.io == ScanType::kFloat32   ? launch<float>(call, stream)
                         : call.io == ScanType::kFloat16 ? launch<Half>(call, stream)

@@ -26,6 +26,10 @@ struct SS2DCall {
 // (static storage: nothing to free); pointers are not looked at.
 const char* check_ss2d_sizes(const SS2DCall& call) noexcept;
 
+// The sizes as the kernels take them, for sizes that make sense.
+struct MapSizes;
+MapSizes ss2d_sizes(const SS2DCall& call) noexcept;
+
 // Bytes of the workspace for sizes that make sense; 0 for an empty map.
 long long ss2d_workspace(const SS2DCall& call) noexcept;
 

@@ -263,18 +263,20 @@ __device__ __forceinline__ void scan_segments(const MapOperands<T>& p) {
 template <int kStates, typename T>
 __device__ __forceinline__ void scan_map(const MapOperands<T>& p) {
   __shared__ MapTile u_tile, y_tile;
+  __shared__ float skip[kMapChannels];  // the sum of D
   const MapPlan plan = plan_map(p.sizes);
   const TilePlace place = place_in_tile(plan);
+  const int channel = place.first_channel + threadIdx.x, channels = p.sizes.channels;
+  if (threadIdx.x < kMapChannels && channel < channels) {
+    skip[threadIdx.x] = (p.D[channel] + p.D[channels + channel]) +
+                        (p.D[2 * channels + channel] + p.D[3 * channels + channel]);
+  }
   scan_tile<kStates, true>(p, plan, place, u_tile, y_tile);
   device::barrier(1, kMapThreads);
   for_each_channel(p, place, [&](int c, int in_tile, long long at, bool inside) {
-    if (!inside) return;
-    float skip = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kMapDirections; ++k) {
-      skip += p.D[k * p.sizes.channels + place.first_channel + c];
+    if (inside) {
+      put(p.y + at, encode(fmaf(skip[c], u_tile[c][in_tile], y_tile[c][in_tile]), T{}));
     }
-    put(p.y + at, encode(fmaf(skip, u_tile[c][in_tile], y_tile[c][in_tile]), T{}));
   });
 }
 
