@@ -29,7 +29,12 @@ from onnx import ModelProto
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.simplify import simplify
 from tfanet.plugins import attach, trt_library_path
-from tfanet.plugins.function_body import attach_by_length, expand_ss2d, scan_nodes
+from tfanet.plugins.function_body import (
+    attach_by_length,
+    count_scan_nodes,
+    expand_ss2d,
+    scan_nodes,
+)
 from tfanet.plugins.tensorrt_plugin import FORMS, plugin_graph
 from tfanet.runtime.engine import MODULES, load_module
 
@@ -222,12 +227,11 @@ def build_engine(
 
 def _plugin_job(model: ModelProto, form: str | None) -> dict[str, Any] | None:
     """What the worker needs to have the plugin ready, if there is a scan to run."""
-    scans = scan_nodes(model)
-    if form is None or not scans:
+    if form is None or not count_scan_nodes(model):
         return None
     if form == "library":
         return {"form": form, "path": str(trt_library_path())}
-    return {"form": form, "inputs": len(scans[0].input)}
+    return {"form": form, "inputs": len(scan_nodes(model)[0].input)}
 
 
 def _absolute(path: str | Path | None) -> str | None:

@@ -1,8 +1,10 @@
-"""tfanet::SelectiveScan as a plugin of TensorRT 10.9 and newer, in one of two forms.
+"""tfanet::SelectiveScan and SS2D as plugins of TensorRT 10.9 and newer, in one of two forms.
 
 "aot": a kernel compiled ahead of time, which TensorRT embeds in the engine: neither a library nor
-Python is needed to run it. `register` defines it in the process that builds.
-"library": libtfanet_trt.so, for trtexec and C++; it must be loaded wherever the engine is.
+Python is needed to run it. `register` defines it in the process that builds. It has SelectiveScan
+only: a fused 2-D scan is its parts there.
+"library": libtfanet_trt.so, for trtexec and C++; it must be loaded wherever the engine is. It has
+both.
 
 Not for TensorRT-RTX, which has no plugins and whose parser ends the process when a node resolves to
 one. Importing this module imports neither TensorRT nor CUDA.
@@ -20,8 +22,9 @@ from onnx import ModelProto, helper
 
 from tfanet.errors import InputError, MissingDependencyError
 
-from .function_body import attach, rewrite_file, scan_nodes
+from .function_body import attach, expand_ss2d, rewrite_file, scan_nodes
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
+from .ss2d_nodes import is_ss2d
 
 __all__ = ["FORMS", "plugin_graph", "register", "rewrite", "symbolic_geometry"]
 
@@ -45,22 +48,22 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
     the flag that turns this round (kENABLE_PLUGIN_OVERRIDE) came after 10.9 and holds for every
     operator. Nodes get the attributes that the parser looks for (plugin_namespace, plugin_version,
     and aot) and optional_inputs, whose bits say that D, delta_bias and z are there: a plugin is
-    given inputs by position, so that their number alone could mean D or delta_bias.
+    given inputs by position, so that their number alone could mean D or delta_bias. SS2D nodes stay
+    with "library", whose maps may be of any supported type while the weights are float32.
 
     Raises InputError for an unknown `form`, and as `tfanet.plugins.attach` does.
     """
     if form not in FORMS:
         raise InputError(f"plugin {form!r} is unknown; choose one of {', '.join(FORMS)}")
-    result = attach(model, "none")
-    for node in scan_nodes(result):
+    result = attach(expand_ss2d(model) if form == "aot" else model, "none")
+    scans = scan_nodes(result)
+    for node in scans:
         given = len(node.input) - _REQUIRED
-        attributes = {
-            "plugin_namespace": DOMAIN,
-            "plugin_version": _VERSION,
-            **({"aot": 1} if form == "aot" else {"optional_inputs": (1 << given) - 1}),
-        }
-        for name, value in attributes.items():
-            node.attribute.append(helper.make_attribute(name, value))
+        name, value = ("aot", 1) if form == "aot" else ("optional_inputs", (1 << given) - 1)
+        node.attribute.append(helper.make_attribute(name, value))
+    for node in (*scans, *filter(is_ss2d, result.graph.node)):
+        node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
+        node.attribute.append(helper.make_attribute("plugin_version", _VERSION))
     return result
 
 

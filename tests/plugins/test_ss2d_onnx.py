@@ -27,6 +27,7 @@ from tfanet.plugins import (
     ss2d_ref,
 )
 from tfanet.plugins.function_body import attach_by_length, count_scan_nodes
+from tfanet.plugins.tensorrt_plugin import plugin_graph
 
 LOWEST = Path(__file__).resolve().parents[2] / "build" / "ort-lowest"
 NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
@@ -142,9 +143,21 @@ def test_a_session_can_ask_for_the_parts(library: Path, tmp_path: Path) -> None:
         assert error(session.run(None, {"u": x["u"]})[0], expected(x)) < 1e-6
         nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
         found.append({n.op_type for n in nodes if n.domain == "tfanet"})
-    has_cuda = b"CUDAExecutionProvider" in library.read_bytes()
+    has_cuda = b"(on the GPU)" in library.read_bytes()
     on_cuda = {"SS2D" if has_cuda else "SelectiveScan"}
     assert found == [{"SelectiveScan"}, {"SS2D"}, {"SelectiveScan"}, on_cuda]
+
+
+def test_the_plugin_library_of_tensorrt_gets_the_node_and_the_aot_plugin_its_parts() -> None:
+    model = attach(make_model(arrays()), "sequential")
+    (node,) = plugin_graph(model, "library").graph.node
+    assert (node.op_type, node.domain) == ("SS2D", "tfanet")
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    assert found == {"plugin_namespace": b"tfanet", "plugin_version": b"1"}
+    parts = plugin_graph(model, "aot")
+    (scan,) = (n for n in parts.graph.node if n.domain == "tfanet")
+    assert scan.op_type == "SelectiveScan" and {"aot"} < {a.name for a in scan.attribute}
+    assert not parts.functions and model.graph.node[0].attribute == []
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
