@@ -97,24 +97,40 @@ def measure(shape: Shape, batch: int, dtype: torch.dtype, rounds: int) -> dict[s
     expected = selective_scan_ref(*(part.get(n) for n in ORDER), delta_softplus=True)  # type: ignore[arg-type]
     size = first["u"].numel() * dtype.itemsize
     moved = 3 * size + 2 * first["B"].numel() * dtype.itemsize
-    copies = max(2, -(-BEYOND_CACHES // moved))
-    sets = [first, *({n: v.clone() for n, v in first.items()} for _ in range(copies - 1))]
+    sets = [first, *({n: v.clone() for n, v in first.items()} for _ in range(copies_of(moved) - 1))]
     calls = [candidates(x) for x in sets]
     errors = {
         name: float((run()[:1].double().cpu() - expected).abs().max() / expected.abs().max())
         for name, run in calls[0].items()
     }
-    graphs = {name: graph_of([c[name] for c in calls]) for name in calls[0]}
-    half = [torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(copies + 1)]
-    pairs = pairwise(half)
-    graphs["copy"] = graph_of([lambda a=a, b=b: b.copy_(a) for a, b in pairs])  # type: ignore[misc]
-    found = take_turns(graphs, rounds)
     return {
         "shape": shape,
         "bytes": moved,
-        "us": {name: 1e3 * value / copies for name, value in found.items()},
+        "us": compare(calls, moved, rounds),
         "errors": errors,
     }
+
+
+def copies_of(moved: int) -> int:
+    """How many calls, each over memory of its own of `moved` bytes, pass through no cache."""
+    return max(2, -(-BEYOND_CACHES // moved))
+
+
+def compare(
+    calls: list[dict[str, Callable[[], Tensor]]], moved: int, rounds: int
+) -> dict[str, float]:
+    """Microseconds of a call by candidate, and of a copy that moves as many bytes.
+
+    `calls` holds the candidates over each of `copies_of(moved)` sets of operands.
+    """
+    graphs = {name: graph_of([c[name] for c in calls]) for name in calls[0]}
+    half = [
+        torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(len(calls) + 1)
+    ]
+    pairs = pairwise(half)
+    graphs["copy"] = graph_of([lambda a=a, b=b: b.copy_(a) for a, b in pairs])  # type: ignore[misc]
+    found = take_turns(graphs, rounds)
+    return {name: 1e3 * value / len(calls) for name, value in found.items()}
 
 
 def large_copy() -> float:
@@ -122,6 +138,42 @@ def large_copy() -> float:
     a, b = (torch.empty(LARGE_COPY, dtype=torch.uint8, device="cuda") for _ in range(2))
     found = take_turns({"copy": graph_of([lambda: b.copy_(a)])}, 20)
     return 2 * LARGE_COPY / (1e-3 * found["copy"])
+
+
+def require_gpu() -> None:
+    if not torch.cuda.is_available():
+        print(
+            "no NVIDIA GPU that PyTorch can use (torch.cuda.is_available() is False)",
+            file=sys.stderr,
+        )
+        raise SystemExit(3)
+
+
+def finish(rows: list[dict[str, Any]], ours: str, speed: float) -> None:
+    """Adds bytes per second by candidate to each row, and the share of a copy that `ours` has."""
+    for row in rows:
+        row["bytes_per_second"] = {n: row["bytes"] / (1e-6 * us) for n, us in row["us"].items()}
+        row["of_large_copy"] = row["bytes_per_second"][ours] / speed
+        row["of_copy"] = row["us"]["copy"] / row["us"][ours]
+
+
+def print_table(
+    title: str, labels: list[str], rows: list[dict[str, Any]], ours: str, speed: float
+) -> None:
+    names = list(rows[0]["us"])
+    width = max(map(len, labels))
+    print(f"{title}; large copy {speed / 1e9:.0f} GB/s; microseconds and GB/s")
+    print(
+        f"{labels[0]:>{width}} {'MB':>7}",
+        *(f"{n:>17}" for n in names),
+        f"{'of large copy':>14} {'of copy':>8} {'error':>8}",
+    )
+    for label, row in zip(labels[1:], rows, strict=True):
+        print(
+            f"{label:>{width}} {row['bytes'] / 1e6:7.1f}",
+            *(f"{row['us'][n]:10.1f} {row['bytes_per_second'][n] / 1e9:6.0f}" for n in names),
+            f"{row['of_large_copy']:14.2f} {row['of_copy']:8.2f} {row['errors'][ours]:8.1e}",
+        )
 
 
 def main() -> None:
@@ -133,42 +185,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print(
-            "no NVIDIA GPU that PyTorch can use (torch.cuda.is_available() is False)",
-            file=sys.stderr,
-        )
-        raise SystemExit(3)
+    require_gpu()
     shapes = [(g, c, args.states or n, length) for g, c, n, length in preset_shapes(args.preset)]
     with torch.no_grad():
         speed = large_copy()
         dtype = getattr(torch, args.dtype)
         rows = [measure(shape, args.batch, dtype, args.rounds) for shape in shapes]
-    for row in rows:
-        row["bytes_per_second"] = {n: row["bytes"] / (1e-6 * us) for n, us in row["us"].items()}
-        row["of_large_copy"] = row["bytes_per_second"]["ours"] / speed
-        row["of_copy"] = row["us"]["copy"] / row["us"]["ours"]
+    finish(rows, "ours", speed)
     if args.json:
         device = torch.cuda.get_device_name()
         print(json.dumps({"device": device, "large_copy_bytes_per_second": speed, "rows": rows}))
         return
-    print(
-        f"{torch.cuda.get_device_name()}, {args.preset}, batch {args.batch}, {args.dtype}; "
-        f"large copy {speed / 1e9:.0f} GB/s; microseconds and GB/s"
-    )
-    names = list(rows[0]["us"])
-    print(
-        f"{'G x channels, N, L':>19} {'MB':>7}",
-        *(f"{n:>17}" for n in names),
-        f"{'of large copy':>14} {'of copy':>8} {'error':>8}",
-    )
-    for row in rows:
-        groups, channels, states, length = row["shape"]
-        print(
-            f"{f'{groups}x{channels}, {states}, {length}':>19} {row['bytes'] / 1e6:7.1f}",
-            *(f"{row['us'][n]:10.1f} {row['bytes_per_second'][n] / 1e9:6.0f}" for n in names),
-            f"{row['of_large_copy']:14.2f} {row['of_copy']:8.2f} {row['errors']['ours']:8.1e}",
-        )
+    title = f"{torch.cuda.get_device_name()}, {args.preset}, batch {args.batch}, {args.dtype}"
+    labels = ["G x channels, N, L", *(f"{g}x{c}, {n}, {length}" for g, c, n, length in shapes)]
+    print_table(title, labels, rows, "ours", speed)
     if selective_scan_fn is None:
         print("mamba-ssm is not installed")
 
