@@ -36,7 +36,7 @@ try:
     import csms6s
 
     has_vmamba = bool(csm_triton.WITH_TRITON and csms6s.WITH_SELECTIVESCAN_OFLEX)
-except ImportError:
+except (ImportError, NameError):  # the latter from csm_triton where there is no Triton
     has_vmamba = False
 
 
