@@ -356,6 +356,54 @@ def test_cpp_and_python_plan_alike(tmp_path: Path) -> None:
         assert cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes)) == (bytes_, tuple(grids)), sizes
 
 
+def test_cpp_refuses_what_python_refuses(tmp_path: Path) -> None:
+    source = """
+    #include <cstdio>
+    #include "ss2d_cuda.h"
+    int main() {
+      for (long long n[7]; std::fread(n, sizeof n, 1, stdin) == 1;) {
+        tfanet::SS2DCall call{};
+        call.batch = n[0], call.channels = n[1], call.height = n[2], call.width = n[3];
+        call.rank = n[4], call.states = n[5], call.io = static_cast<tfanet::ScanType>(n[6]);
+        const char* wrong = tfanet::check_ss2d_sizes(call);
+        std::printf("%s\\n", wrong != nullptr ? wrong : "");
+      }
+    }"""
+    (tmp_path / "check.cpp").write_text(source)
+    files = [str(tmp_path / "check.cpp"), str(SOURCES / "ss2d_sizes.cpp")]
+    options = ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
+    program = tmp_path / "check"
+    command = ["g++", "-std=c++17", *options, f"-I{SOURCES}", *files, "-o", str(program)]
+    subprocess.run(command, check=True)
+    random = np.random.default_rng(0)
+    exponents = random.uniform([0, 0, 0, 0, 0, 0], [33, 22, 33, 33, 22, 7], (4000, 6))
+    calls = (2**exponents).astype(np.int64)
+    numbers = np.column_stack([calls, np.zeros(len(calls), np.int64)]).tobytes()
+    done = subprocess.run([program], input=numbers, capture_output=True, check=True)
+    answers = done.stdout.decode().splitlines()
+    for sizes, answer in zip(calls.tolist(), answers, strict=True):
+        try:
+            cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes))
+        except InputError:
+            assert answer, sizes
+        else:
+            assert not answer, (sizes, answer)
+    assert 200 < answers.count("") < 3800
+    for change, words in {
+        (0, -1): "a size is negative",
+        (0, 0): "",
+        (1, 2**21): "E is above",
+        (3, 2**33): "too large for one call",
+        (4, 0): "R is not from 1",
+        (5, 65): "N is not from 1 to 64",
+        (6, 9): "element type is not",
+    }.items():
+        call = [1, 8, 9, 10, 2, 1, 0]
+        call[change[0]] = change[1]
+        done = subprocess.run([program], input=np.array(call).tobytes(), capture_output=True)
+        assert words in done.stdout.decode() and (words or done.stdout == b"\n"), change
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
