@@ -67,9 +67,9 @@ def spills(log: str) -> dict[tuple[str, str], int]:
     [
         # From 10.0 on, two-byte types keep two constants of the row in local memory.
         ("selective_scan_cuda.cu", 12, ARCHITECTURES, 16),
-        # A machine with and without the units that multiply matrices in TF32. Their substitute
-        # lacks eight registers, and so do some constants of scan_map from 10.0 on.
-        ("ss2d_cuda.cu", 18, (75, 90), 64),
+        ("ss2d_cuda.cu", 18, (90,), 0),
+        # What stands in for TF32 on 7.5 lacks a few registers, and so do constants of scan_map
+        # from 10.0 on.
         pytest.param("ss2d_cuda.cu", 18, ARCHITECTURES, 300, marks=pytest.mark.full),
     ],
 )
@@ -89,7 +89,7 @@ def test_nvcc_compiles_for_every_architecture(
     log = done.stdout + done.stderr
     assert done.returncode == 0 and "warning" not in log, log
     found = spills(log)
-    assert len(known) >= len(architectures) - 2 and len(found) == kernels * len(known)
+    assert len(known) >= min(len(architectures), 5) and len(found) == kernels * len(known)
     clean = range(80 if source == "ss2d_cuda.cu" else 75, 100)
     assert all(bytes_ == 0 for (_, arch), bytes_ in found.items() if int(arch) in clean), found
     assert all(bytes_ <= spilt for bytes_ in found.values()), found

@@ -124,13 +124,13 @@ SHAPES = (
     (1, 3, 1, 50, 2, 1),
     (2, 3, 50, 1, 2, 1),
     (1, 16, 16, 16, 8, 1),
-    (1, 32, 32, 16, 10, 1),
+    (1, 32, 16, 32, 10, 1),
     (1, 17, 15, 15, 9, 1),
-    (2, 20, 17, 18, 3, 2),
-    (1, 7, 17, 31, 1, 16),
+    (2, 18, 17, 10, 3, 2),
+    (1, 7, 5, 31, 1, 16),
     (2, 5, 2, 3, 40, 5),
-    (1, 300, 4, 4, 7, 1),
-    (1, 4, 52, 34, 4, 3),
+    (1, 130, 4, 4, 7, 1),
+    (1, 4, 34, 20, 4, 2),
 )
 
 
@@ -149,19 +149,17 @@ def test_any_shape_fits_the_definition_and_touches_nothing_else(emulator: Path, 
 
 @pytest.mark.parametrize("states", range(1, 17))
 def test_every_number_of_states(emulator: Path, states: int) -> None:
-    call = Call(channels=18, height=5, width=19, states=states, seed=states, hostile=states == 16)
+    call = Call(channels=4, height=5, width=19, states=states, seed=states, hostile=states == 16)
     check(call, emulate(emulator, [call])[0], 1e-5 if call.hostile else 3e-6)
 
 
-@pytest.mark.parametrize("decay", [1e-6, 1.0, 80.0])
-def test_weak_and_strong_decay_over_long_sequences(emulator: Path, decay: float) -> None:
+@pytest.mark.parametrize(("decay", "hostile"), [(1e-6, False), (1e-6, True), (80.0, False)])
+def test_weak_and_strong_decay_over_long_sequences(
+    emulator: Path, decay: float, hostile: bool
+) -> None:
     # 3600 steps, through 32 parts of carry_states of several segments each.
-    calls = [
-        Call(channels=2, height=60, width=60, decay=decay, seed=3, hostile=hostile)
-        for hostile in (False, True)
-    ]
-    for call, y in zip(calls, emulate(emulator, calls), strict=True):
-        check(call, y, 2e-5 if call.hostile else 3e-6)
+    call = Call(channels=2, height=60, width=60, decay=decay, seed=3, hostile=hostile)
+    check(call, emulate(emulator, [call])[0], 2e-5 if hostile else 3e-6)
 
 
 def test_without_matrix_units(emulator: Path) -> None:
@@ -185,7 +183,7 @@ def test_each_operand_may_start_anywhere(emulator: Path) -> None:
 
 
 def test_the_order_of_threads_and_blocks_changes_no_bit(emulator: Path) -> None:
-    call = Call(channels=18, height=20, width=18, rank=9, states=2)
+    call = Call(channels=18, height=20, width=9, states=2)
     first, *others = emulate(emulator, [replace(call, order=k) for k in range(3)])
     assert all(torch.equal(first, other) for other in others)
 
@@ -203,7 +201,7 @@ def test_extreme_steps_neither_overflow_nor_give_nan(emulator: Path) -> None:
 
 
 def test_not_a_number_stays_in_its_image_and_its_channel(emulator: Path) -> None:
-    call = Call(batch=2, channels=20, height=17, width=18, rank=2)
+    call = Call(batch=2, channels=20, height=9, width=8, rank=2)
     x = call.operands()
     (clean,) = emulate(emulator, [call], x)
     # A weight of one channel; projections mix channels, so a pixel spoils its whole image.

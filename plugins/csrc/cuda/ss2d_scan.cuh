@@ -24,14 +24,14 @@
 // cache (50 MB and more) a map of the flagship (15 MB) is read from the memory once.
 //
 // Arithmetic is the bound, not the memory: compiled for sm_90, a step of a channel in one direction
-// costs 42 instructions in scan_segments and 52 in scan_map (R = 8, N = 1; 11 more for every
-// further 8 of R), with project_map 110 in all, where an H200 issues 33e12 a second: 49 us for the
+// costs 42 instructions in scan_segments and 51 in scan_map (R = 8, N = 1; 11 more for every
+// further 8 of R), with project_map 106 in all, where an H200 issues 33e12 a second: 47 us for the
 // flagship's first stage, of 7 us that a copy of 2 maps takes and 20 us that 6 maps do. Delta is
 // computed twice, since keeping it would be a four-fold copy; its product with the rows of dt runs
 // on the matrix units (scan_product.cuh), which leave each lane with 8 consecutive steps of 2
 // channels, so that a segment needs one exchange between two lanes. Two blocks of a multiprocessor
-// have 128 registers a thread, without spills, and 16 independent chains a thread hide what they
-// wait for.
+// have 128 registers a thread: no spills on 8.0 to 9.0, up to 128 bytes of scan_map's on 10.0 and
+// 12.0.
 #ifndef TFANET_SS2D_SCAN_CUH
 #define TFANET_SS2D_SCAN_CUH
 
@@ -280,11 +280,40 @@ __device__ __forceinline__ void scan_map(const MapOperands<T>& p) {
   });
 }
 
+// A part of one channel's segments in one direction, in the order of scanning.
+struct SegmentRun {
+  const float* sums;
+  float* states;
+  float rate;
+  int pitch, begin, end, last;  // `last` segment of the direction where it is reversed, else -1
+
+  // Calls visit(step, state) with the step that a segment is, its decay less 1, and the place of
+  // its state.
+  template <typename Visit>
+  __device__ __forceinline__ void walk(Visit visit) const {
+    constexpr int kAtOnce = 4;  // segments whose values are on their way at a time
+    for (int first = begin; first < end; first += kAtOnce) {
+      float sum[kAtOnce], add[kAtOnce];
+      long long at[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int order = first + i < end ? first + i : end - 1;
+        at[i] = static_cast<long long>(last < 0 ? order : last - order) * pitch;
+        sum[i] = sums[at[i]];
+        add[i] = states[at[i]];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < end) visit({decay_of<true>(sum[i] * rate), add[i]}, states + at[i]);
+      }
+    }
+  }
+};
+
 // One state of 8 channels along all segments of a direction: 32 parts of the sequence are composed
 // side by side, and walked once more from the right states. A decay is kept less 1, see Step.
 template <typename T>
 __device__ __forceinline__ void carry_states(const MapOperands<T>& p) {
-  constexpr int kAtOnce = 4;  // segments whose values are on their way at a time
   using Steps = Step<true>;
   __shared__ Steps totals[kCarryParts][kCarryChannels];
   const MapPlan plan = plan_map(p.sizes);
@@ -297,39 +326,23 @@ __device__ __forceinline__ void carry_states(const MapOperands<T>& p) {
   const int last = p.sizes.channels - 1;
   const long long weight_row =
       static_cast<long long>(k) * p.sizes.channels + (channel < last ? channel : last);
-  const float rate = p.A[weight_row * states + n] * kLog2E;
-  const float* const sums = segment_sums(p, plan, batch, k) + channel;
-  float* const ends = segment_states(p, plan, batch, k, n) + channel;
   const int count = k % 2 != 0 ? p.sizes.width * plan.tiles_y : p.sizes.height * plan.tiles_x;
-  const int per_part = (count + kCarryParts - 1) / kCarryParts;
-  const int begin = part * per_part;
-  const int end = begin + per_part < count ? begin + per_part : count;
-
-  const auto walk = [&](auto visit) {
-    for (int first = begin; first < end; first += kAtOnce) {
-      Steps steps[kAtOnce];
-      long long at[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int order = first + i < end ? first + i : end - 1;
-        at[i] = static_cast<long long>(k >= 2 ? count - 1 - order : order) * plan.padded_channels;
-        steps[i] = {sums[at[i]], ends[at[i]]};
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= end) break;
-        visit(Steps{decay_of<true>(steps[i].decay * rate), steps[i].add}, at[i]);
-      }
-    }
-  };
+  const int per_part = (count + kCarryParts - 1) / kCarryParts, begin = part * per_part;
+  const SegmentRun run{segment_sums(p, plan, batch, k) + channel,
+                       segment_states(p, plan, batch, k, n) + channel,
+                       p.A[weight_row * states + n] * kLog2E,
+                       plan.padded_channels,
+                       begin,
+                       begin + per_part < count ? begin + per_part : count,
+                       k >= 2 ? count - 1 : -1};
   Steps total{0.0f, 0.0f};
-  walk([&](const Steps& step, long long) { step.append_to(total); });
+  run.walk([&](const Steps& step, float*) { step.append_to(total); });
   totals[part][own] = total;
   device::barrier(1, kMapThreads);
   float h = 0.0f;
   for (int before = 0; before < part; ++before) h = totals[before][own](h);
-  walk([&](const Steps& step, long long at) {
-    ends[at] = h;
+  run.walk([&](const Steps& step, float* state) {
+    *state = h;
     h = step(h);
   });
 }
