@@ -305,6 +305,7 @@ def test_rtx_engine_without_compute_wants_8_0(
         ("host-code", "BAD_BUNDLE", "host code is not allowed; it carries code for the CPU; allow"),
         ("no-context=why", "FAILED", "gives no execution context: why; build it again"),
         ("fails=an_illegal_access", "FAILED", "failed to run: an illegal access; build it again"),
+        ("empty", "BAD_BUNDLE", "has no inputs: build it again"),
         ("open-height", "BAD_BUNDLE", "which is open beyond the batch: build it again"),
     ],
 )

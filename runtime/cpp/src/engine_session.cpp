@@ -118,6 +118,10 @@ EngineSession::EngineSession(const EngineChoice& choice, const FileBytes& plan, 
     if (tensor.input && batches.highest == 0) batches = {tensor.lowest_batch, tensor.highest_batch};
     tensors_.push_back(tensor);
   }
+  if (batches.highest < 1) {
+    fail(TFANET_BAD_BUNDLE, file_, " (engine ", choice_.name,
+         ") has no inputs: build it again with `tfanet engine`");
+  }
   for (engines::Tensor& tensor : tensors_) {
     tensor.lowest_batch = batches.lowest;
     tensor.highest_batch = batches.highest;

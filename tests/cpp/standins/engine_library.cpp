@@ -7,6 +7,7 @@
 //   needs-plugin   wants a plugin library to be loaded before
 //   uncapturable   runs, but not while its stream is captured
 //   open-height    has another open axis beside the batch
+//   empty          has neither inputs nor outputs
 //
 // Underscores stand for spaces.
 
@@ -31,7 +32,7 @@ constexpr int64_t kPlane = kHeight * kColumns;
 
 struct Plan {
   bool image = false, host_code = false, needs_plugin = false, uncapturable = false;
-  bool open_height = false;
+  bool open_height = false, empty = false;
   int64_t lowest = 1, highest = 1;
   std::string refused, fails, no_context;
 };
@@ -140,6 +141,7 @@ class StandinEngine final : public Engine {
     }
     add("word_features", 1, plan.image, {kWidth, kLength});
     add("sentence_feature", 1, plan.image, {kWidth});
+    if (plan.empty) tensors_.clear();
   }
   int32_t tensor_count() noexcept override { return static_cast<int32_t>(tensors_.size()); }
   bool describe(int32_t index, Tensor* out) noexcept override {
@@ -186,6 +188,7 @@ class Standin final : public Library {
       plan.needs_plugin |= name == "needs-plugin";
       plan.uncapturable |= name == "uncapturable";
       plan.open_height |= name == "open-height";
+      plan.empty |= name == "empty";
       if (name == "refused") plan.refused = value;
       if (name == "fails") plan.fails = value;
       if (name == "no-context") plan.no_context = value;
