@@ -24,7 +24,7 @@ from tfanet.errors import InputError, MissingDependencyError
 
 from .function_body import attach, expand_ss2d, rewrite_file, scan_nodes
 from .function_nodes import DOMAIN, INPUTS, OP_TYPE
-from .ss2d_nodes import is_ss2d
+from .ss2d_nodes import is_ss2d, is_whole_ss2d
 
 __all__ = ["FORMS", "plugin_graph", "register", "rewrite", "symbolic_geometry"]
 
@@ -49,19 +49,22 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
     operator. Nodes get the attributes that the parser looks for (plugin_namespace, plugin_version,
     and aot) and optional_inputs, whose bits say that D, delta_bias and z are there: a plugin is
     given inputs by position, so that their number alone could mean D or delta_bias. SS2D nodes stay
-    with "library", whose maps may be of any supported type while the weights are float32.
+    with "library", whose maps may be of any supported type while the weights are float32; where a
+    model has SS2DScan nodes, or with "aot", 2-D scans are their parts.
 
     Raises InputError for an unknown `form`, and as `tfanet.plugins.attach` does.
     """
     if form not in FORMS:
         raise InputError(f"plugin {form!r} is unknown; choose one of {', '.join(FORMS)}")
-    result = attach(expand_ss2d(model) if form == "aot" else model, "none")
+    maps = [node for node in model.graph.node if is_ss2d(node)]
+    fused = form == "library" and all(map(is_whole_ss2d, maps))
+    result = attach(model if fused else expand_ss2d(model), "none")
     scans = scan_nodes(result)
     for node in scans:
         given = len(node.input) - _REQUIRED
         name, value = ("aot", 1) if form == "aot" else ("optional_inputs", (1 << given) - 1)
         node.attribute.append(helper.make_attribute(name, value))
-    for node in (*scans, *filter(is_ss2d, result.graph.node)):
+    for node in (*scans, *filter(is_whole_ss2d, result.graph.node)):
         node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
         node.attribute.append(helper.make_attribute("plugin_version", _VERSION))
     return result
