@@ -164,7 +164,9 @@ def _ss2d_cuda(
 
 def _enqueue(y: Tensor, u: Tensor, *weights: Tensor) -> None:
     """Writes the 2-D scan to y on the device's current stream; everything is contiguous."""
-    sizes = cuda_ss2d.MapSizes(*u.shape, weights[1].shape[2], weights[3].shape[1])
+    batch, inner, height, width = u.shape
+    rank, states = weights[1].shape[2], weights[3].shape[1]
+    sizes = cuda_ss2d.MapSizes(batch, inner, height, width, rank, states)
     workspace = torch.empty(cuda_ss2d.plan(sizes)[0], dtype=torch.uint8, device=u.device)
     operands = zip(cuda_ss2d.OPERANDS, (u, *weights, y, workspace), strict=True)
     major, minor = torch.cuda.get_device_capability(u.device)
