@@ -396,7 +396,7 @@ def test_libraries_that_are_not_there(
     shutil.copy(machine.folder / "libtfanet_backend_tensorrt.so", tmp_path)
     status, text = bare.open(path, "tensorrt", 0, "-", "-", "/missing/libnvinfer.so.10")
     assert status == "MISSING_DEPENDENCY"
-    assert text.startswith("TensorRT cannot be loaded (no such file): install it, or name")
+    assert text.startswith("TensorRT cannot be loaded (no such file): install it, and the NVIDIA")
     assert bare.open(path, "tensorrt", TFANET_TENSORRT="missing") == (status, text)
     (tmp_path / "libcuda.so.1").write_bytes(b"")
     assert "an NVIDIA driver" in reason()

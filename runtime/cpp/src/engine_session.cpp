@@ -65,7 +65,8 @@ EngineLibrary::EngineLibrary(const std::string& target, const char* file) : targ
   if (library_ == nullptr) {
     fail(TFANET_MISSING_DEPENDENCY, is_rtx(target) ? "TensorRT-RTX" : "TensorRT",
          " cannot be loaded (", said(),
-         "): install it, or name its library in options.tensorrt or in TFANET_TENSORRT");
+         "): install it, and the NVIDIA driver that it wants, or name its library in "
+         "options.tensorrt or in TFANET_TENSORRT");
   }
 }
 

@@ -179,9 +179,12 @@ class TensorRt final : public Library {
                 std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR));
       return false;
     }
-    runtime_.reset(
-        static_cast<nvinfer1::IRuntime*>(functions_.create_runtime(&log_, NV_TENSORRT_VERSION)));
-    return runtime_ != nullptr;
+    void* made = functions_.create_runtime(&log_, NV_TENSORRT_VERSION);
+    // Where CUDA does not start, TensorRT 11.4 answers with an offset from null in place of null.
+    constexpr uintptr_t kFirstPage = 4096;
+    if (reinterpret_cast<uintptr_t>(made) < kFirstPage) return false;
+    runtime_.reset(static_cast<nvinfer1::IRuntime*>(made));
+    return true;
   }
 
   const char* version() noexcept override { return version_.c_str(); }
