@@ -228,7 +228,7 @@ TFANET_API tfanet_status tfanet_predict_tensors(tfanet_runtime* runtime, const f
 
 /* The same between arrays in any memory. `stream` is a CUDA stream of the runtime's GPU, or NULL:
  * what is in it runs before the tensors are read, and what comes into it later finds the logits.
- * With a stream, the call may return before logits on the GPU are there; else they are. */
+ * With a stream, and logits on the GPU, the call may return before it has used arrays there. */
 TFANET_API tfanet_status tfanet_predict_arrays(tfanet_runtime* runtime, const tfanet_array* tensors,
                                                const tfanet_sentence* const* sentences,
                                                size_t batch, const tfanet_array* logits,
