@@ -75,6 +75,21 @@ inline void multiply_delta(const Vec<S>* weight, int64_t rank, const S* dt, Vec<
   if (t < steps) multiply_steps_of_delta<kFewSteps, S>(weight, rank, dt, bias, t, next, delta);
 }
 
+// Where in the map the pixels of a tile of columns lie; asks for them. They go to the second cache:
+// pixels below each other may share a few sets of the first one.
+template <class T>
+inline void find_column_pixels(const ChannelMaps<T>& m, int64_t start, int32_t* pixel) {
+  const SS2DArgs& a = m.a;
+  int64_t line = start % a.height, column = start / a.height;
+  for (int t = 0; t < kTile; ++t) {
+    const int64_t at = line * a.width + column;
+    pixel[t] = static_cast<int32_t>(at);
+    __builtin_prefetch(m.u + at, 0, 2);
+    __builtin_prefetch(m.y + at, 1, 2);
+    if (++line == a.height) line = 0, ++column;
+  }
+}
+
 // One direction: adds its result to the map `y`, or for the first one, rows, begins that map.
 // Rows are read from the caller's map as they are scanned; rows reversed, the last one, are written
 // to the caller's.
@@ -100,6 +115,10 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
   const int64_t plane = (m.batch * a.channels + m.channel) * layout.pixels;
   Columns<S> delta;
   const Softplus<S> softplus;
+  int32_t pixels[2][kTile];  // of this tile of columns and the next one
+  if constexpr (kColumns) {
+    find_column_pixels<T>(m, kReversed ? (layout.tiles - 1) * kTile : 0, pixels[0]);
+  }
 
   for (int64_t i = 0; i < layout.tiles; ++i) {
     const int64_t tile = kReversed ? layout.tiles - 1 - i : i, start = tile * kTile;
@@ -117,19 +136,16 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
       delta.value[t] = softplus(delta.value[t]);
       if constexpr (kFirst) {
         prefetch_line<T>(static_cast<const T*>(a.u) + plane + ahead, layout.pixels, t);
-      } else if constexpr (!kColumns) {
-        __builtin_prefetch(m.u + ahead + t);
+      }
+      if constexpr (!kColumns) {
+        __builtin_prefetch(m.u + ahead + t, kFirst);
         __builtin_prefetch(m.y + ahead + t, 1);
       }
     }
 
-    int32_t pixel[kTile];
+    const int32_t* pixel = pixels[i % 2];
     if constexpr (kColumns) {
-      int64_t line = start % a.height, column = start / a.height;
-      for (int t = 0; t < steps; ++t) {
-        pixel[t] = static_cast<int32_t>(line * a.width + column);
-        if (++line == a.height) line = 0, ++column;
-      }
+      if (i + 1 < layout.tiles) find_column_pixels<T>(m, ahead, pixels[(i + 1) % 2]);
     }
     for (int64_t n = 0; n < a.state; ++n) {
       const ExpMinus1<S> exp_minus_1;
