@@ -17,16 +17,17 @@
 // live in registers and in the tile. All sums have one order: no atomics, the same bits every run.
 //
 // What must move is u read and y written, 2 maps (and the weights). What moves, in maps of float32:
-// u read three times, y written, the rows 4 (R + 2N) / E written once and read twice (from the
-// second-level cache, by every block of channels), 4 (N + 1) / 16 of sums and states written, read
-// and, N of the N + 1, written and read again. With E = 256, R = 8, N = 1: 4 + 0.5 + 1.5 = 6, where
-// cross-scan, projections, scan and cross-merge by themselves move 34. On one card's second-level
-// cache (50 MB and more) a map of the flagship (15 MB) is read from the memory once.
+// u read by every 32 of the 4 (R + 2N) rows of the projection, side by side, and twice more; y
+// written; the rows, 4 (R + 2N) / E, written once and read twice by every 16 channels, mostly from
+// the second-level cache; and 4 (N + 1) / 16 of sums and states written and read, N of the N + 1
+// written and read again. With E = 256, R = 8, N = 1: 5 + 0.5 + 1.5 = 7, of which a second-level
+// cache larger than a map (the flagship's has 15 MB) keeps half from the memory; cross-scan,
+// projections, scan and cross-merge by themselves move 34.
 //
 // Arithmetic is the bound, not the memory: compiled for sm_90, a step of a channel in one direction
 // costs 42 instructions in scan_segments and 51 in scan_map (R = 8, N = 1; 11 more for every
 // further 8 of R), with project_map 106 in all, where an H200 issues 33e12 a second: 47 us for the
-// flagship's first stage, of 7 us that a copy of 2 maps takes and 20 us that 6 maps do. Delta is
+// flagship's first stage, of 7 us that a copy of 2 maps takes and 24 us that 7 maps do. Delta is
 // computed twice, since keeping it would be a four-fold copy; its product with the rows of dt runs
 // on the matrix units (scan_product.cuh), which leave each lane with 8 consecutive steps of 2
 // channels, so that a segment needs one exchange between two lanes. Two blocks of a multiprocessor
