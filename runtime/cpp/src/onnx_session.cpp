@@ -82,8 +82,8 @@ void OnnxSession::append_providers(OrtSessionOptions* options, const char* provi
   check(api.CreateMemoryInfo("Cuda", OrtDeviceAllocator, device_->index(), OrtMemTypeDefault,
                              &memory));
   device_memory_ = {memory, api.ReleaseMemoryInfo};
-  // The fused 2-D scan has a kernel on the CPU only; its parts run where the rest does.
-  check(api.AddSessionConfigEntry(options, "tfanet.ss2d_as_parts", "1"));
+  // Where our library has no fused 2-D scan for the provider, its parts run there.
+  check(api.AddSessionConfigEntry(options, "tfanet.ss2d_as_parts", provider));
   const std::string_view name = provider;
   try {
     if (name == kTensorRt) {
