@@ -1,4 +1,4 @@
-"""Fuzz targets for ten seconds each, under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Fuzz targets side by side for ten seconds, under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 Where there is no libFuzzer, the driver in runtime/cpp/fuzz makes the inputs.
 """
@@ -15,25 +15,41 @@ import pytest
 
 import tfanet
 
-FUZZ = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "fuzz"
+CORPUS = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "fuzz" / "corpus"
 ASSET = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
+NAMES = ["bundle", "tokenizer", "image"]
 SECONDS = 10
 
 
-@pytest.mark.parametrize("name", ["bundle", "tokenizer", "image"])
-def test_no_input_crashes(name: str, sanitized: Callable[[str], Path], tmp_path: Path) -> None:
-    last, found = tmp_path / "last_input", tmp_path / "found"
-    found.mkdir()
-    last.touch()
-    target = sanitized("address,undefined") / "fuzz" / f"fuzz_{name}"
-    result = subprocess.run(
-        [target, f"-max_total_time={SECONDS}", found, FUZZ / "corpus" / name],
-        cwd=tmp_path,  # libFuzzer leaves an input that crashes there
-        env=os.environ | {"TFANET_TOKENIZER": str(ASSET), "FUZZ_LAST_INPUT": str(last)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, f"{result.stdout}\ninput: {last.read_bytes()[:500]!r}"
-    runs = re.search(r"(\d+) runs ", result.stdout)
-    assert runs and int(runs[1]) > len(list((FUZZ / "corpus" / name).iterdir()))
+@pytest.fixture(scope="module")
+def outcomes(
+    sanitized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str, bytes]]:
+    """By target: how it ended, what it printed, and its last input where the driver made it."""
+    targets, folder = sanitized("address,undefined") / "fuzz", tmp_path_factory.mktemp("fuzz")
+    running = {}
+    for name in NAMES:
+        found, last = folder / name, folder / f"{name}_last"
+        found.mkdir()
+        last.touch()
+        running[name] = subprocess.Popen(
+            [targets / f"fuzz_{name}", f"-max_total_time={SECONDS}", found, CORPUS / name],
+            cwd=folder,  # libFuzzer leaves an input that crashes there
+            env=os.environ | {"TFANET_TOKENIZER": str(ASSET), "FUZZ_LAST_INPUT": str(last)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    printed = {name: process.communicate()[0] for name, process in running.items()}
+    return {
+        name: (process.returncode, printed[name], (folder / f"{name}_last").read_bytes())
+        for name, process in running.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_input_crashes(name: str, outcomes: dict[str, tuple[int, str, bytes]]) -> None:
+    status, printed, last = outcomes[name]
+    assert status == 0, f"{printed}\ninput: {last[:500]!r}"
+    runs = re.search(r"(\d+) runs ", printed)
+    assert runs and int(runs[1]) > len(list((CORPUS / name).iterdir()))
