@@ -208,6 +208,7 @@ Running Opener::open_provider(const Provider& provider) {
     onnxruntime_->require_provider(provider.name);
     running.device = std::make_shared<const Device>(options_.device);
   }
+  if (!op_library_.empty()) note_operators(onnxruntime_, op_library_);
   const OnnxChoice choice{provider.name, running.device, op_library_, options_.threads};
   const auto load = [&](const FileBytes& file) {
     return std::make_unique<const OnnxSession>(onnxruntime_, file, choice);

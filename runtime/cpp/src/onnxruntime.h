@@ -53,6 +53,11 @@ struct OnnxChoice {
   int32_t threads = 0;                   // 0: all cores
 };
 
+// Makes the operators of a library known to ONNX Runtime, which does that when the first session
+// with them is made, and fails now and then where two are made at the same time.
+void note_operators(const std::shared_ptr<const OnnxRuntime>& onnxruntime,
+                    const std::string& op_library);
+
 class OnnxSession final : public Session {
  public:
   // Throws BAD_BUNDLE or MISSING_DEPENDENCY.
