@@ -148,6 +148,8 @@ class EngineGraph:
             load_plugin_library(self._trt, trt_library_path())
         with self.device.current():
             runtime = self._trt.Runtime(self._logger)
+            if self._logger.errors:  # an object that crashes in use, where the driver is too old
+                raise self._refusal("cannot be loaded")
             runtime.engine_host_code_allowed = host_code
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
@@ -271,6 +273,8 @@ class EngineGraph:
             remedy = "load the plugin's library first, or build with `--plugin aot`"
         elif "host code" in low or "lean runtime" in low:
             remedy = "it carries code for the CPU; allow it by name (host_code) if you built it"
+        elif "driver" in low or "cuda initialization" in low:
+            remedy = "see nvidia-smi: the driver must be as new as the library wants"
         elif "memory" in low:
             remedy = "free memory on the GPU, or build for a smaller batch"
         else:

@@ -502,6 +502,21 @@ def test_plan_that_is_none(cuda, add_engine):
         EngineGraph(plan, record)
 
 
+def test_library_that_does_not_start(cuda, add_engine, monkeypatch):
+    """TensorRT hands out an object then, which takes the process down in use."""
+
+    def start(self, logger):
+        logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+
+    def crash(self, blob):
+        pytest.fail("a runtime that did not start was used")
+
+    monkeypatch.setattr(Runtime, "__init__", start)
+    monkeypatch.setattr(Runtime, "deserialize_cuda_engine", crash)
+    with pytest.raises(EngineError, match="initialization failure with error: 35; see nvidia-smi"):
+        Predictor(add_engine(), backend="tensorrt-rtx")
+
+
 @pytest.mark.parametrize(
     ("feeds", "words"),
     [
