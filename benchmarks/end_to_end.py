@@ -1,6 +1,7 @@
 """A whole TFANet: PyTorch eager beside the exported bundle in ONNX Runtime.
 
-python benchmarks/end_to_end.py [--preset NAME] [--runs N] [--threads N] [--bundle DIR] [--json]
+python benchmarks/end_to_end.py [--preset NAME] [--runs N] [--threads N] [--bundle DIR] [--int8 DIR]
+                                [--json]
 
 Exports the preset in a child process first, and reports its time and peak memory (--bundle uses an
 exported one instead). Then all candidates take turns on one picture and sentence; medians. Last,
@@ -8,7 +9,7 @@ the exported graphs run once more in a process each, which tells their peak memo
 
 "eager, parallel scan" is the model with the scan in plain PyTorch, the usual state of things;
 "eager, our op" the same with our kernel; the others are the exported graphs, "parts" with every
-2-D scan as its parts (`tfanet export --no-fuse`).
+2-D scan as its parts (`tfanet export --no-fuse`). --int8 adds a quantised bundle of the preset.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tfanet.runtime.session import open_session
 
 BASELINE = "eager, parallel scan"
 FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
+QUANTISED = "ONNX Runtime, INT8, our op"
 # Runs image.onnx three times, without PyTorch in the process.
 RUN_ONCE = """
 import sys
@@ -74,7 +76,7 @@ def peak_gigabytes(image: Path, threads: int) -> float:
 
 
 def make_candidates(
-    bundle: Bundle, parts: Path, threads: int
+    bundle: Bundle, parts: Path, quantised: Bundle | None, threads: int
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Each returns the mask logit (1, 1, H, W) of the same picture and words.
 
@@ -101,9 +103,11 @@ def make_candidates(
         ):
             return eager()
 
-    def graphs(library: Path | None, image_file: Path) -> Callable[[], np.ndarray]:
+    def graphs(
+        library: Path | None, image_file: Path, of: Bundle = bundle
+    ) -> Callable[[], np.ndarray]:
         text, picture = (
-            open_session(path, library, threads) for path in (bundle.file("text.onnx"), image_file)
+            open_session(path, library, threads) for path in (of.file("text.onnx"), image_file)
         )
 
         def run() -> np.ndarray:
@@ -113,7 +117,7 @@ def make_candidates(
 
         return run
 
-    return {
+    candidates = {
         BASELINE: eager_parallel,
         "eager, our op": eager,
         FUSED: graphs(ort_library_path(), bundle.file("image.onnx")),
@@ -121,12 +125,18 @@ def make_candidates(
         "ONNX Runtime, function body": graphs(None, bundle.file("image.onnx")),
         "ONNX Runtime, parts' function body": graphs(None, parts),
     }
+    if quantised is not None:
+        image_file = quantised.file("image.onnx")
+        candidates[QUANTISED] = graphs(ort_library_path(), image_file, quantised)
+    return candidates
 
 
 @torch.inference_mode()
-def measure(bundle: Bundle, parts: Path, runs: int, threads: int) -> list[dict[str, Any]]:
+def measure(
+    bundle: Bundle, parts: Path, quantised: Bundle | None, runs: int, threads: int
+) -> list[dict[str, Any]]:
     """One row per candidate: median milliseconds, times faster, largest relative difference."""
-    candidates = make_candidates(bundle, parts, threads)
+    candidates = make_candidates(bundle, parts, quantised, threads)
     logits = {name: run() for name, run in candidates.items()}  # warms up, too
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(runs):
@@ -154,6 +164,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bundle", type=Path, help="of a preset, exported already")
+    parser.add_argument("--int8", type=Path, help="a quantised bundle of the same preset")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -164,8 +175,11 @@ def main() -> None:
         expanded = expand_ss2d(onnx.load(bundle.file("image.onnx")))
         parts.write_bytes(expanded.SerializeToString())
         del expanded
-        rows = measure(bundle, parts, args.runs, args.threads)
+        quantised = Bundle.open(args.int8) if args.int8 else None
+        rows = measure(bundle, parts, quantised, args.runs, args.threads)
         files = {FUSED: bundle.file("image.onnx"), PARTS: parts}
+        if quantised is not None:
+            files[QUANTISED] = quantised.file("image.onnx")
         peaks = {name: peak_gigabytes(path, args.threads) for name, path in files.items()}
     if args.json:
         print(json.dumps({"export": cost, "rows": rows, "peak_gigabytes": peaks}))
