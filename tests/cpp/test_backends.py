@@ -155,10 +155,11 @@ def test_engines(machine: Machine, add_engine: Callable[..., Path]) -> None:
 def test_engines_under_sanitizers(
     sanitizer: str,
     make_machine: Callable[..., Machine],
-    sanitized_library: Callable[[str], Path],
+    sanitized: Callable[[str], Path],
     add_engine: Callable[..., Path],
 ) -> None:
-    machine = make_machine(sanitized_library(sanitizer), "-g", f"-fsanitize={sanitizer}")
+    library = sanitized(sanitizer) / "libtfanet_runtime.so"
+    machine = make_machine(library, "-g", f"-fsanitize={sanitizer}")
     output = machine.run(
         machine.test,
         add_engine(),
