@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,29 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from map_scans import options_with
 from onnx import TensorProto, helper
+from other_runtimes import run_in_lowest
 
-from tfanet.errors import MissingDependencyError
-from tfanet.plugins import ort_library_path
 from tfanet.plugins.function_body import attach
 
-LOWEST = Path(__file__).resolve().parents[2] / "build" / "ort-lowest"
 OPTIONAL = ((), ("D",), ("D", "delta_bias"), ("D", "delta_bias", "z"), ("delta_bias",), ("z",))
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    try:
-        return ort_library_path()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-def options_with(library: Path) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 2, 4
-    options.register_custom_ops_library(str(library))
-    return options
 
 
 def test_links_and_exports_the_least(library: Path) -> None:
@@ -186,48 +168,14 @@ def test_concurrent_runs_agree(onnx_scans: Any, library: Path) -> None:
     assert all((r == results[0]).all() for r in results)
 
 
-RUN_LOWEST = """
-import sys
-import numpy as np
-import onnxruntime
-
-folder, library = sys.argv[1:]
-feeds = dict(np.load(folder + "/feeds.npz"))
-for name in ("sequential", "parallel", "none"):
-    for registered in (True, False):
-        if name == "none" and not registered:
-            continue
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if registered:
-            options.register_custom_ops_library(library)
-        session = onnxruntime.InferenceSession(f"{folder}/{name}.onnx", options)
-        np.save(f"{folder}/{name}-{registered}.npy", session.run(None, feeds)[0])
-print(onnxruntime.__version__)
-"""
-
-
 @pytest.mark.parametrize("opset", [18, 20])
 def test_lowest_supported_runtime(
     onnx_scans: Any, library: Path, tmp_path: Path, opset: int
 ) -> None:
-    if not (LOWEST / "onnxruntime").is_dir():
-        pytest.skip("the lowest supported ONNX Runtime is not installed: run `make ort-lowest`")
     scan = onnx_scans.Scan(length=200, states=2, optional=("D", "delta_bias", "z"))
     case = onnx_scans.chain(scan, onnx_scans.Scan(length=200), opset=opset)
-    np.savez(tmp_path / "feeds.npz", **case.feeds)
-    for kind in ("sequential", "parallel", "none"):
-        onnx.save(attach(case.model, kind), tmp_path / f"{kind}.onnx")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_LOWEST, tmp_path, library],
-        env={**os.environ, "PYTHONPATH": str(LOWEST)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1.20.")
-    results = sorted(tmp_path.glob("*.npy"))
+    models = {kind: attach(case.model, kind) for kind in ("sequential", "parallel", "none")}
+    results = run_in_lowest(models, case.feeds, library, tmp_path)
     assert len(results) == 5
-    for path in results:
-        assert onnx_scans.error(np.load(path), case.expected) < 1e-6
+    for result in results:
+        assert onnx_scans.error(result, case.expected) < 1e-6

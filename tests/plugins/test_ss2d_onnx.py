@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +11,23 @@ import onnx.inliner
 import onnxruntime
 import pytest
 import torch
+from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, options_with, run
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from other_runtimes import build_in_tensorrt_rtx, needs_tensorrt_rtx, run_in_lowest
 
-from tfanet.errors import InputError, MissingDependencyError
+from tfanet.errors import InputError
 from tfanet.plugins import (
     attach,
     custom_translation_table,
     expand_ss2d,
-    ort_library_path,
     ss2d,
-    ss2d_ref,
 )
 from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
 from tfanet.plugins.tensorrt_plugin import plugin_graph
 
-LOWEST = Path(__file__).resolve().parents[2] / "build" / "ort-lowest"
-NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    try:
-        return ort_library_path()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-def arrays(
-    batch: int = 2, inner: int = 8, height: int = 6, width: int = 5, rank: int = 3, states: int = 1
-) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(inner + states)
-    values = (
-        rng.standard_normal((batch, inner, height, width)),
-        rng.standard_normal((4, rank + 2 * states, inner)) * inner**-0.5,
-        rng.standard_normal((4, inner, rank)) * rank**-0.5,
-        rng.standard_normal((4, inner)) - 2,
-        -rng.uniform(0.1, 8, (4 * inner, states)),
-        rng.standard_normal(4 * inner),
-    )
-    return {name: value.astype(np.float32) for name, value in zip(NAMES, values, strict=True)}
-
 
 def make_model(
-    x: dict[str, np.ndarray], constant: bool = True, opset: int = 20, open_size: bool = False
+    x: Arrays, constant: bool = True, opset: int = 20, open_size: bool = False
 ) -> ModelProto:
     """u -> SS2D -> y; weights are constants, or inputs beside u."""
     inner, height, width = x["u"].shape[1:]
@@ -67,38 +37,8 @@ def make_model(
     weights = [numpy_helper.from_array(x[name], name) for name in NAMES[1:]]
     if not constant:
         inputs += [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights]
-    output = helper.make_tensor_value_info("y", elem, shape)
     node = helper.make_node("SS2D", NAMES, ["y"], name="block/ss2d", domain="tfanet")
-    graph = helper.make_graph([node], "g", inputs, [output], weights if constant else [])
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("tfanet", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def expected(x: dict[str, np.ndarray]) -> np.ndarray:
-    return ss2d_ref(*(torch.from_numpy(x[name]) for name in NAMES)).numpy()
-
-
-def error(result: np.ndarray, reference: np.ndarray) -> float:
-    assert result.shape == reference.shape
-    return float(np.abs(result - reference).max() / np.abs(reference).max())
-
-
-def options_with(library: Path | None) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 2, 4
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return options
-
-
-def run(model: ModelProto, x: dict[str, np.ndarray], library: Path | None) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options_with(library))
-    return session.run(None, {i.name: x[i.name] for i in session.get_inputs()})[0]
-
-
-def check(model: ModelProto) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    return model_of(node, inputs, weights if constant else (), opset)
 
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel"])
@@ -335,71 +275,17 @@ def test_export_writes_one_node(library: Path) -> None:
 
 
 def test_lowest_supported_runtime(library: Path, tmp_path: Path) -> None:
-    if not (LOWEST / "onnxruntime").is_dir():
-        pytest.skip("the lowest supported ONNX Runtime is not installed: run `make ort-lowest`")
-    code = """
-import sys
-import numpy as np
-import onnxruntime
-folder, library = sys.argv[1:]
-for kind in ("sequential", "parallel"):
-    for registered in (True, False):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if registered:
-            options.register_custom_ops_library(library)
-        session = onnxruntime.InferenceSession(f"{folder}/{kind}.onnx", options)
-        result = session.run(None, {"u": np.load(folder + "/u.npy")})[0]
-        np.save(f"{folder}/{kind}-{registered}-result.npy", result)
-print(onnxruntime.__version__)
-"""
     x = arrays(2, 24, 9, 12, 4, 2)
-    np.save(tmp_path / "u.npy", x["u"])
-    for kind in ("sequential", "parallel"):
-        onnx.save(attach(make_model(x), kind), tmp_path / f"{kind}.onnx")
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path, library],
-        env={**os.environ, "PYTHONPATH": str(LOWEST)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1.20.")
-    results = sorted(tmp_path.glob("*-result.npy"))
+    models = {kind: attach(make_model(x), kind) for kind in ("sequential", "parallel")}
+    results = run_in_lowest(models, {"u": x["u"]}, library, tmp_path)
     assert len(results) == 4
-    for path in results:
-        assert error(np.load(path), expected(x)) < 1e-6
+    for result in results:
+        assert error(result, expected(x)) < 1e-6
 
 
-BUILD = """
-import sys
-import tensorrt_rtx as trt
-logger = trt.Logger(trt.Logger.ERROR)
-builder = trt.Builder(logger)
-network = builder.create_network()
-parser = trt.OnnxParser(network, logger)
-if not parser.parse(open(sys.argv[1], "rb").read()):
-    sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
-config = builder.create_builder_config()
-profile = builder.create_optimization_profile()
-profile.set_shape("u", *[(n, *network.get_input(0).shape[1:]) for n in (1, 2, 4)])
-config.add_optimization_profile(profile)
-engine = builder.build_serialized_network(network, config)
-print(0 if engine is None else engine.nbytes)
-"""
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13",
-)
+@needs_tensorrt_rtx
 @pytest.mark.parametrize("form", ["function", "expanded"])
 def test_tensorrt_rtx_builds_it(tmp_path: Path, form: str) -> None:
     model = attach(make_model(arrays(2, 16, 15, 15, 4)), "parallel")
-    path = tmp_path / "model.onnx"
-    onnx.save(model if form == "function" else attach_by_length(model), path)
-    command = [sys.executable, "-c", BUILD, path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) > 10_000
+    changed = model if form == "function" else attach_by_length(model)
+    assert build_in_tensorrt_rtx(changed, tmp_path) > 10_000

@@ -7,45 +7,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, run
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tfanet.errors import MissingDependencyError
-from tfanet.plugins import attach, expand_ss2d, ort_library_path, ss2d_ref
+from tfanet.plugins import attach, expand_ss2d
 from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
 
-NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 INPUTS = ("u", "rows", "dt_weight", "dt_bias", "A", "D")
-Arrays = dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    try:
-        return ort_library_path()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-def arrays(
-    batch: int = 2, inner: int = 8, height: int = 6, width: int = 5, rank: int = 3, states: int = 1
-) -> Arrays:
-    """Operands of SS2D, and in "rows" what the projection of u gives, in float64."""
-    rng = np.random.default_rng([batch, inner, height, width, rank, states])
-    values = (
-        rng.standard_normal((batch, inner, height, width)),
-        rng.standard_normal((4, rank + 2 * states, inner)) * inner**-0.5,
-        rng.standard_normal((4, inner, rank)) * rank**-0.5,
-        rng.standard_normal((4, inner)) - 2,
-        -rng.uniform(0.1, 8, (4 * inner, states)),
-        rng.standard_normal(4 * inner),
-    )
-    x = dict(zip(NAMES, (value.astype(np.float32) for value in values), strict=True))
+def with_rows(x: Arrays) -> Arrays:
+    """The operands, and in "rows" what the projection of u gives, in float64."""
     rows = np.einsum("kre,behw->bkrhw", *(x[n].astype(float) for n in ("x_proj_weight", "u")))
+    batch, _, height, width = x["u"].shape
     return {**x, "rows": rows.reshape(batch, -1, height, width)}
 
 
@@ -56,54 +33,21 @@ def operands(x: Arrays, weights: Any = np.float32) -> Arrays:
     return {name: v if name == "u" else v.astype(weights) for name, v in shaped.items()}
 
 
+def value(name: str, x: np.ndarray) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+
+
 def whole(x: Arrays) -> ModelProto:
-    """u -> SS2D -> y with constant weights, or with weights that are inputs."""
+    """u -> SS2D -> y with constant weights."""
     node = helper.make_node("SS2D", NAMES, ["y"], name="block/ss2d", domain="tfanet")
     weights = [numpy_helper.from_array(x[name], name) for name in NAMES[1:]]
-    return model_of([node], {"u": x["u"]}, weights)
+    return model_of(node, [value("u", x["u"])], weights)
 
 
 def scan_only(x: Arrays) -> ModelProto:
     """All operands are inputs."""
     node = helper.make_node("SS2DScan", INPUTS, ["y"], name="block/ss2d.scan", domain="tfanet")
-    return model_of([node], x, [])
-
-
-def model_of(
-    nodes: list[onnx.NodeProto], inputs: Arrays, weights: list[TensorProto], opset: int = 20
-) -> ModelProto:
-    values = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for n, v in inputs.items()
-    ]
-    output = helper.make_tensor_value_info("y", values[0].type.tensor_type.elem_type, None)
-    output.type.tensor_type.shape.CopyFrom(values[0].type.tensor_type.shape)
-    graph = helper.make_graph(nodes, "g", values, [output], weights)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("tfanet", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def run(model: ModelProto, x: Arrays, library: Path | None) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 2, 4
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return session.run(None, {i.name: x[i.name] for i in session.get_inputs()})[0]
-
-
-def expected(x: Arrays) -> np.ndarray:
-    return ss2d_ref(*(torch.from_numpy(x[name]) for name in NAMES)).numpy()
-
-
-def error(result: np.ndarray, reference: np.ndarray) -> float:
-    assert result.shape == reference.shape
-    return float(np.abs(result - reference).max() / np.abs(reference).max())
-
-
-def check(model: ModelProto) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    return model_of(node, [value(name, x[name]) for name in INPUTS])
 
 
 @settings(max_examples=25, deadline=None)
@@ -114,7 +58,7 @@ def check(model: ModelProto) -> None:
     )
 )  # fmt: skip
 def test_given_rows_the_kernel_scans_them(library: Path, sizes: tuple[int, ...]) -> None:
-    x = arrays(*sizes)
+    x = with_rows(arrays(*sizes))
     given_rows = operands(x)
     assert error(run(scan_only(given_rows), given_rows, library), expected(x)) < 2e-6
 
@@ -123,9 +67,7 @@ def test_given_rows_the_kernel_scans_them(library: Path, sizes: tuple[int, ...])
 def test_other_types(library: Path, dtype: Any) -> None:
     x = arrays(2, 19, 7, 9, 3, 2)
     x["u"] = x["u"].astype(dtype)
-    x["rows"] = np.einsum("kre,behw->bkrhw", x["x_proj_weight"], x["u"].astype(float)).reshape(
-        x["rows"].shape
-    )
+    x = with_rows(x)
     weights = np.float64 if dtype == np.float64 else np.float32
     if dtype == np.float64:
         x = {name: value.astype(dtype) for name, value in x.items()}
@@ -200,7 +142,7 @@ def test_delta_weights_in_8_bits_stay_next_to_their_product(library: Path, share
     ],
 )
 def test_the_schema_names_what_is_wrong(name: str, shape: tuple[int, ...], message: str) -> None:
-    x = {**operands(arrays()), name: np.ones(shape, np.float32)}
+    x = {**operands(with_rows(arrays())), name: np.ones(shape, np.float32)}
     with pytest.raises(onnx.shape_inference.InferenceError, match=f"SS2DScan: {message}"):
         check(scan_only(x))
 
@@ -218,7 +160,7 @@ def test_the_operator_names_what_is_wrong(
     library: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     """In a model that declares no shapes, so that only the operator can see the mistake."""
-    x = operands(arrays())
+    x = operands(with_rows(arrays()))
     model = scan_only(x)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.ClearField("shape")
