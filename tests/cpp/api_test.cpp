@@ -11,33 +11,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "checks.hpp"
 #include "tfanet.hpp"
 
 namespace {
 
-void check(bool condition, const char* text, int line) {
-  if (condition) return;
-  std::cerr << __FILE__ << ":" << line << ": not so: " << text << "\n";
-  std::exit(1);
-}
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
-
 static_assert(!std::is_copy_constructible_v<tfanet::Runtime>);
 static_assert(std::is_nothrow_move_constructible_v<tfanet::Runtime>);
 static_assert(std::is_nothrow_move_constructible_v<tfanet::Sentence>);
-
-template <typename Call>
-void throws(tfanet_status status, const std::string& part, Call call, int line) {
-  try {
-    call();
-  } catch (const tfanet::Exception& error) {
-    check(error.status() == status, error.what(), line);
-    check(std::string(error.what()).find(part) != std::string::npos, error.what(), line);
-    return;
-  }
-  check(false, "nothing was thrown", line);
-}
-#define THROWS(status, part, ...) throws(status, part, [&] { __VA_ARGS__; }, __LINE__)
 
 std::vector<uint8_t> noise(size_t size) {
   std::vector<uint8_t> bytes(size);

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "checks.hpp"
 #include "cuda_standin.h"
 #include "tfanet.hpp"
 
@@ -23,26 +24,6 @@ namespace {
 
 constexpr size_t kPlane = 32 * 48, kPicture = 3 * kPlane;
 constexpr size_t kBlocks = 2 * 5;  // of a context: for five tensors, here and on the device
-
-void check(bool condition, const char* text, int line) {
-  if (condition) return;
-  std::cerr << __FILE__ << ":" << line << ": not so: " << text << std::endl;
-  std::exit(1);
-}
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
-
-template <typename Call>
-void throws(tfanet_status status, const std::string& part, Call call, int line) {
-  try {
-    call();
-  } catch (const tfanet::Exception& error) {
-    check(error.status() == status, error.what(), line);
-    check(std::string(error.what()).find(part) != std::string::npos, error.what(), line);
-    return;
-  }
-  check(false, "nothing was thrown", line);
-}
-#define THROWS(status, part, ...) throws(status, part, [&] { __VA_ARGS__; }, __LINE__)
 
 using Numbers = std::vector<float>;
 

@@ -80,11 +80,6 @@ int answer(const Call& call) {
 }  // namespace
 
 int main() {
-  for (Call call; emulator::read_all(&call, sizeof call);) {
-    const int status = call.io == 0   ? answer<float>(call)
-                       : call.io == 1 ? answer<tfanet::Half>(call)
-                                      : answer<tfanet::BFloat16>(call);
-    if (status != 0) return status;
-  }
-  return 0;
+  return emulator::serve<Call>(
+      [](const Call& call, auto type) { return answer<decltype(type)>(call); });
 }

@@ -185,6 +185,19 @@ inline void run_grid(int64_t blocks, Dim size, int64_t seed, const std::function
 
 inline bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
 
+// Answers the calls on the standard input until it ends or one fails; `answer(call, T())` writes y
+// in the type T that `call.io` stands for.
+template <class Call, class Answer>
+int serve(Answer answer) {
+  for (Call call; read_all(&call, sizeof call);) {
+    const int status = call.io == 0   ? answer(call, float())
+                       : call.io == 1 ? answer(call, tfanet::Half())
+                                      : answer(call, tfanet::BFloat16());
+    if (status != 0) return status;
+  }
+  return 0;
+}
+
 // Memory of exactly `bytes` from `offset` bytes past a 16-byte boundary on: a sanitizer sees what
 // is touched outside. The skipped bytes, and y before it is written, are NaN in every type.
 struct Buffer {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emulation import build_emulator, emulate, raw
 from torch import Tensor
 
 from tfanet.errors import InputError
 from tfanet.plugins import cuda, scan, selective_scan_ref
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "plugins" / "csrc" / "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "y")
 WEIGHTS = ("A", "D", "delta_bias")
@@ -53,6 +51,10 @@ class Call:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.io]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.batch, self.dim, self.length
 
     def launched(self) -> Call:
         """With the block that a GPU would run."""
@@ -94,37 +96,9 @@ class Call:
         return numbers.tobytes() + b"".join(raw(x[n]) for n in OPERANDS if n in x)
 
 
-def raw(x: Tensor) -> bytes:
-    return x.contiguous().view(torch.uint8).numpy().tobytes()
-
-
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel compiled for the host, with sanitizers for memory and undefined behaviour."""
-    program = tmp_path_factory.mktemp("emulator") / "emulator"
-    command = ["g++", "-std=c++17", "-O1", "-fsanitize=address,undefined"]
-    command += ["-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-unknown-pragmas", f"-I{SOURCES}", f"-I{Path(__file__).parent}"]
-    command += [str(Path(__file__).with_name("cuda_emulator.cpp")), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
-
-
-def emulate(
-    program: Path, calls: list[Call], operands: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
-    """y (batch, dim, length) of each call, from its own operands or from those given."""
-    message = b"".join(call.message(operands) for call in calls)
-    done = subprocess.run([program], input=message, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[:4000]
-    results, position = [], 0
-    for call in calls:
-        size = call.batch * call.dim * call.length * call.dtype.itemsize
-        data = bytearray(done.stdout[position : position + size])
-        results.append(torch.frombuffer(data, dtype=call.dtype).view(call.batch, call.dim, -1))
-        position += size
-    assert position == len(done.stdout)
-    return results
+    return build_emulator("cuda_emulator.cpp", tmp_path_factory.mktemp("emulator"))
 
 
 def oracle(x: Mapping[str, Tensor], softplus: bool) -> Tensor:

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emulation import SOURCES, build_emulator, emulate, raw
 from torch import Tensor
 
 from tfanet.errors import InputError
 from tfanet.plugins import cuda, cuda_ss2d, scan2d, ss2d
 from tfanet.plugins.reference import ss2d_ref
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "plugins" / "csrc" / "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPERANDS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
@@ -75,37 +74,12 @@ class Call:
     def message(self, operands: Mapping[str, Tensor] | None = None) -> bytes:
         x = self.operands() if operands is None else operands
         numbers = np.array([*list(vars(self).values())[:11], *self.offset], np.int64)
-        values = [x[name].contiguous().view(torch.uint8).numpy().tobytes() for name in OPERANDS]
-        return numbers.tobytes() + b"".join(values)
+        return numbers.tobytes() + b"".join(raw(x[name]) for name in OPERANDS)
 
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels compiled for the host, with sanitizers for memory and undefined behaviour."""
-    program = tmp_path_factory.mktemp("emulator") / "emulator"
-    command = ["g++", "-std=c++17", "-O1", "-fsanitize=address,undefined"]
-    command += ["-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-unknown-pragmas", f"-I{SOURCES}", f"-I{Path(__file__).parent}"]
-    command += [str(Path(__file__).with_name("cuda_map_emulator.cpp")), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
-
-
-def emulate(
-    program: Path, calls: list[Call], operands: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
-    """y (batch, E, H, W) of each call, from its own operands or from those given."""
-    message = b"".join(call.message(operands) for call in calls)
-    done = subprocess.run([program], input=message, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[:4000]
-    results, position = [], 0
-    for call in calls:
-        size = int(np.prod(call.shape)) * call.dtype.itemsize
-        data = bytearray(done.stdout[position : position + size])
-        results.append(torch.frombuffer(data, dtype=call.dtype).view(call.shape))
-        position += size
-    assert position == len(done.stdout)
-    return results
+    return build_emulator("cuda_map_emulator.cpp", tmp_path_factory.mktemp("emulator"))
 
 
 def check(call: Call, y: Tensor, tolerance: float = 3e-6) -> None:
