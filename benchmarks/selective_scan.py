@@ -44,20 +44,13 @@ Shape = tuple[int, int, int, int]
 INPUTS = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
 
-def preset_shapes(name: str) -> list[Shape]:
-    """Scan shapes of a preset at its own picture size, largest first."""
+def record_calls(name: str, note: Callable[[Any, tuple[Any, ...]], None]) -> None:
+    """Shows every operator of a preset at its own picture size, and its arguments, without data."""
     from torch.utils._python_dispatch import TorchDispatchMode
-
-    found: set[Shape] = set()
 
     class Record(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.tfanet.selective_scan.default:
-                u, B = args[0], args[3]
-                found.add((B.shape[1], u.shape[1] // B.shape[1], B.shape[2], u.shape[2]))
-            if func is torch.ops.tfanet.ss2d.default:  # four scans in one
-                u, A = args[0], args[4]
-                found.add((4, u.shape[1], A.shape[1], u.shape[2] * u.shape[3]))
+            note(func, args)
             return func(*args, **(kwargs or {}))
 
     config = preset(name)
@@ -65,6 +58,21 @@ def preset_shapes(name: str) -> list[Shape]:
         ids = torch.zeros(1, config.text_length, dtype=torch.long)
         image, mask = torch.zeros(1, 3, *config.image_size), torch.ones(1, config.text_length)
         TFANet(config).eval()(image, ids, mask)
+
+
+def preset_shapes(name: str) -> list[Shape]:
+    """Scan shapes of a preset at its own picture size, largest first."""
+    found: set[Shape] = set()
+
+    def note(func: Any, args: tuple[Any, ...]) -> None:
+        if func is torch.ops.tfanet.selective_scan.default:
+            u, B = args[0], args[3]
+            found.add((B.shape[1], u.shape[1] // B.shape[1], B.shape[2], u.shape[2]))
+        if func is torch.ops.tfanet.ss2d.default:  # four scans in one
+            u, A = args[0], args[4]
+            found.add((4, u.shape[1], A.shape[1], u.shape[2] * u.shape[3]))
+
+    record_calls(name, note)
     return sorted(found, key=lambda s: -s[0] * s[1] * s[3])
 
 

@@ -29,10 +29,9 @@ import numpy as np
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from selective_scan import record_calls
 from torch import Tensor
 
-from tfanet.config import preset
-from tfanet.model import TFANet
 from tfanet.plugins import (
     attach,
     expand_ss2d,
@@ -53,22 +52,14 @@ BASELINES = ("parts", "eager")
 
 def preset_shapes(name: str) -> list[Shape]:
     """2-D scans of a preset at its own picture size, in the order of the first call."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     found: dict[Shape, None] = {}
 
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.tfanet.ss2d.default:
-                u, dt_weight, A = args[0], args[2], args[4]
-                found[(*u.shape[1:], dt_weight.shape[2], A.shape[1])] = None
-            return func(*args, **(kwargs or {}))
+    def note(func: Any, args: tuple[Any, ...]) -> None:
+        if func is torch.ops.tfanet.ss2d.default:
+            u, dt_weight, A = args[0], args[2], args[4]
+            found[(*u.shape[1:], dt_weight.shape[2], A.shape[1])] = None
 
-    config = preset(name)
-    with torch.device("meta"), torch.no_grad(), Record():
-        ids = torch.zeros(1, config.text_length, dtype=torch.long)
-        image, mask = torch.zeros(1, 3, *config.image_size), torch.ones(1, config.text_length)
-        TFANet(config).eval()(image, ids, mask)
+    record_calls(name, note)
     return list(found)
 
 

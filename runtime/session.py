@@ -9,7 +9,7 @@ from tfanet.errors import InputError, MissingDependencyError
 
 __all__ = ["Shapes", "check_interface", "open_session"]
 
-_OPERATORS = ("SelectiveScan", "SS2DScan", "SS2D")
+_OPERATORS = ("SelectiveScan", "SS2DScan", "SS2D")  # no name before a longer one that it begins
 Shapes = dict[str, tuple[int | None, ...]]  # None: any size
 
 
