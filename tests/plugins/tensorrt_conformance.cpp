@@ -472,23 +472,7 @@ void run_cases(const char* cases, const char* results) {
     Resources resources;
     Plugin plugin(restored.runtime->attachToContext(&resources));
     CHECK(plugin.runtime->onShapeChange(list.data(), count, list.data() + count, 1) == 0);
-    std::vector<std::unique_ptr<Memory>> memory;
-    std::vector<const void*> pointers;
-    for (const PluginTensorDesc& desc : list) {
-      const std::size_t bytes = bytes_of(desc);
-      memory.push_back(std::make_unique<Memory>(bytes));
-      if (static_cast<int>(memory.size()) > count) break;
-      std::vector<char> buffer(bytes);
-      CHECK(static_cast<bool>(in.read(buffer.data(), static_cast<std::streamsize>(bytes))));
-      memory.back()->put(buffer.data(), bytes);
-      pointers.push_back(memory.back()->data);
-    }
-    void* const outputs[] = {memory.back()->data};
-    CHECK(plugin.runtime->enqueue(list.data(), list.data() + count, pointers.data(), outputs,
-                                  nullptr, nullptr) == 0);
-    std::vector<char> y(bytes_of(list.back()));
-    memory.back()->take(y.data(), y.size());
-    out.write(y.data(), static_cast<std::streamsize>(y.size()));
+    run_case(plugin, list, nullptr, in, out);
   }
 }
 

@@ -216,6 +216,31 @@ std::size_t bytes_of(const PluginTensorDesc& desc) {
   return bytes;
 }
 
+// Runs a plugin on operands that `in` holds one behind the other, and adds its one result to `out`.
+// `list` describes the inputs, and then the output.
+template <class Plugin, class List>
+void run_case(Plugin& plugin, const List& list, void* workspace, std::istream& in,
+              std::ostream& out) {
+  const auto inputs = list.size() - 1;
+  std::vector<std::unique_ptr<Memory>> memory;
+  std::vector<const void*> pointers;
+  for (const PluginTensorDesc& desc : list) {
+    const std::size_t bytes = bytes_of(desc);
+    memory.push_back(std::make_unique<Memory>(bytes));
+    if (memory.size() > inputs) break;
+    std::vector<char> buffer(bytes);
+    CHECK(static_cast<bool>(in.read(buffer.data(), static_cast<std::streamsize>(bytes))));
+    memory.back()->put(buffer.data(), bytes);
+    pointers.push_back(memory.back()->data);
+  }
+  void* const outputs[] = {memory.back()->data};
+  CHECK(plugin.runtime->enqueue(list.data(), list.data() + inputs, pointers.data(), outputs,
+                                workspace, nullptr) == 0);
+  std::vector<char> y(bytes_of(list.back()));
+  memory.back()->take(y.data(), y.size());
+  out.write(y.data(), static_cast<std::streamsize>(y.size()));
+}
+
 }  // namespace
 
 #endif
