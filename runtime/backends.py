@@ -141,6 +141,7 @@ def _engine(bundle: Bundle, record: Mapping[str, Any], options: Options) -> Runn
         return EngineGraph(
             bundle.file(name),
             record,
+            plan=bundle.read(name),
             device=options.device,
             host_code=record["name"] in options.host_code,
             cache=_cache_path(bundle, name, device),
@@ -166,10 +167,16 @@ def _cache_path(bundle: Bundle, name: str, device: Device) -> Path:
 
 def _onnxruntime(bundle: Bundle, backend: str, provider: str, options: Options) -> Running:
     library = options.op_library
-    text, image = (
-        open_session(bundle.file(name), library, options.threads, provider, options.device)
-        for name in GRAPHS
-    )
+
+    def load(name: str) -> Any:
+        place = (provider, options.device)
+        session = open_session(
+            bundle.file(name), library, options.threads, *place, bundle.read(name)
+        )
+        bundle.release(name)  # of 1 GB graphs, one lies in memory at a time
+        return session
+
+    text, image = map(load, GRAPHS)
     return Running(
         backend,
         text,

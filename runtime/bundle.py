@@ -1,7 +1,14 @@
 """The bundle: a directory with a manifest, two ONNX graphs and a tokenizer, and every check on it.
 
 `export` writes what `Manifest` describes; every runtime opens a bundle through `Bundle.open`, which
-trusts nothing in it: sizes and SHA-256 of all files are compared before one of them is used.
+trusts nothing in it: sizes and SHA-256 of all files are compared before one of them is used, and
+what is used are the bytes that were compared, never the file read a second time.
+
+The digest of a bundle is the SHA-256 of the bytes of manifest.json, as 64 hexadecimal digits. The
+manifest lists the SHA-256 of every other file, so this one number stands for the whole bundle. The
+manifest is written in one canonical form (sorted keys, two spaces, ASCII, nothing that depends on
+the time), and its bytes are compared, not what they parse to: so no second spelling of a number or
+a key has the same digest, C needs no printer of numbers, and `sha256sum manifest.json` prints it.
 """
 
 from __future__ import annotations
@@ -10,9 +17,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -152,9 +162,9 @@ _ENGINE_FIELDS = {
 
 def _engine(record: Any, path: Path) -> list[str]:
     """The file names of an engine's record, checked."""
-    for field, kind in _ENGINE_FIELDS.items():
-        if not isinstance(record, Mapping) or not isinstance(record.get(field), kind):
-            raise BundleError(f"{path}: an engine has no '{field}': build it again")
+    for name, kind in _ENGINE_FIELDS.items():
+        if not isinstance(record, Mapping) or not isinstance(record.get(name), kind):
+            raise BundleError(f"{path}: an engine has no '{name}': build it again")
     if record["precision"] not in PRECISIONS:
         raise BundleError(f"{path}: an engine has the precision {record['precision']!r:.20}")
     names = list(record["files"].values())
@@ -186,90 +196,184 @@ def _numbers(values: Any, count: int, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its absolute path and its checked manifest."""
+    """An opened bundle: its absolute path, its checked manifest and its digest."""
 
     path: Path
     manifest: Manifest
+    digest: str = ""  # of one that is still being written
+    _held: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        digest: str | None = None,
+        verify: bool = True,
+        hold: Sequence[str] = (),
+    ) -> Bundle:
         """Read and check a bundle.
 
         Args:
-            path: the directory. verify: compare every file's SHA-256 too (default). Without it,
-                still: every file is there, is the bundle's own, of the right size, and no ONNX
-                file keeps tensors in another file.
+            path: the directory. digest: what `tfanet info` printed of the bundle that is meant.
+            verify: compare every file's SHA-256 too (default). Without it, still: every file is
+                there, is the bundle's own, of the right size, and no ONNX file keeps tensors in
+                another file. hold: names of files whose bytes are kept for `read`.
 
         Raises:
-            BundleError: naming the file or field and what to do.
+            InputError: for a digest that is none. BundleError: naming the file or field that is
+                wrong and what to do.
         """
+        if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise InputError(
+                f"digest is {digest!r:.80}: give the 64 hexadecimal digits that `tfanet info` "
+                "prints"
+            )
         root = Path(path)
         if not root.is_dir():
             raise BundleError(f"{root} is not a bundle directory: make one with `tfanet export`")
         root = root.resolve()
-        manifest_path = root / MANIFEST
-        if not manifest_path.is_file():
-            raise BundleError(f"{root} holds no {MANIFEST}: it is not a bundle")
-        _regular_file(root, MANIFEST)
-        size = manifest_path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise BundleError(
-                f"{manifest_path} has {size:,} bytes, the limit is {MAX_MANIFEST_BYTES:,}"
-            )
-        try:
-            data = json.loads(manifest_path.read_bytes(), parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{manifest_path} is not JSON ({error}): export again") from error
-        bundle = cls(root, Manifest.from_dict(data, manifest_path))
-        for name, expected in bundle.manifest.files.items():
-            bundle._verify(name, expected, verify)
+        for last in (False, False, True):
+            content = _read_manifest(root)
+            try:
+                bundle = cls._parsed(root, content, digest)
+                bundle._check_files(verify, hold)
+                break
+            except BundleError:
+                # Where an engine is added in this moment, its new manifest is read.
+                if last or _read_manifest(root) == content:
+                    raise
         return bundle
 
+    @classmethod
+    def _parsed(cls, root: Path, content: bytes, digest: str | None) -> Bundle:
+        found, path = hashlib.sha256(content).hexdigest(), root / MANIFEST
+        if digest is not None and digest.lower() != found:
+            raise BundleError(
+                f"{path} has the digest {found}, expected {digest.lower()}: it is another bundle, "
+                "or it was altered; take the bundle from where you got the digest"
+            )
+        try:
+            data = json.loads(content, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{path} is not JSON ({error}): export again") from error
+        return cls(root, Manifest.from_dict(data, path), found)
+
     def file(self, name: str) -> Path:
-        """Absolute path of one of the bundle's files."""
+        """Absolute path of one of the bundle's files; `read` gives its checked bytes."""
         if name not in self.manifest.files:
             raise BundleError(
                 f"{self.path} holds no {name}: it holds {sorted(self.manifest.files)}"
             )
         return self.path / name
 
-    def _verify(self, name: str, expected: Mapping[str, Any], content: bool) -> None:
-        path = _regular_file(self.path, name)
-        size = path.stat().st_size
-        if size != expected["size"]:
-            raise BundleError(
-                f"{path} has {size:,} bytes, the manifest says {expected['size']!r}: it is "
-                "truncated or altered, copy the bundle again"
-            )
-        if content and sha256(path) != expected["sha256"]:
-            raise BundleError(
-                f"{path} does not match its SHA-256 in the manifest: it was altered or damaged, "
-                "copy the bundle again"
-            )
-        if path.suffix == ".onnx":
-            try:
-                check_self_contained(path)
-            except InputError as error:
-                raise BundleError(str(error)) from error
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the bundle's files, after comparison with the manifest.
+
+        They are those that `open` compared and held, else read now. Raises BundleError where they
+        are not what the manifest says.
+        """
+        self.file(name)
+        if name in self._held:
+            return self._held[name]
+        content = self._verify(name, self.manifest.files[name], True, True)
+        assert content is not None
+        return content
+
+    def release(self, *names: str) -> None:
+        """Let go of bytes that are held: of these files, or of all."""
+        for name in names or tuple(self._held):
+            self._held.pop(name, None)
+
+    def _check_files(self, verify: bool, hold: Sequence[str]) -> None:
+        """Side by side, where there are cores for it; the first that is wrong is reported."""
+
+        def check(item: tuple[str, Mapping[str, Any]]) -> bytes | None:
+            name, facts = item
+            return self._verify(name, facts, verify or name in hold, name in hold)
+
+        files = self.manifest.files
+        with ThreadPoolExecutor(max(1, min(8, len(files)))) as pool:
+            for name, content in zip(files, pool.map(check, files.items()), strict=True):
+                if content is not None:
+                    self._held[name] = content
+
+    def _verify(
+        self, name: str, expected: Mapping[str, Any], compare: bool, hold: bool
+    ) -> bytes | None:
+        """Checks one file; its bytes where they are to be held."""
+        path = self.path / name
+        with _own_file(self.path, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected["size"]:
+                raise BundleError(
+                    f"{path} has {size:,} bytes, the manifest says {expected['size']!r}: it is "
+                    "truncated or altered, copy the bundle again"
+                )
+            content = file.read(size) if hold else None
+            if compare:
+                found = (
+                    hashlib.file_digest(file, "sha256")
+                    if content is None
+                    else hashlib.sha256(content)
+                )
+                if found.hexdigest() != expected["sha256"]:
+                    raise BundleError(
+                        f"{path} does not match its SHA-256 in the manifest: it was altered or "
+                        "damaged, copy the bundle again"
+                    )
+            if path.suffix == ".onnx":
+                try:
+                    check_self_contained(path, file if content is None else content)
+                except InputError as error:
+                    raise BundleError(str(error)) from error
+        return content
+
+
+def _read_manifest(root: Path) -> bytes:
+    path = root / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{root} holds no {MANIFEST}: it is not a bundle")
+    with _own_file(root, MANIFEST) as file:
+        content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            raise BundleError(f"{path} has {size:,} bytes, the limit is {MAX_MANIFEST_BYTES:,}")
+    return content
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _regular_file(root: Path, name: str) -> Path:
-    """The file of a bundle, if it is a plain file of the bundle's own."""
+def _own_file(root: Path, name: str) -> BufferedReader:
+    """A file of a bundle, open, if it is a plain file of the bundle's own."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
         raise BundleError(f"{root}: the file name {name!r} leaves the bundle")
     path = root / name
     try:
-        facts = os.lstat(path)
+        # Looked at before it is opened, for a device must not be opened at all; and again after,
+        # for it may have been exchanged in between.
+        _check_plain(path, os.lstat(path))
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_plain(path, os.fstat(handle))
+            return open(handle, "rb")
+        except BaseException:
+            os.close(handle)
+            raise
     except FileNotFoundError:
         raise BundleError(f"{path} is missing: copy the bundle again, with all its files") from None
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be opened ({error.strerror}): make it readable"
+        ) from error
+
+
+def _check_plain(path: Path, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
         raise BundleError(f"{path} is a link or no regular file: a bundle holds its own files only")
-    return path
 
 
 def sha256(path: Path) -> str:

@@ -117,7 +117,8 @@ class EngineGraph:
     needed, up to `contexts`, beyond which callers wait.
 
     Args:
-        path: the plan, its SHA-256 already compared. record: its entry in the manifest.
+        path: the plan. record: its entry in the manifest. plan: its bytes, where they were read and
+            compared with their SHA-256 already; then `path` is for messages only.
         device: index of the GPU. contexts: largest number of calls that run at the same time.
         host_code: run code for the CPU that the plan may carry; only for plans that you built.
         cache: a file that keeps what TensorRT-RTX compiles at the first run, for the next start.
@@ -132,6 +133,7 @@ class EngineGraph:
         path: Path,
         record: Mapping[str, Any],
         *,
+        plan: bytes | None = None,
         device: int = 0,
         contexts: int = 4,
         host_code: bool = False,
@@ -151,7 +153,7 @@ class EngineGraph:
             if self._logger.errors:  # an object that crashes in use, where the driver is too old
                 raise self._refusal("cannot be loaded")
             runtime.engine_host_code_allowed = host_code
-            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            engine = runtime.deserialize_cuda_engine(plan or path.read_bytes())
         if engine is None:
             raise self._refusal("cannot be loaded")
         self._runtime, self._engine = runtime, engine

@@ -7,7 +7,9 @@ path out of the model's directory, and no version compares what it finds with ou
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 from tfanet.errors import InputError
 
@@ -35,22 +37,26 @@ EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of TensorProto
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
-def check_self_contained(path: Path) -> None:
+def check_self_contained(path: Path, content: bytes | BinaryIO) -> None:
     """Check that all tensors of an ONNX file are in the file itself.
+
+    Args:
+        path: its name, for messages. content: its bytes, or the open file.
 
     Raises:
         InputError: where one lies elsewhere, or the bytes are not an ONNX file.
     """
-    if path.stat().st_size == 0:
+    size = len(content) if isinstance(content, bytes) else os.fstat(content.fileno()).st_size
+    if size == 0:
         raise InputError(f"{path} is empty: it is not an ONNX file, copy the bundle again")
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        try:
-            external = _has_external_data(data)
-        except (ValueError, IndexError):
-            raise InputError(f"{path} is not an ONNX file: copy the bundle again") from None
+    try:
+        if isinstance(content, bytes):
+            external = _has_external_data(content)
+        else:
+            with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                external = _has_external_data(data)
+    except (ValueError, IndexError):
+        raise InputError(f"{path} is not an ONNX file: copy the bundle again") from None
     if external:
         raise InputError(
             f"{path} keeps tensors in another file: a bundle's graphs hold all their weights, "
@@ -58,7 +64,7 @@ def check_self_contained(path: Path) -> None:
         )
 
 
-def _has_external_data(data: mmap.mmap) -> bool:
+def _has_external_data(data: bytes | mmap.mmap) -> bool:
     """Walks the messages that can hold tensors, and steps over the contents of all others."""
     waiting = [("ModelProto", 0, len(data))]
     while waiting:
@@ -87,7 +93,7 @@ def _has_external_data(data: mmap.mmap) -> bool:
     return False
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def _varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
     """A base-128 number and the position behind it."""
     value = shift = 0
     while True:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.backends import Options, open_graphs
-from tfanet.runtime.bundle import Bundle, BundleError
+from tfanet.runtime.bundle import FILES, Bundle, BundleError
 from tfanet.runtime.engine import EngineGraph
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
 from tfanet.runtime.session import Shapes, check_interface
@@ -61,7 +61,8 @@ class Predictor:
     """Runs a bundle on its best backend. One predictor may serve many threads.
 
     Args:
-        bundle: the bundle's directory.
+        bundle: the bundle's directory. digest: of the bundle that is meant, as `tfanet info` prints
+            it: another one, or an altered one, is refused.
         backend: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", or the name of
             one of the bundle's engines; "auto" takes the first of them that can run here, and
             `info()` says which, and why the others were passed over.
@@ -83,6 +84,7 @@ class Predictor:
         self,
         bundle: str | Path,
         *,
+        digest: str | None = None,
         backend: str = "auto",
         threads: int | None = None,
         device: int = 0,
@@ -92,12 +94,17 @@ class Predictor:
     ) -> None:
         if cache_size < 0:
             raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
-        self.bundle = Bundle.open(bundle)
+        self.bundle = Bundle.open(bundle, digest=digest, hold=FILES)
         manifest = self.bundle.manifest
-        self._tokenizer = TextTokenizer(self.bundle.file("tokenizer.json"), manifest.text["length"])
+        self._tokenizer = TextTokenizer(
+            self.bundle.file("tokenizer.json"),
+            manifest.text["length"],
+            self.bundle.read("tokenizer.json"),
+        )
         self._library = _library(op_library)
         options = Options(threads, device, self._library, host_code)
         self._running = open_graphs(self.bundle, backend, options)
+        self.bundle.release()
         self._text, self._image = self._running.text, self._running.image
         self._check()
         self._cache: OrderedDict[str, Sentence] = OrderedDict()
@@ -116,6 +123,7 @@ class Predictor:
             "op_library": None if self._library is None else str(self._library),
             "scan": running.scan,
             "bundle": str(self.bundle.path),
+            "digest": self.bundle.digest,
             "model": self.bundle.manifest.model["preset"],
             "image_size": list(self.bundle.manifest.preprocessing["size"]),
             "text_length": self.bundle.manifest.text["length"],

@@ -19,11 +19,14 @@ def open_session(
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
     device: int = 0,
+    content: bytes | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
     Args:
-        path: the ONNX file. op_library: libtfanet_ort.so, or None to run the function body.
+        path: the ONNX file. content: its bytes, where they were read and checked already; then
+            `path` is for messages only.
+        op_library: libtfanet_ort.so, or None to run the function body.
         threads: of a single run on the CPU; None takes all cores.
         provider: "CPUExecutionProvider", or "CUDAExecutionProvider" on the GPU `device`.
 
@@ -63,16 +66,17 @@ def open_session(
                 f"{op_library} does not load in onnxruntime {onnxruntime.__version__} "
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
+    model = str(path) if content is None else content
     try:
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
         except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph as error:
             if "float8" not in str(error):
                 raise
             # It fuses FP8 Q/DQ nodes as if they were INT8, and then refuses its own graph. As they
             # stand it computes them.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
         message = _first_line(error)
         unknown = [name for name in _OPERATORS if f"tfanet:{name}" in message]

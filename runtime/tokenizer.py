@@ -26,16 +26,20 @@ class TextTokenizer:
     Args:
         path: a tokenizer.json of CLIP's tokenizer.
         length: L, the tokens per sentence, the start and end token included (3 to 77).
+        content: the file's bytes, where they were read already; then `path` is for messages only.
     """
 
     sos_token = "<|startoftext|>"
     eos_token = "<|endoftext|>"
 
-    def __init__(self, path: str | Path, length: int) -> None:
+    def __init__(self, path: str | Path, length: int, content: bytes | None = None) -> None:
         if not 3 <= length <= 77:
             raise InputError(f"the text length is {length}: CLIP has 77 positions, give 3 to 77")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            if content is None:
+                self._tokenizer = Tokenizer.from_file(str(path))
+            else:
+                self._tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception
             raise InputError(f"{path} is not a tokenizer file ({error}): copy it again") from error
         sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tfanet.runtime import Bundle, BundleError
+from tfanet.errors import InputError
+from tfanet.runtime import Bundle, BundleError, Predictor
 
 
 def refused(path: Path, *words: str) -> None:
@@ -114,3 +117,76 @@ def test_a_linked_manifest(bundle, tmp_path):
 def test_unknown_files_are_not_handed_out(bundle):
     with pytest.raises(BundleError, match="holds no secret"):
         Bundle.open(bundle).file("secret")
+
+
+def test_the_digest_is_the_sha256_of_the_manifest(bundle):
+    expected = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert Bundle.open(bundle).digest == expected
+    assert Bundle.open(bundle, digest=expected.upper()).digest == expected
+    assert Predictor(bundle, digest=expected).info()["digest"] == expected
+
+
+def test_a_flipped_byte_of_the_manifest_is_noticed(bundle):
+    """Every byte, where the manifest is one of ours still or not; most flips are, without it."""
+    path = bundle / "manifest.json"
+    content, digest = path.read_bytes(), Bundle.open(bundle).digest
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(BundleError, match=f"manifest.json has the digest .* {digest}"):
+            Bundle.open(bundle, digest=digest)
+    with pytest.raises(BundleError, match="digest"):
+        Predictor(bundle, digest=digest)
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 65, "0" * 64 + "\n"])
+def test_a_digest_that_is_none(bundle, digest):
+    with pytest.raises(InputError, match="give the 64 hexadecimal digits"):
+        Bundle.open(bundle, digest=digest)
+
+
+def test_what_was_compared_is_what_is_loaded(bundle, make_bundle, monkeypatch):
+    """The graph is exchanged between the comparison and the load, at the first chance there is."""
+    from tfanet.runtime import backends
+
+    before = Predictor(bundle)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    expected = before(picture, "red").logits
+    other = make_bundle(scan=True) / "image.onnx"
+
+    def swapped(*args, **kwargs):
+        (bundle / "image.onnx").write_bytes(other.read_bytes())
+        (bundle / "tokenizer.json").write_text("{}")
+        return open_graphs(*args, **kwargs)
+
+    open_graphs = backends.open_graphs
+    monkeypatch.setattr("tfanet.runtime.predictor.open_graphs", swapped)
+    assert np.array_equal(Predictor(bundle)(picture, "red").logits, expected)
+    with pytest.raises(BundleError, match=r"image.onnx has [0-9,]+ bytes"):
+        Predictor(bundle)
+
+
+def test_a_file_read_later_is_compared_again(bundle):
+    opened = Bundle.open(bundle)
+    content = opened.read("image.onnx")
+    assert hashlib.sha256(content).hexdigest() == opened.manifest.files["image.onnx"]["sha256"]
+    (bundle / "image.onnx").write_bytes(content[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"image.onnx does not match its SHA-256"):
+        opened.read("image.onnx")
+
+
+def test_a_bundle_that_changes_while_it_is_opened(bundle, monkeypatch):
+    """The old manifest was read, the file that it lists is gone, a new manifest is there."""
+    check, calls = Bundle._check_files, []
+    text = (bundle / "manifest.json").read_text()
+
+    def slow(self, *args):
+        calls.append(self.digest)
+        if len(calls) == 1:
+            (bundle / "manifest.json").write_text(text + " ")
+            raise BundleError("the engine of the old manifest is missing")
+        check(self, *args)
+
+    monkeypatch.setattr(Bundle, "_check_files", slow)
+    assert Bundle.open(bundle).digest == calls[1] != calls[0]

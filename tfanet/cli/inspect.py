@@ -15,6 +15,7 @@ def add_verbs(verbs: Verbs) -> None:
     what = info.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", help="tfanet-tiny or tfanet-base")
     what.add_argument("--bundle", help="a bundle directory")
+    info.add_argument("--digest", help="of the bundle that is meant: another one is refused")
     info.add_argument("--image-size", type=image_size, help="count for this size instead")
     info.add_argument(
         "--table4", action="store_true", help="the ablation rows beside the paper's Table 4"
@@ -27,8 +28,11 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
     if args.bundle:
         from tfanet.runtime.bundle import Bundle
 
-        manifest = Bundle.open(args.bundle).manifest.to_dict()
-        return manifest, _manifest_text(manifest)
+        bundle = Bundle.open(args.bundle, digest=args.digest)
+        manifest = bundle.manifest.to_dict()
+        return {**manifest, "digest": bundle.digest}, (
+            f"{bundle.path}\ndigest {bundle.digest}\n\n{_manifest_text(manifest)}"
+        )
 
     from tfanet.config import preset
     from tfanet.cost import describe, table4
