@@ -19,7 +19,7 @@ from tfanet.cli.deploy import parity_table
 from tfanet.cli.output import table
 from tfanet.export import export_bundle
 from tfanet.metrics import Metrics
-from tfanet.runtime import Predictor
+from tfanet.runtime import Predictor, load_image
 from tfanet.runtime.overlay import save_mask, save_overlay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def cpp_example(bundle: Path, output: Path) -> str:
     )
     if done.returncode != 0:
         return f"failed: {done.stderr.strip()}"
-    same = np.array_equal(Image.open(mask), Image.open(output / "mask.png"))
+    same = np.array_equal(load_image(mask), load_image(output / "mask.png"))
     return f"{'the same mask' if same else 'ANOTHER MASK'} as in Python"
 
 

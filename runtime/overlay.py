@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from tfanet.runtime.preprocess import ImageError
+
 __all__ = ["overlay", "save_mask", "save_overlay"]
 
 # A tint would not show on an object of its own colour: what lies outside is darkened instead.
@@ -15,8 +17,12 @@ OUTLINE = (255, 220, 0)
 
 
 def save_mask(mask: np.ndarray, path: str | Path) -> None:
-    """Write a mask (H, W) of bools as an 8-bit picture: 255 where it is set, else 0."""
-    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
+    """Write a mask (H, W) of bools as an 8-bit picture: 255 where it is set, else 0.
+
+    Raises:
+        ImageError: where the file cannot be written, or its name ends like no picture's.
+    """
+    _save(Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)), path)
 
 
 def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -30,5 +36,13 @@ def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 def save_overlay(image: Image.Image, mask: np.ndarray, path: str | Path) -> None:
-    """Write `overlay` of an image and its mask as a picture."""
-    overlay(image, mask).save(path)
+    """Write `overlay` of an image and its mask as a picture; raises ImageError if it cannot be."""
+    _save(overlay(image, mask), path)
+
+
+def _save(picture: Image.Image, path: str | Path) -> None:
+    try:
+        picture.save(path)
+    except Exception as error:  # of the file system, an unknown ending, or a format's own limits
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ImageError(f"{path} cannot be written ({cause}): name a .png file") from error

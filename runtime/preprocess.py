@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from tfanet.errors import InputError
 
@@ -18,18 +19,29 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MAX_PIXELS",
+    "MAX_RESIZE_BYTES",
+    "MAX_SIDE",
     "MIN_SIDE",
     "ImageError",
+    "check_resize",
     "image_to_tensor",
     "load_image",
     "logits_to_mask",
+    "open_picture",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_PIXELS = 64_000_000
 MIN_SIDE = 2
+MAX_SIDE = 65_535  # the most that a JPEG can say
+MAX_PIXELS = 64_000_000
+MAX_RESIZE_BYTES = 1 << 30  # of a picture that is resized along its rows only, and of such a mask
+# Told by content, whatever the name: Pillow knows others that start programs (PostScript) or whose
+# decoders few have looked at. A phone's JPEG of several pictures calls itself MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF or PPM"
 
+TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -37,45 +49,64 @@ class ImageError(InputError):
     """A picture that cannot be used: missing, truncated, too small, too large, or of a bad type."""
 
 
-def load_image(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    """Any picture as 8-bit RGB, upright.
-
-    Args:
-        source: a path, a PIL image, or an array: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or
-            uint16. EXIF orientation is honoured; transparency is laid on white; of 16-bit pictures
-            the upper 8 bits are used.
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture file by its header, its size checked, no pixel decoded yet; close it after use.
 
     Raises:
-        ImageError: where it is missing, truncated, below 2 pixels or above 64 megapixels, or not
-            a picture. The size is read from the header, before any pixel is decoded.
+        ImageError: where it is missing, is none of JPEG, PNG, WebP, BMP, GIF, TIFF and PPM by its
+            content, cannot be read, or is too small or too large.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        _check_size(source.size, "the image")
-        return _decoded(source, "the image")
-    if not isinstance(source, str | Path):
-        raise ImageError(
-            f"the image is a {type(source).__name__}: give a path, a PIL image or a uint8 array"
-        )
-    path = Path(source)
     try:
-        with Image.open(path) as image:
-            _check_size(image.size, str(path))
-            return _decoded(image, str(path))
-    except ImageError:
-        raise
+        image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist: check the path of the picture") from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{path} is not a picture that Pillow can read: save it as PNG or JPEG"
+            f"{path} is not a picture of a kind that is read here: save it as {_FORMAT_NAMES}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels: reduce it first") from None
     except Exception as error:  # of the file system, or of a decoder at a damaged header
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ImageError(f"{path} cannot be read ({cause}): name a picture file") from error
+    try:
+        _check_size(image.size, str(path))
+    except ImageError:
+        image.close()
+        raise
+    return image
+
+
+def load_image(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    """Any picture as 8-bit RGB, upright.
+
+    Args:
+        source: a path, a PIL image, or an array: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or
+            uint16. Files are JPEG, PNG, WebP, BMP, GIF (its first picture), TIFF or PPM, whatever
+            their names. EXIF orientation is honoured; transparency is laid on white; of 16-bit
+            pictures the upper 8 bits are used.
+
+    Raises:
+        ImageError: where it is missing, truncated, above 64 megapixels, a side is below 2 or above
+            65,535 pixels, or it is not such a picture. The size is read from the header, before
+            any pixel is decoded.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        if isinstance(source, ImageFile) and source.format not in (*FORMATS, "MPO"):
+            raise ImageError(
+                f"the image is a {source.format} file: convert it yourself, image.convert('RGB'), "
+                f"if you trust its decoder, or save it as {_FORMAT_NAMES}"
+            )
+        _check_size(source.size, "the image")
+        return _decoded(source, "the image")
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"the image is a {type(source).__name__}: give a path, a PIL image or a uint8 array"
+        )
+    with open_picture(source) as image:
+        return _decoded(image, str(source))
 
 
 def image_to_tensor(
@@ -88,7 +119,11 @@ def image_to_tensor(
 
     The aspect ratio is ignored; the resize is Pillow's bilinear filter on 8-bit pixels, which
     averages over the whole footprint when it reduces. Then (x / 255 - mean) / std per channel.
+
+    Raises:
+        ImageError: where resizing would take more than 1 GiB, see `check_resize`.
     """
+    check_resize((image.height, image.width), size)
     pixels = np.asarray(_resize(image, size))
     scale = (1.0 / (255.0 * np.asarray(std))).astype(np.float32)
     shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
@@ -96,6 +131,28 @@ def image_to_tensor(
     planes *= scale[:, None, None]
     planes -= shift[:, None, None]
     return planes
+
+
+def check_resize(picture: tuple[int, int], model: tuple[int, int]) -> None:
+    """Check what lies between the two steps of a resize, for the picture and for its mask.
+
+    Both are taken along their rows first: the picture then has its own height and the model's
+    width (4 bytes a pixel), the mask the model's height and the picture's width (float32).
+
+    Args:
+        picture, model: sizes (H, W) in pixels.
+
+    Raises:
+        ImageError: where either is above MAX_RESIZE_BYTES.
+    """
+    (height, width), (rows, columns) = picture, model
+    needed = 4 * max(height * columns, rows * width)
+    if needed > MAX_RESIZE_BYTES:
+        raise ImageError(
+            f"the image is {width}x{height} pixels, too long for a model of {columns}x{rows}: "
+            f"resizing it would take {needed:,} bytes, the limit is {MAX_RESIZE_BYTES:,}: reduce "
+            "it first"
+        )
 
 
 def logits_to_mask(
@@ -142,10 +199,27 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise ImageError(
             f"{name} is {width}x{height} pixels, the limit is {MAX_PIXELS:,}: reduce it first"
         )
+    if max(size) > MAX_SIDE:
+        raise ImageError(
+            f"{name} is {width}x{height} pixels, a side may have at most {MAX_SIDE:,}: reduce it "
+            "first"
+        )
+
+
+def _check_tiles(image: Image.Image, name: str) -> None:
+    """A small TIFF may be stored in tiles of any size, each of which is decoded as a whole."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT))
+    if isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is stored in tiles of {width}x{height} pixels, the limit is {MAX_PIXELS:,}: "
+            "save it again"
+        )
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     """Decodes what Pillow has opened so far only by its header."""
+    _check_tiles(image, name)
     try:
         return _to_rgb(image)
     except ImageError:
@@ -160,8 +234,8 @@ def _to_rgb(image: Any) -> Image.Image:
     if image.mode == "F":
         raise ImageError("the image has float pixels of unknown range: save it with 8 or 16 bits")
     if image.mode in _SIXTEEN_BIT:
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+        values = np.asarray(image) >> 8
+        image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

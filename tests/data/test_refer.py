@@ -241,6 +241,16 @@ def test_check_counts_and_warns_with_numbers(small: Files, write_refer: Writer) 
     assert "refcoco val has 4 sentences, published are 10,834 (-10,830)" in report["warnings"]
 
 
+def test_pictures_larger_than_any_that_is_read(small: Files, write_refer: Writer) -> None:
+    refs, instances = small
+    root = write_refer(refs, instances)
+    for size in ((60_000, 60_000), (2, 65_536), (10**400, 1)):
+        instances["images"][0]["height"], instances["images"][0]["width"] = size
+        next(root.glob("*/instances.json")).write_text(json.dumps(instances))
+        with pytest.raises(DataError, match=r"image 9 has size .* 65,535 pixels a side"):
+            check(root)
+
+
 def test_check_looks_at_pictures_and_counts_faults(small: Files, write_refer: Writer) -> None:
     refs, instances = small
     root = write_refer(refs, instances)
@@ -251,7 +261,7 @@ def test_check_looks_at_pictures_and_counts_faults(small: Files, write_refer: Wr
         check(root)
     first.write_bytes(b"not a picture")
     second.unlink()
-    with pytest.raises(DataError, match=r"cannot be read.*\(and 1 more faults\)") as caught:
+    with pytest.raises(DataError, match=r"is not a picture.*\(and 1 more faults\)") as caught:
         check(root)
     assert "\n" not in str(caught.value)
     refs[1]["ref_id"] = 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from tfanet.runtime import ImageError
 from tfanet.runtime.overlay import OUTLINE, save_mask, save_overlay
 
 
@@ -35,3 +37,12 @@ def test_an_empty_mask_has_no_outline(tmp_path):
     assert (
         len(np.unique(np.asarray(Image.open(tmp_path / "overlay.png")).reshape(-1, 3), axis=0)) == 1
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["mask", "mask.doc", "none/mask.png", "\0.png", "x" * 300 + ".png"]
+)
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, name):
+    with pytest.raises(ImageError, match=r"cannot be written .*: name a \.png file") as caught:
+        save_mask(np.zeros((7, 9), bool), tmp_path / name)
+    assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tfanet.runtime.preprocess import ImageError, open_picture
 
 from .refer import ReferFiles
 from .safe_pickle import DataError
@@ -34,12 +34,10 @@ PUBLISHED_COUNTS: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
 
 def _picture_fault(path: Path, width: int, height: int) -> str | None:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             size = picture.size
-    except FileNotFoundError:
-        return f"picture {path} is missing"
-    except (OSError, Image.DecompressionBombError) as error:
-        return f"picture {path} cannot be read: {error}"
+    except ImageError as error:
+        return f"picture {error}"
     if size != (width, height):
         return f"picture {path} is {size[0]}x{size[1]}, instances.json says {width}x{height}"
     return None

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.runtime.preprocess import MAX_PIXELS, MAX_SIDE
+
 from .masks import segmentation_mask
 from .safe_pickle import DataError, load_pickle, read_bytes
 
@@ -195,6 +197,11 @@ class ReferFiles:
         height, width = (_field(image, key, int, here) for key in ("height", "width"))
         if height < 1 or width < 1:
             raise DataError(f"{here} has size {width}x{height}: both must be 1 or more")
+        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+            raise DataError(
+                f"{here} has size {width}x{height}: a picture may have {MAX_SIDE:,} pixels a side "
+                f"and {MAX_PIXELS:,} in all"
+            )
         name = _field(image, "file_name", str, here)
         if Path(name).name != name:
             raise DataError(f"{here}: file_name {name!r:.80} must be a name without folders")
