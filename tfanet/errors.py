@@ -1,17 +1,22 @@
 """The errors that users meet, and the exit code each one gives the command line.
 
-Every message is one line: the offending value, what was expected, what to do next.
+Every message is one plain line: the offending value, what was expected, what to do next.
 """
 
 from __future__ import annotations
 
-__all__ = ["GateError", "InputError", "MissingDependencyError", "TfanetError"]
+import reprlib
+
+__all__ = ["GateError", "InputError", "MissingDependencyError", "TfanetError", "plain", "shown"]
 
 
 class TfanetError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the `tfanet` command returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class InputError(TfanetError, ValueError):
@@ -30,3 +35,17 @@ class MissingDependencyError(TfanetError, RuntimeError):
     """The environment lacks a library, a build or a device (exit code 3)."""
 
     exit_code = 3
+
+
+def plain(text: str) -> str:
+    """One line of characters that a terminal prints: what files hold must not steer it."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def shown(value: object) -> str:
+    """A value for a message: short and on one line, however large or deep it is."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints
+        return f"a huge {type(value).__name__}"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import FUZZ, outcome
 
 from tfanet.data import DataError, load_pickle, loads_pickle
 
@@ -88,6 +92,43 @@ def test_every_cut_is_one_clear_line(keep: int) -> None:
     with pytest.raises(DataError, match=r"refs\.p") as caught:
         loads_pickle(data[:keep] if keep >= 0 else data[:-1], "refs.p")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # the place 2^31 of the memory
+        b"\x80\x02Np2147483647\n.",
+        b"\x80\x02Np" + b"9" * 5000 + b"\n.",
+        b"\x80\x03B\xff\xff\xff\xff.",  # 4 GB of bytes
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b".",
+        b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
+        b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.",  # a frame
+        # 4 kB of text, and 4,000 calls that make bytes of it
+        b"\x80\x02]X\x00\x10\x00\x00"
+        + b"x" * 4096
+        + b"q\x000("
+        + b"c_codecs\nencode\nh\x00\x85R" * 4000
+        + b"e.",
+    ],
+)
+def test_small_pickles_take_little_memory(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"x (is cut short|is refused)"):
+            loads_pickle(data, "x")
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.data())
+@FUZZ
+def test_damaged_pickles_are_data_or_one_clear_line(data: st.DataObject) -> None:
+    whole = bytearray(pickle.dumps(PLAIN, protocol=data.draw(st.integers(0, 5))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    outcome(lambda: loads_pickle(bytes(whole), "x"), DataError)
 
 
 def test_noise_is_refused() -> None:
