@@ -51,7 +51,11 @@ def measure_metrics(
     for index, (item, z) in enumerate(zip(items.items, results, strict=True)):
         true = item.ref.mask()
         height, width = true.shape
-        metrics.update(logits_to_mask(z[0, 0], (height, width), threshold)[0], true)
+        metrics.update(
+            logits_to_mask(z[0, 0], (height, width), threshold)[0],
+            true,
+            no_target=item.ref.no_target,
+        )
         if progress is not None:
             progress(stage, index + 1, len(items.items))
     return metrics.compute()

@@ -14,7 +14,7 @@ import numpy as np
 from tfanet.data.refer import Ref, ReferFiles
 from tfanet.errors import InputError
 from tfanet.runtime.bundle import Bundle
-from tfanet.runtime.preprocess import image_to_tensor, load_image
+from tfanet.runtime.preprocess import MAX_PIXELS, image_to_tensor, load_image
 from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FEW", "CalibrationSet", "Item", "choose", "warn_if_small"]
@@ -98,13 +98,7 @@ def choose(
     if count < 1:
         raise InputError(f"count is {count}: give the number of calibration pictures, 1 or more")
     files = ReferFiles(Path(data), dataset, split_by, images)
-    if split not in files.splits:
-        raise InputError(
-            f"split {split!r} is unknown for {files.dataset} ({files.split_by}): choose from "
-            f"{list(files.splits)}"
-        )
-    indices = (n for n in range(len(files.entries)) if files.split_of(n) == split)
-    items = _items([files.make_ref(n) for n in indices], files)
+    items = _items(files.refs(split), files)
     if not items:
         raise InputError(f"{files.path} has nothing to calibrate with in the split {split!r}")
     chosen = _by_id(items, sent_ids, split) if sent_ids is not None else _draw(items, count, seed)
@@ -138,13 +132,18 @@ def _area(ref: Ref, files: ReferFiles) -> float:
     area = 0.0
     for ann_id, _ in ref.annotations:
         box = files.annotations[ann_id].get("bbox")
-        if isinstance(box, list) and len(box) == 4:
+        if isinstance(box, list) and len(box) == 4 and all(map(_is_side, box)):
             area += float(box[2]) * float(box[3])
     return area / (ref.height * ref.width)
 
 
+def _is_side(value: object) -> bool:
+    """Whether it is a number that a box in a picture may hold."""
+    return isinstance(value, int | float) and abs(value) <= MAX_PIXELS
+
+
 def _category(ref: Ref, files: ReferFiles) -> int:
-    if ref.no_target:
+    if not ref.annotations:
         return -1
     category = files.annotations[ref.annotations[0][0]].get("category_id")
     return category if isinstance(category, int) else -1

@@ -107,12 +107,13 @@ def evaluate(
         logits = segment(path, [sample.sentence for sample in group])
         for sample, logit in zip(group, logits, strict=True):
             true = sample.mask
-            at_picture.update(logits_to_mask(logit, true.shape, threshold)[0], true)
+            mask = logits_to_mask(logit, true.shape, threshold)[0]
+            at_picture.update(mask, true, no_target=sample.ref.no_target)
             height, width = logit.shape
             resized = Image.fromarray(true).resize((width, height), Image.Resampling.NEAREST)
             small = np.asarray(resized)
             if small.any() or sample.ref.no_target:
-                at_model.update(logit > threshold, small)
+                at_model.update(logit > threshold, small, no_target=sample.ref.no_target)
         if progress is not None:
             progress("evaluating", len(at_picture.ious), len(samples))
     return facts | {

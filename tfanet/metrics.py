@@ -32,7 +32,8 @@ def iou(predicted: np.ndarray, true: np.ndarray) -> float:
 class Metrics:
     """mIoU, oIoU and P@X over samples that each have a target.
 
-    mIoU = mean over samples of I/U; oIoU = sum of I / sum of U; P@X = share with I/U > X.
+    mIoU = mean over samples of I/U; oIoU = sum of I / sum of U; P@X = share with I/U >= X, as the
+    field counts it.
     """
 
     def __init__(self) -> None:
@@ -40,13 +41,15 @@ class Metrics:
         self._intersection = 0
         self._union = 0
 
-    def update(self, predicted: np.ndarray, true: np.ndarray) -> float:
+    def update(
+        self, predicted: np.ndarray, true: np.ndarray, *, no_target: bool | None = None
+    ) -> float:
         """Add one sample, two masks of one shape; returns its IoU.
 
-        Raises InputError where the shapes differ or the true mask is empty.
+        Raises InputError where the shapes differ, the true mask is empty or there is no target.
         """
         intersection, union = _overlap(predicted, true)
-        if not true.any():
+        if no_target or not true.any():
             raise InputError("the true mask is empty: use GeneralizedMetrics for no-target data")
         self._intersection += intersection
         self._union += union
@@ -62,11 +65,11 @@ class Metrics:
             "mIoU": 100 * float(ious.mean()),
             "oIoU": 100 * self._intersection / self._union,
         }
-        return result | {f"P@{x}": 100 * float((ious > x).mean()) for x in PRECISION_AT}
+        return result | {f"P@{x}": 100 * float((ious >= x).mean()) for x in PRECISION_AT}
 
 
 class GeneralizedMetrics:
-    """gRefCOCO's gIoU, cIoU, N-acc and T-acc; an empty true mask means "no target".
+    """gRefCOCO's gIoU, cIoU, N-acc and T-acc.
 
     A prediction of fewer than `EMPTY_BELOW` pixels is taken as empty. gIoU counts a right
     no-target as 1 and a wrong one as 0; cIoU = sum of I / sum of U; N-acc = share of no-target
@@ -80,16 +83,22 @@ class GeneralizedMetrics:
         self._right = {False: 0, True: 0}
         self._seen = {False: 0, True: 0}
 
-    def update(self, predicted: np.ndarray, true: np.ndarray) -> float:
-        """Add one sample, two masks of one shape; returns its IoU. Raises InputError on shapes."""
-        has_target = bool(true.any())
+    def update(
+        self, predicted: np.ndarray, true: np.ndarray, *, no_target: bool | None = None
+    ) -> float:
+        """Add one sample, two masks of one shape; returns its IoU. Raises InputError on shapes.
+
+        `no_target` says whether the sentence names nothing; None: where the true mask is empty. A
+        target with an empty mask can't be found: its IoU is 0.
+        """
+        has_target = bool(true.any()) if no_target is None else not no_target
         says_target = int(np.count_nonzero(predicted)) >= EMPTY_BELOW
         intersection, union = _overlap(predicted if says_target else np.zeros_like(true), true)
         self._seen[has_target] += 1
         self._right[has_target] += says_target == has_target
         self._intersection += intersection
         self._union += union
-        self.ious.append(intersection / union if union else 1.0)
+        self.ious.append(intersection / union if union else float(not has_target))
         return self.ious[-1]
 
     def compute(self) -> dict[str, float]:

@@ -28,10 +28,17 @@ def test_mean_overall_and_precision_by_hand() -> None:
     assert precision == [50.0, 50.0, 50.0, 25.0, 25.0]
 
 
-def test_precision_counts_only_above_the_threshold() -> None:
+@pytest.mark.parametrize("percent", [50, 60, 70, 80, 90])
+def test_precision_counts_the_threshold_itself(percent: int) -> None:
+    """As LAVT's and ReLA's evaluations do: IoU >= X."""
     metrics = Metrics()
-    assert metrics.update(strip(0, 50), strip(0, 100)) == 0.5
-    assert metrics.compute()["P@0.5"] == 0.0
+    metrics.update(strip(0, percent), strip(0, 100))
+    metrics.update(strip(0, 10 * percent - 1), strip(0, 1000))
+    result = metrics.compute()
+    assert result[f"P@{percent / 100}"] == 50.0
+    assert [result[f"P@{x / 100}"] for x in range(percent + 10, 100, 10)] == [0.0] * (
+        (90 - percent) // 10
+    )
 
 
 def test_mask_values_of_255_and_booleans_are_set_pixels() -> None:
@@ -64,7 +71,18 @@ def test_generalised_leaves_out_accuracies_without_samples() -> None:
     assert metrics.compute() == {"gIoU": 100.0, "cIoU": 100.0, "N-acc": 100.0}
 
 
+def test_a_target_without_a_mask_is_never_found() -> None:
+    """A ref of crowd regions only: ReLA's evaluation counts it among the targets, with IoU 0."""
+    metrics = GeneralizedMetrics()
+    assert metrics.update(strip(0, 0), strip(0, 0), no_target=False) == 0.0
+    assert metrics.update(strip(0, 60), strip(0, 0), no_target=False) == 0.0
+    assert metrics.compute() == {"gIoU": 0.0, "cIoU": 0.0, "T-acc": 50.0}
+    assert metrics.update(strip(0, 0), strip(0, 0), no_target=True) == 1.0
+
+
 def test_errors() -> None:
+    with pytest.raises(InputError, match="no-target data"):
+        Metrics().update(strip(0, 5), strip(0, 5), no_target=True)
     with pytest.raises(InputError, match="true mask is empty"):
         Metrics().update(strip(0, 5), strip(0, 0))
     with pytest.raises(InputError, match=r"\(10, 100\).*\(10, 10\)"):

@@ -93,6 +93,80 @@ def test_gref_has_two_ways_of_splitting(small: Files, write_refer: Writer) -> No
         ReferDataset(root, "refcocog", "val", split_by="unc")
 
 
+def test_refcoco_has_two_ways_of_splitting(small: Files, write_refer: Writer) -> None:
+    refs, instances = small
+    root = write_refer(refs, instances)
+    write_refer([dict(ref, split="test") for ref in refs], instances, name="refs(google).p")
+    assert len(ReferDataset(root, "refcoco", "test", split_by="google")) == 6
+    assert len(ReferDataset(root, "refcoco", "val")) == 4
+    report = check(root, split_by="google")
+    assert report["splits"]["test"]["published_refs"] == 5000
+    assert report["splits"]["test"]["published_sentences"] is None
+    assert "refcoco val has 0 refs, published are 5,000 (-5,000)" in report["warnings"]
+    with pytest.raises(DataError, match=r"'testA' is unknown for refcoco \(google\)"):
+        ReferDataset(root, split="testA", split_by="google")
+
+
+def test_the_split_test_is_all_of_its_parts(small: Files, write_refer: Writer) -> None:
+    """As in REFER: "test" is every ref whose split has "test" in its name."""
+    refs, instances = small
+    for ref, split in zip(refs, ("testA", "val", "testB"), strict=True):
+        ref["split"] = split
+    data = ReferDataset(write_refer(refs, instances), split="test")
+    assert [(ref.ref_id, ref.split) for ref in data.refs] == [(0, "testA"), (2, "testB")]
+
+
+def test_refs_without_sentences_give_no_sample(small: Files, write_refer: Writer) -> None:
+    """gRefCOCO holds some as published; loaders go over sentences, and never see them."""
+    refs, instances = small
+    refs[1].update(sentences=[], sent_ids=[])
+    root = write_refer(refs, instances)
+    data = ReferDataset(root)
+    assert [ref.ref_id for ref in data.refs] == [2]
+    assert [s.sentence for s in data] == ["thing 2", "that 2"]
+    report = check(root)
+    assert (report["splits"]["val"]["refs"], report["splits"]["val"]["sentences"]) == (1, 2)
+    assert report["warnings"][0] == "1 refs have no sentence, and are left out"
+    refs[2].update(sentences=[], sent_ids=[])
+    with pytest.raises(DataError, match="has no entry in the split 'val'"):
+        ReferDataset(write_refer(refs, instances))
+
+
+def test_crowd_regions_of_grefcoco_are_not_masked(small: Files, write_refer: Writer) -> None:
+    refs, instances = small
+    crowd = {"size": [40, 60], "counts": [0, 40, 40 * 59]}
+    annotation = {"id": 904700010881, "image_id": 9, "iscrowd": 1, "segmentation": crowd}
+    instances["annotations"].append(annotation)
+    for ref, ann_ids in zip(refs, ([904700010881, 100], [904700010881], [-1]), strict=True):
+        ref.update(ann_id=ann_ids, split="val")
+    data = ReferDataset(write_refer(refs, instances, "grefcoco", "grefs(unc).json"))
+    box = np.zeros((40, 60), dtype=bool)
+    box[5:15, 10:30] = True
+    assert (data.refs[0].mask() == box).all()
+    # A ref of crowds alone is one of a target that no prediction can match.
+    assert not data.refs[1].mask().any()
+    assert [ref.no_target for ref in data.refs] == [False, False, True]
+    # Elsewhere the one annotation is the target, whatever its kind.
+    refs[0]["ann_id"], refs[1:] = 904700010881, []
+    refcoco = ReferDataset(write_refer(refs, instances), "refcoco").refs[0]
+    assert refcoco.mask().sum() == 40 and not refcoco.no_target
+
+
+def test_grefcoco_prefers_the_pickle(small: Files, write_refer: Writer) -> None:
+    """As its authors' loader does, which looks for grefs(unc).p first."""
+    refs, instances = small
+    for ref in refs:
+        ref.update(ann_id=[ref["ann_id"]], split="val")
+    root = write_refer(refs[:1], instances, "grefcoco", "grefs(unc).json")
+    assert [ref.ref_id for ref in ReferDataset(root).refs] == [0]
+    write_refer(refs[1:], instances, "grefcoco", "grefs(unc).p")
+    assert [ref.ref_id for ref in ReferDataset(root).refs] == [1, 2]
+    (root / "grefcoco" / "grefs(unc).p").unlink()
+    (root / "grefcoco" / "grefs(unc).json").unlink()
+    with pytest.raises(DataError, match=r"grefs\(unc\)\.json is missing"):
+        ReferDataset(root)
+
+
 def test_grefcoco_unites_targets_and_knows_no_target(small: Files, write_refer: Writer) -> None:
     refs, instances = small
     for ref, ann_ids in zip(refs, ([100, 101], [-1], [102]), strict=True):
@@ -130,7 +204,6 @@ FAULTS: dict[str, tuple[Mutation, str]] = {
     "no ann_id": (lambda r, i: r[1].pop("ann_id"), r"ref 1 lacks the key 'ann_id'"),
     "no split": (lambda r, i: r[1].pop("split"), r"entry 1 lacks the key 'split'"),
     "no sentences": (lambda r, i: r[1].pop("sentences"), r"ref 1 lacks the key 'sentences'"),
-    "no sentence": (lambda r, i: r[1].update(sentences=[]), r"ref 1 has no sentence"),
     "blank": (lambda r, i: r[1]["sentences"][0].update(sent=" "), r"ref 1 has an empty sentence"),
     "no text": (
         lambda r, i: [r[1]["sentences"][0].pop(k) for k in ("sent", "raw")],
@@ -139,6 +212,7 @@ FAULTS: dict[str, tuple[Mutation, str]] = {
     "text type": (lambda r, i: r[1]["sentences"][0].update(sent=3), r"sent is 3, .* wrong type"),
     "entry type": (lambda r, i: r.__setitem__(1, [1]), r"entry 1 is list, expected a dict"),
     "id type": (lambda r, i: r[1].update(image_id="9"), r"image_id is '9', .* wrong type"),
+    "id size": (lambda r, i: r[1].update(image_id=10**5000), r"image_id is a huge int, .* size"),
     "unknown split": (lambda r, i: r[1].update(split="dev"), r"split 'dev' is not one of"),
     "unknown ann": (lambda r, i: r[1].update(ann_id=7), r"ref 1: ann_id 7 is not in instances"),
     "unknown image": (lambda r, i: r[1].update(image_id=8), r"ref 1: image_id 8 is not in"),
@@ -154,6 +228,13 @@ FAULTS: dict[str, tuple[Mutation, str]] = {
     "no file name": (lambda r, i: i["images"][0].pop("file_name"), r"lacks the key 'file_name'"),
     "twice": (lambda r, i: i["images"].append(i["images"][0]), r"two images have the id 9"),
     "no size": (lambda r, i: i["images"][0].update(width=0), r"image 9 has size 0x40"),
+    "folder name": (lambda r, i: i["images"][0].update(file_name=".."), r"name without folders"),
+    "NUL in name": (lambda r, i: i["images"][0].update(file_name="a\0b"), r"without folders"),
+    "half a pair": (lambda r, i: i["images"][0].update(file_name="\ud800"), r"without folders"),
+    "long number": (
+        _polygon([1, 2, 3, 10**400, 5, 6]),
+        r"annotation 101: coordinate 1000.*0000 is",
+    ),
     "no segmentation": (
         lambda r, i: i["annotations"][1].pop("segmentation"),
         r"annotation 101 lacks the key 'segmentation'",
@@ -244,7 +325,7 @@ def test_check_counts_and_warns_with_numbers(small: Files, write_refer: Writer) 
 def test_pictures_larger_than_any_that_is_read(small: Files, write_refer: Writer) -> None:
     refs, instances = small
     root = write_refer(refs, instances)
-    for size in ((60_000, 60_000), (2, 65_536), (10**400, 1)):
+    for size in ((60_000, 60_000), (2, 65_536), (10**15, 1)):
         instances["images"][0]["height"], instances["images"][0]["width"] = size
         next(root.glob("*/instances.json")).write_text(json.dumps(instances))
         with pytest.raises(DataError, match=r"image 9 has size .* 65,535 pixels a side"):

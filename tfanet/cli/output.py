@@ -36,7 +36,9 @@ def add_data_options(parser: Any, *, required: bool = True) -> None:
         "--data", required=required, help="the folder that holds refcoco, shapes, ..."
     )
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, grefcoco or shapes")
-    parser.add_argument("--split-by", help="for refcocog: umd (default) or google")
+    parser.add_argument(
+        "--split-by", help="refcoco: unc (default) or google; refcocog: umd (default) or google"
+    )
     parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
 
 

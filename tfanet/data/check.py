@@ -13,13 +13,18 @@ from .safe_pickle import DataError
 
 __all__ = ["PUBLISHED_COUNTS", "check"]
 
-# (dataset, split_by): {split: (sentences, refs)}
-PUBLISHED_COUNTS: dict[tuple[str, str], dict[str, tuple[int, int]]] = {
+# (dataset, split_by): {split: (sentences, refs)}, None where no number is published
+PUBLISHED_COUNTS: dict[tuple[str, str], dict[str, tuple[int | None, int | None]]] = {
     ("refcoco", "unc"): {
         "train": (120_624, 42_404),
         "val": (10_834, 3_811),
         "testA": (5_657, 1_975),
         "testB": (5_095, 1_810),
+    },
+    ("refcoco", "google"): {
+        "train": (None, 40_000),
+        "val": (None, 5_000),
+        "test": (None, 5_000),
     },
     ("refcoco+", "unc"): {
         "train": (120_191, 42_278),
@@ -55,20 +60,25 @@ def check(
 
     Returns {"dataset", "split_by", "splits": {split: {"refs", "sentences", "published_refs",
     "published_sentences"}}, "pictures", "warnings"}: the published numbers are None where there are
-    none, a difference is a warning, since subsets are legitimate. Raises DataError with the first
-    structural fault and the number of further ones.
+    none, a difference is a warning, since subsets are legitimate; so are refs without sentences,
+    which are left out. Raises DataError with the first structural fault and the number of further
+    ones.
     """
     files = ReferFiles(Path(root), dataset, split_by, images)
     counts = {split: [0, 0] for split in files.splits}
     faults: list[str] = []
     seen_refs: set[int] = set()
     pictures: set[Path] = set()
+    silent = 0
     for index in range(len(files.entries)):
         try:
             ref = files.make_ref(index)
             if ref.ref_id in seen_refs:
                 raise DataError(f"{files.path}: two entries have the ref_id {ref.ref_id}")
             seen_refs.add(ref.ref_id)
+            if not ref.sentences:
+                silent += 1
+                continue
             counts[ref.split][0] += 1
             counts[ref.split][1] += len(ref.sentences)
             ref.mask()
@@ -79,15 +89,16 @@ def check(
                     raise DataError(fault)
         except DataError as error:
             faults.append(str(error))
-        if progress is not None:
-            progress("checking refs", index + 1, len(files.entries))
+        finally:
+            if progress is not None:
+                progress("checking refs", index + 1, len(files.entries))
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         raise DataError(faults[0] + more)
 
     published = PUBLISHED_COUNTS.get((files.dataset, files.split_by), {})
     splits: dict[str, dict[str, int | None]] = {}
-    warnings = []
+    warnings = [f"{silent:,} refs have no sentence, and are left out"] if silent else []
     for split, (refs, sentences) in counts.items():
         expected = published.get(split, (None, None))
         splits[split] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from tfanet.errors import shown
 
 from .safe_pickle import DataError
 
@@ -22,13 +23,13 @@ def _polygons(
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) % 2:
             raise DataError(
-                f"annotation {ann_id}: a polygon must be a list of x, y pairs, got {polygon!r:.60}"
+                f"annotation {ann_id}: a polygon must be a list of x, y pairs, got {shown(polygon)}"
             )
         for value in polygon:
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if not number or abs(value) > reach:
+            # Compared as it is: a whole number may be too long to become a float, NaN fails.
+            if not (isinstance(value, int | float) and abs(value) <= reach):
                 raise DataError(
-                    f"annotation {ann_id}: coordinate {value!r:.40} is not a number near its "
+                    f"annotation {ann_id}: coordinate {shown(value)} is not a number near its "
                     f"{width}x{height} picture"
                 )
         # pycocotools would read two points as a box.
@@ -75,14 +76,14 @@ def segmentation_mask(segmentation: Any, height: int, width: int, ann_id: int) -
         runs = coco.merge(coco.frPyObjects(polygons, height, width))
     elif isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
-        if size is None or list(size) != [height, width]:
+        if size != [height, width]:
             raise DataError(
-                f"annotation {ann_id}: its RLE is for size {size}, the picture has "
+                f"annotation {ann_id}: its RLE is for size {shown(size)}, the picture has "
                 f"[{height}, {width}]"
             )
         if isinstance(counts, str | bytes):
             counts = _run_lengths(counts, ann_id)
-        if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
             raise DataError(f"annotation {ann_id}: its RLE counts are not whole numbers")
         if sum(counts) != height * width:
             raise DataError(

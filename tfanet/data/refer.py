@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.errors import shown
 from tfanet.runtime.preprocess import MAX_PIXELS, MAX_SIDE
 
 from .masks import segmentation_mask
@@ -23,9 +25,10 @@ NO_TARGET = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """One published dataset: its file for each way of splitting it, and the splits of each."""
+    """One published dataset: the names that its file may have for each way of splitting it, the
+    first that is there, and the splits of each."""
 
-    files: dict[str, str]
+    files: dict[str, tuple[str, ...]]
     splits: dict[str, tuple[str, ...]]
 
     @property
@@ -34,21 +37,28 @@ class Layout:
 
 
 DATASETS: dict[str, Layout] = {
-    "refcoco": Layout({"unc": "refs(unc).p"}, {"unc": _UNC}),
-    "refcoco+": Layout({"unc": "refs(unc).p"}, {"unc": _UNC}),
+    "refcoco": Layout(
+        {"unc": ("refs(unc).p",), "google": ("refs(google).p",)},
+        {"unc": _UNC, "google": ("train", "val", "test")},
+    ),
+    "refcoco+": Layout({"unc": ("refs(unc).p",)}, {"unc": _UNC}),
     "refcocog": Layout(
-        {"umd": "refs(umd).p", "google": "refs(google).p"},
+        {"umd": ("refs(umd).p",), "google": ("refs(google).p",)},
         {"umd": ("train", "val", "test"), "google": ("train", "val")},
     ),
-    "grefcoco": Layout({"unc": "grefs(unc).json"}, {"unc": _UNC}),
-    "shapes": Layout({"unc": "refs(unc).p"}, {"unc": _UNC}),
+    "grefcoco": Layout({"unc": ("grefs(unc).p", "grefs(unc).json")}, {"unc": _UNC}),
+    "shapes": Layout({"unc": ("refs(unc).p",)}, {"unc": _UNC}),
 }
 _PICTURE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One referred object (or several, or none, in gRefCOCO) and all sentences for it."""
+    """One referred object (or several, or none, in gRefCOCO) and all sentences for it.
+
+    `no_target` says that the sentences name nothing in the picture. Without it, `annotations` may
+    still be empty in gRefCOCO: where all that is listed are crowd regions, which are never masked.
+    """
 
     ref_id: int
     split: str
@@ -58,10 +68,7 @@ class Ref:
     annotations: tuple[tuple[int, Any], ...]
     sentences: tuple[str, ...]
     sent_ids: tuple[int, ...]
-
-    @property
-    def no_target(self) -> bool:
-        return not self.annotations
+    no_target: bool = False
 
     def mask(self) -> np.ndarray:
         """Boolean (height, width): union of the annotations. Raises DataError naming a bad one."""
@@ -106,8 +113,9 @@ def _field(entry: Any, key: str, kinds: type | tuple[type, ...], where: str) -> 
     if key not in entry:
         raise DataError(f"{where} lacks the key {key!r}: it is not in the REFER format")
     value = _text(entry[key])
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise DataError(f"{where}: {key} is {value!r:.60}, which has the wrong type")
+    huge = isinstance(value, int) and abs(value) >= 2**63
+    if not isinstance(value, kinds) or isinstance(value, bool) or huge:
+        raise DataError(f"{where}: {key} is {shown(value)}, which has the wrong type or size")
     return value
 
 
@@ -165,7 +173,7 @@ class ReferFiles:
         self.dataset, self.split_by = find_layout(root, dataset, split_by)
         layout = DATASETS[self.dataset]
         self.splits = layout.splits[self.split_by]
-        self.path = root / self.dataset / layout.files[self.split_by]
+        self.path = _first(root / self.dataset, layout.files[self.split_by])
         self.entries: list[Any] = (
             _read_json(self.path) if self.path.suffix == ".json" else load_pickle(self.path)
         )
@@ -177,11 +185,30 @@ class ReferFiles:
         self.annotations = _by_id(document, "annotations", self.instances_path)
         self.pictures = find_pictures(root, images)
 
+    def members(self, split: str) -> tuple[str, ...]:
+        """The splits that a name stands for: "test" is testA and testB where there is no other.
+
+        Raises DataError where the dataset has none of that name.
+        """
+        parts = tuple(s for s in self.splits if s == split or (split == "test" and split in s))
+        if not parts:
+            raise DataError(
+                f"split {split!r} is unknown for {self.dataset} ({self.split_by}): "
+                f"choose from {list(self.splits)}"
+            )
+        return parts
+
+    def refs(self, split: str) -> list[Ref]:
+        """The refs of a split that have sentences; REFER's loaders give no sample of others."""
+        parts = self.members(split)
+        chosen = (n for n in range(len(self.entries)) if self.split_of(n) in parts)
+        return [ref for ref in map(self.make_ref, chosen) if ref.sentences]
+
     def split_of(self, index: int) -> str:
         where = f"{self.path}: entry {index}"
         split = str(_field(self.entries[index], "split", str, where))
         if split not in self.splits:
-            raise DataError(f"{where}: split {split!r} is not one of {list(self.splits)}")
+            raise DataError(f"{where}: split {shown(split)} is not one of {list(self.splits)}")
         return split
 
     def make_ref(self, index: int) -> Ref:
@@ -203,12 +230,11 @@ class ReferFiles:
                 f"and {MAX_PIXELS:,} in all"
             )
         name = _field(image, "file_name", str, here)
-        if Path(name).name != name:
-            raise DataError(f"{here}: file_name {name!r:.80} must be a name without folders")
+        if not _is_file_name(name):
+            raise DataError(f"{here}: file_name {shown(name)} must be a name without folders")
         ann_ids = _field(entry, "ann_id", (int, list), where)
+        listed = ann_ids if isinstance(ann_ids, list) else [ann_ids]
         sentences = _field(entry, "sentences", list, where)
-        if not sentences:
-            raise DataError(f"{where} has no sentence")
         texts = [_sentence(sentence, where) for sentence in sentences]
         return Ref(
             ref_id=ref_id,
@@ -216,30 +242,48 @@ class ReferFiles:
             image_path=self.pictures / name,
             height=height,
             width=width,
-            annotations=tuple(self._targets(ann_ids, image_id, where)),
+            annotations=tuple(self._targets(listed, image_id, where)),
             sentences=tuple(text for text, _ in texts),
             sent_ids=tuple(sent_id for _, sent_id in texts),
+            no_target=self.dataset == "grefcoco" and set(listed) == {NO_TARGET},
         )
 
-    def _targets(
-        self, ann_ids: int | list[int], image_id: int, where: str
-    ) -> Iterable[tuple[int, Any]]:
-        listed = ann_ids if isinstance(ann_ids, list) else [ann_ids]
+    def _targets(self, listed: list[Any], image_id: int, where: str) -> Iterable[tuple[int, Any]]:
         if not listed:
             raise DataError(f"{where} lists no ann_id: no target is written [-1]")
+        several = self.dataset == "grefcoco"
         for ann_id in listed:
-            if ann_id == NO_TARGET and self.dataset == "grefcoco":
+            if several and ann_id == NO_TARGET:
                 continue
             annotation = self.annotations.get(ann_id) if isinstance(ann_id, int) else None
             if annotation is None:
-                raise DataError(f"{where}: ann_id {ann_id} is not in {self.instances_path.name}")
+                raise DataError(
+                    f"{where}: ann_id {shown(ann_id)} is not in {self.instances_path.name}"
+                )
             here = f"{self.instances_path}: annotation {ann_id}"
             owner = _field(annotation, "image_id", int, here)
             if owner != image_id:
                 raise DataError(
                     f"{where}: ann_id {ann_id} belongs to image {owner}, not {image_id}"
                 )
-            yield ann_id, _field(annotation, "segmentation", (list, dict), here)
+            # gRefCOCO lists regions of crowds beside the targets, and its authors skip them. In
+            # the other datasets the one annotation is the target, whatever its kind.
+            if not (several and annotation.get("iscrowd")):
+                yield ann_id, _field(annotation, "segmentation", (list, dict), here)
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The first of these files that is there, or the last name."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[-1])
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it names a file in a folder, and nothing elsewhere."""
+    try:
+        short = 0 < len(os.fsencode(name)) < 256
+    except UnicodeError:
+        return False
+    return short and Path(name).name == name and name != ".." and "\0" not in name
 
 
 def _sentence(entry: Any, where: str) -> tuple[str, int]:
@@ -255,8 +299,9 @@ class ReferDataset(Sequence[Sample]):
     """All (ref, sentence) pairs of one split; `refs` lists the refs themselves.
 
     `dataset` is one of `DATASETS` (found by itself where `root` holds one only), `split_by` one of
-    its splits' names (G-Ref: "umd", the default, or "google"), `images` the picture folder where it
-    is not at a usual place. Raises DataError on every missing or malformed file.
+    its splits' names (G-Ref: "umd", the default, or "google"; RefCOCO: "unc", the default, or
+    "google"), `images` the picture folder where it is not at a usual place. Refs without sentences
+    are left out. Raises DataError on every missing or malformed file.
     """
 
     def __init__(
@@ -270,13 +315,7 @@ class ReferDataset(Sequence[Sample]):
     ) -> None:
         files = ReferFiles(Path(root), dataset, split_by, images)
         self.dataset, self.split, self.split_by = files.dataset, split, files.split_by
-        if split not in files.splits:
-            raise DataError(
-                f"split {split!r} is unknown for {files.dataset} ({files.split_by}): "
-                f"choose from {list(files.splits)}"
-            )
-        chosen = (n for n in range(len(files.entries)) if files.split_of(n) == split)
-        self.refs = [files.make_ref(index) for index in chosen]
+        self.refs = files.refs(split)
         if not self.refs:
             raise DataError(f"{files.path} has no entry in the split {split!r}")
         self._pairs = [(r, s) for r, ref in enumerate(self.refs) for s in range(len(ref.sentences))]
