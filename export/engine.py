@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from tfanet.plugins.function_body import (
 )
 from tfanet.plugins.tensorrt_plugin import FORMS, plugin_graph
 from tfanet.runtime.engine import MODULES, load_module
+from tfanet.worker import worker_command, worker_environment
 
 __all__ = ["COMPUTE", "Options", "Profile", "build_engine", "engine_graph"]
 
@@ -240,16 +240,15 @@ def _absolute(path: str | Path | None) -> str | None:
 
 def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) -> dict[str, Any]:
     """Runs the job in a child process; its last line is the facts or an error."""
-    command = [sys.executable, "-m", "tfanet.export.engine_worker", json.dumps(job)]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
-            command,
+            worker_command("tfanet.export.engine_worker", job),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=worker_environment(),
         ) as child,
     ):
         timer = _Alarm(child, timeout)

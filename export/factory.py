@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 import torch
@@ -12,7 +16,7 @@ from torch import nn
 
 from tfanet.errors import InputError, MissingDependencyError
 
-__all__ = ["load_factory", "reason"]
+__all__ = ["current_folder", "load_factory", "reason"]
 
 SEED = 0
 
@@ -22,8 +26,11 @@ def load_factory(name: str) -> nn.Module:
     path, _, factory = name.partition(":")
     if not path or not factory:
         raise InputError(f"model is {name!r}, expected package.module:factory")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    with current_folder():
+        return _load(name, path, factory)
+
+
+def _load(name: str, path: str, factory: str) -> nn.Module:
     try:
         found: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -52,6 +59,40 @@ def load_factory(name: str) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise InputError(f"{name} gives a {type(found).__name__}, expected a torch.nn.Module")
     return found
+
+
+@contextmanager
+def current_folder() -> Iterator[None]:
+    """While it lasts, modules are looked for in the current folder first, as `python -m` does.
+
+    A project's own copy of an installed package must win, or another model would be exported. No
+    module of the standard library is taken from there, and afterwards the folder comes last: it may
+    hold data, and what PyTorch imports later is not to be a file among them.
+    """
+    folder = os.getcwd()
+    if "" in sys.path or folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    finder = _First(folder)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _First(MetaPathFinder):
+    """Finds modules and packages of one folder; a folder without `__init__.py` is none."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if path is not None or name in sys.stdlib_module_names:
+            return None
+        spec = PathFinder.find_spec(name, [self.folder], target)
+        return None if spec is None or spec.origin is None else spec
 
 
 def reason(error: BaseException) -> str:

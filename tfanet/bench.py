@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.backends import BACKENDS
 from tfanet.runtime.bundle import Bundle
+from tfanet.worker import worker_command, worker_environment
 
 __all__ = ["BASELINE", "bench"]
 
@@ -147,19 +147,13 @@ def bench(
 
 
 def _start(name: str, job: dict[str, Any]) -> _Candidate:
-    command = [sys.executable, "-m", "tfanet.bench_worker", json.dumps({**job, "name": name})]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OMP_NUM_THREADS": str(job["threads"]),
-    }
     process = subprocess.Popen(
-        command,
+        worker_command("tfanet.bench_worker", {**job, "name": name}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=environment,
+        env=worker_environment(OMP_NUM_THREADS=str(job["threads"])),
     )
     return _Candidate(name, process)
 
