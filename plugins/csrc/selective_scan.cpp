@@ -26,7 +26,7 @@ bool has_half_precision() {
 }
 #endif
 
-Choice choice(std::int32_t isa) {
+Choice find(std::int32_t isa) {
   switch (isa) {
     case kBaseline:
       return {"baseline", &kernel_baseline};
@@ -48,21 +48,26 @@ Choice choice(std::int32_t isa) {
   }
 }
 
-// The one that the environment names, else the best; kAutomatic where this machine lacks the
-// former.
-std::int32_t automatic() {
-  const char* wanted = std::getenv("TFANET_SCAN_ISA");
-  std::int32_t best = kAutomatic;
-  for (std::int32_t isa = kBaseline; isa <= kAvx512; ++isa) {
-    const Choice found = choice(isa);
-    if (found.kernel && (!wanted || !std::strcmp(wanted, found.name))) best = isa;
+// What each value of Isa stands for here. Asked once: CPUID stops a virtual machine for
+// microseconds, and every unit asks for its kernel.
+struct Choices {
+  Choice of[kAvx512 + 1];
+
+  // kAutomatic is the one that the environment names, else the best; none where this machine lacks
+  // the former.
+  Choices() : of{} {
+    const char* wanted = std::getenv("TFANET_SCAN_ISA");
+    for (std::int32_t isa = kBaseline; isa <= kAvx512; ++isa) {
+      of[isa] = find(isa);
+      const bool asked_for = !wanted || (of[isa].name && !std::strcmp(wanted, of[isa].name));
+      if (of[isa].kernel && asked_for) of[kAutomatic] = of[isa];
+    }
   }
-  return best;
-}
+};
 
 Choice resolve(std::int32_t isa) {
-  static const std::int32_t best = automatic();
-  return choice(isa == kAutomatic ? best : isa);
+  static const Choices choices;
+  return isa >= kAutomatic && isa <= kAvx512 ? choices.of[isa] : Choice{};
 }
 
 std::int64_t blocks(const ScanArgs& args, std::int64_t channels_of_block) {
