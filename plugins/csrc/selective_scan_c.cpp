@@ -20,6 +20,13 @@ namespace {
 // call, which keeps the library safe in a process that forks.
 constexpr double kCostPerThread = 4e6;
 
+// Units that a thread takes at once: enough to prepare one's memory while another is computed, few
+// enough that a busy core does not hold up the rest.
+std::int64_t run_of_units(std::int64_t units, std::int32_t threads) {
+  constexpr std::int64_t kRuns = 16;  // of each thread
+  return std::max<std::int64_t>(units / (kRuns * std::max(threads, 1)), 1);
+}
+
 // Calls run(unit, part) for every unit; parts, numbered from 0, are the threads.
 template <class Run>
 void in_parallel(std::int64_t units, double unit_cost, std::int32_t threads, const Run& run) {
@@ -74,8 +81,12 @@ TFANET_EXPORT const char* tfanet_isa_name(std::int32_t isa) { return tfanet::isa
 TFANET_EXPORT const char* tfanet_scan_forward(const tfanet::ScanArgs* args, std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
   prefer_huge_pages(args->y, sequence_bytes(*args));
-  in_parallel(tfanet::forward_units(*args), tfanet::forward_unit_cost(*args), threads,
-              [&](std::int64_t unit, std::int64_t) { tfanet::run_forward(*args, unit, unit + 1); });
+  const std::int64_t units = tfanet::forward_units(*args), taken = run_of_units(units, threads);
+  in_parallel((units + taken - 1) / taken,
+              tfanet::forward_unit_cost(*args) * static_cast<double>(taken), threads,
+              [&](std::int64_t run, std::int64_t) {
+                tfanet::run_forward(*args, run * taken, std::min((run + 1) * taken, units));
+              });
   return nullptr;
 }
 

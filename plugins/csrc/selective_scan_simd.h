@@ -1,4 +1,4 @@
-// Vectors of one instruction set, and the mathematics of the scan on them.
+// Vectors of one instruction set.
 //
 // Included once by each translation unit that compiles the kernel for an instruction set, so
 // everything has internal linkage: no function built for a newer machine may reach an older one.
@@ -19,7 +19,8 @@
 #include <arm_neon.h>
 #endif
 
-#define TFANET_INLINE inline __attribute__((always_inline))
+#define TFANET_INLINED __attribute__((always_inline))
+#define TFANET_INLINE inline TFANET_INLINED
 
 namespace tfanet {
 namespace {
@@ -237,118 +238,6 @@ TFANET_INLINE Vec<S> constant(S value) {
 #endif
   return v;
 }
-
-// The functions below are objects that hold their constants; make one before a loop. In float32
-// they are polynomials, in float64 the mathematical library does the work.
-//
-// Exponents are in units of kExpScale, which the caller multiplies into weights beforehand.
-template <class S>
-constexpr S kExpScale = 1;
-template <>
-constexpr float kExpScale<float> = 1.44269504088896341f;  // 1 / ln 2
-
-// exp(x) - 1: precise where x is small, so that a weak decay keeps its strength over many steps.
-template <class S>
-struct ExpMinus1;
-
-// 2^t - 1 = s p + (s - 1), where s is a power of two and p = 2^f - 1 with |f| <= 1/2: minimax for
-// its relative error, 1.1e-8.
-template <>
-struct ExpMinus1<float> {
-  typedef Vec<float> V;
-  const V low = constant(-126.0f), high = constant(127.0f);
-  const V magic = constant(12582912.0f);  // 1.5 * 2^23: leaves the rounded number in the low bits
-  const V one = constant(1.0f);
-  const V c1 = constant(6.9314718793e-01f), c2 = constant(2.4022649795e-01f);
-  const V c3 = constant(5.5503574336e-02f), c4 = constant(9.6182374929e-03f);
-  const V c5 = constant(1.3390735482e-03f), c6 = constant(1.5403513043e-04f);
-
-  TFANET_INLINE V operator()(V t) const {
-    t = smallest(high, largest(low, t));
-    const V shifted = t + magic, f = t - (shifted - magic);
-    const V p = (((((c6 * f + c5) * f + c4) * f + c3) * f + c2) * f + c1) * f;
-    const V s = (V)(((Bits<float>)shifted << 23) + (Bits<float>)one);
-    return s * p + (s - one);
-  }
-};
-
-template <>
-struct ExpMinus1<double> {
-  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
-    for (int i = 0; i < kLanes<double>; ++i) x[i] = expm1(x[i]);
-    return x;
-  }
-};
-
-// exp(-|x|), x in natural units.
-template <class S>
-struct ExpMinusMagnitude;
-
-// 2^f on [-1/2, 1/2]: minimax for its relative error, 7.5e-8.
-template <>
-struct ExpMinusMagnitude<float> {
-  typedef Vec<float> V;
-  const V scale = constant(-kExpScale<float>), low = constant(-126.0f);
-  const V magic = constant(12582912.0f);
-  const V c0 = constant(1.0000000717e+00f), c1 = constant(6.9314696706e-01f);
-  const V c2 = constant(2.4022119724e-01f), c3 = constant(5.5507132739e-02f);
-  const V c4 = constant(9.6755413276e-03f), c5 = constant(1.3276471870e-03f);
-
-  TFANET_INLINE V operator()(V x) const {
-    const V t = largest(low, (V)((Bits<float>)x & INT32_MAX) * scale);
-    const V shifted = t + magic, f = t - (shifted - magic);
-    const V power = ((((c5 * f + c4) * f + c3) * f + c2) * f + c1) * f + c0;
-    return (V)((Bits<float>)power + ((Bits<float>)shifted << 23));
-  }
-};
-
-template <>
-struct ExpMinusMagnitude<double> {
-  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
-    for (int i = 0; i < kLanes<double>; ++i) x[i] = exp(-fabs(x[i]));
-    return x;
-  }
-};
-
-// log(1 + exp(x)); above 20 that is x to float32's precision, and by definition in float64.
-template <class S>
-struct Softplus;
-
-// max(x, 0) + log(1 + e), e = exp(-|x|): minimax for the relative error on [0, 1], 1.9e-7.
-template <>
-struct Softplus<float> {
-  typedef Vec<float> V;
-  const ExpMinusMagnitude<float> exponential{};
-  const V zero = constant(0.0f);
-  const V c1 = constant(9.9999980567e-01f), c2 = constant(-4.9997405397e-01f);
-  const V c3 = constant(3.3275479786e-01f), c4 = constant(-2.4495462906e-01f);
-  const V c5 = constant(1.7745241684e-01f), c6 = constant(-1.0768171640e-01f);
-  const V c7 = constant(4.4089634091e-02f), c8 = constant(-8.5392091670e-03f);
-
-  TFANET_INLINE V operator()(V x) const {
-    const V e = exponential(x);
-    const V q = ((((((c8 * e + c7) * e + c6) * e + c5) * e + c4) * e + c3) * e + c2) * e + c1;
-    return q * e + largest(zero, x);
-  }
-};
-
-template <>
-struct Softplus<double> {
-  TFANET_INLINE Vec<double> operator()(Vec<double> x) const {
-    for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20 ? x[i] : log1p(exp(x[i]));
-    return x;
-  }
-};
-
-template <class S>
-struct Sigmoid {
-  const ExpMinusMagnitude<S> exponential{};
-
-  TFANET_INLINE Vec<S> operator()(Vec<S> x) const {
-    const Vec<S> e = exponential(x);
-    return (x > S(0) ? splat<S>(1) : e) / (e + S(1));
-  }
-};
 
 }  // namespace
 }  // namespace tfanet

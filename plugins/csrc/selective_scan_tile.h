@@ -4,7 +4,7 @@
 #define TFANET_SELECTIVE_SCAN_TILE_H
 
 #include "selective_scan.h"
-#include "selective_scan_simd.h"
+#include "selective_scan_math.h"
 
 namespace tfanet {
 namespace {
@@ -104,6 +104,10 @@ inline S weight(const void* values, int32_t dtype, int64_t index) {
 // One weight per channel of a tile; absent rows repeat the last.
 template <class S>
 inline Vec<S> weights(const void* values, int32_t dtype, int64_t first, int64_t step, int rows) {
+  constexpr int32_t same = sizeof(S) == sizeof(double) ? kFloat64 : kFloat32;
+  if (dtype == same && step == 1 && rows == kLanes<S>) {
+    return load<S>(static_cast<const S*>(values) + first);
+  }
   Vec<S> result{};
   for (int i = 0; i < kLanes<S>; ++i) {
     result[i] = weight<S>(values, dtype, first + (i < rows ? i : rows - 1) * step);
@@ -144,6 +148,14 @@ inline void read_tile(const T* from, int64_t stride, int rows, int steps,
       }
       return;
     }
+    if (rows == square && steps >= square) {  // the last square reads some steps a second time
+      for (int t = 0; t + square <= steps; t += square) {
+        load_transposed<S>(from + t, stride, columns.value + t);
+      }
+      load_transposed<S>(from + steps - square, stride, columns.value + steps - square);
+      for (int t = steps; t % square; ++t) columns.value[t] = Vec<S>{};
+      return;
+    }
   }
   for (int t = 0; t < steps; t += square) {
     if (rows < square || steps - t < square) {
@@ -157,12 +169,14 @@ inline void read_tile(const T* from, int64_t stride, int rows, int steps,
   }
 }
 
-// Asks for one of the lines of a tile; for all of them with t from 0 to kTile.
-template <class T>
+// Asks for one of the lines of a tile; for all of them with t from 0 to kTile. (Those that end in
+// the tile: the first step of a row that is not aligned shares a line with what was read before
+// it.)
+template <class T, bool kWrite = false>
 TFANET_INLINE void prefetch_line(const T* from, int64_t stride, int t) {
   constexpr int rows = kLanes<State<T>>, in_line = 64 / static_cast<int>(sizeof(T));
-  const int first = t / rows * in_line;
-  if (first < kTile) __builtin_prefetch(from + t % rows * stride + first);
+  const int last = t / rows * in_line + in_line - 1;
+  if (last < kTile) __builtin_prefetch(from + t % rows * stride + last, kWrite);
 }
 
 // The steps of one row of B or C in the type of the state.
@@ -204,6 +218,14 @@ inline void write_tile(const Columns<State<T>>& columns, int rows, int steps, bo
       for (int t = 0; t < kTile; t += square) {
         store_transposed<true, S>(columns.value + t, to + t, stride);
       }
+      return;
+    }
+    if (rows == square && steps >= square && !past_cache) {  // as reading does
+      for (int t = 0; t + square <= steps; t += square) {
+        store_transposed<false, S>(columns.value + t, to + t, stride);
+      }
+      const int last = steps - square;
+      store_transposed<false, S>(columns.value + last, to + last, stride);
       return;
     }
   }

@@ -114,7 +114,6 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
   const S* projected = reinterpret_cast<const S*>(layout.projected(a, m.batch, k));
   const int64_t plane = (m.batch * a.channels + m.channel) * layout.pixels;
   Columns<S> delta;
-  const Softplus<S> softplus;
   int32_t pixels[2][kTile];  // of this tile of columns and the next one
   if constexpr (kColumns) {
     find_column_pixels<T>(m, kReversed ? (layout.tiles - 1) * kTile : 0, pixels[0]);
@@ -132,16 +131,17 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
     multiply_delta<S>(m.dt_weight, a.rank, rows, bias, steps,
                       (kReversed ? -1 : 1) * layout.rows * kTile, delta);
     const int64_t ahead = kReversed ? start - kTile : start + kTile;
-    for (int t = 0; t < steps; ++t) {
-      delta.value[t] = softplus(delta.value[t]);
+    const auto input = [&](int t) TFANET_INLINED {
       if constexpr (kFirst) {
         prefetch_line<T>(static_cast<const T*>(a.u) + plane + ahead, layout.pixels, t);
       }
-      if constexpr (!kColumns) {
+      if (!kColumns && t % (64 / kVectorBytes) == 0) {
         __builtin_prefetch(m.u + ahead + t, kFirst);
         __builtin_prefetch(m.y + ahead + t, 1);
       }
-    }
+      return delta.value[t];
+    };
+    discretise<S>(steps, true, input, delta);
 
     const int32_t* pixel = pixels[i % 2];
     if constexpr (kColumns) {
@@ -153,13 +153,24 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
       const S* C = rows + (a.rank + a.state + n) * kTile;
       Compensated<S> h = states[n];
       const Vec<S> A = decay[n];
-      for (int s = 0; s < steps; ++s) {
-        const int t = kReversed ? steps - 1 - s : s;
-        const int64_t at = kColumns ? pixel[t] : start + t;
-        const Vec<S> d = delta.value[t], u = m.u[at];
-        h.advance(exp_minus_1(d * A), d * u * B[t]);
-        m.y[at] = h.state * C[t] + (kFirst && n == 0 ? skip * u : m.y[at]);
-      }
+      // Scans as many steps as `e` has room for, s steps in.
+      const auto scan = [&](auto& e, int s) TFANET_INLINED {
+        constexpr int kSteps = static_cast<int>(sizeof(e) / sizeof(e[0]));
+        const auto step = [&](int i) { return kReversed ? steps - 1 - s - i : s + i; };
+        for (int j = 0; j < kSteps; ++j) e[j] = delta.value[step(j)] * A;
+        exp_minus_1(e);
+        for (int j = 0; j < kSteps; ++j) {
+          const int t = step(j);
+          const int64_t at = kColumns ? pixel[t] : start + t;
+          const Vec<S> u = m.u[at];
+          h.advance(e[j], delta.value[t] * u * B[t]);
+          m.y[at] = h.state * C[t] + (kFirst && n == 0 ? skip * u : m.y[at]);
+        }
+      };
+      Vec<S> group[kAbreast<S>], one[1];
+      int s = 0;
+      for (; s + kAbreast<S> <= steps; s += kAbreast<S>) scan(group, s);
+      for (; s < steps; ++s) scan(one, s);
       states[n] = h;
     }
     if constexpr (kLast) {

@@ -23,7 +23,7 @@ ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 OPTIONAL = ("D", "z", "delta_bias")
 ISAS = [name for name in native.ISAS if name != "automatic" and native.isa_name(name)]
 # Of both passes: channels of one vector, of one unit, and lengths around one tile of 64 steps.
-LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 129, 1000)
+LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 103, 127, 129, 225, 1000)
 
 
 def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def test_any_shape_fits_the_definition(onnx_scans: Any, data: st.DataObject) -> 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_each_instruction_set(onnx_scans: Any, isa: str, length: int) -> None:
     for seed, (dim, groups, states) in enumerate(
-        [(1, 1, 1), (7, 1, 3), (24, 4, 1), (34, 2, 16), (64, 1, 1), (66, 2, 2)]
+        [(1, 1, 1), (7, 1, 3), (24, 4, 1), (24, 2, 1), (34, 2, 16), (64, 1, 1), (66, 2, 2)]
     ):
         scan = onnx_scans.Scan(2, dim, length, groups, states, ("D", "delta_bias", "z"))
         arrays = scan.arrays(seed)
@@ -162,6 +162,56 @@ def test_threads_do_not_change_a_bit(onnx_scans: Any) -> None:
         one = run_isa(x, True, isa)
         for threads in (2, 3, 64):
             assert torch.equal(run_isa(x, True, isa, threads), one)
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import torch
+from tfanet.plugins import native
+from tfanet.plugins.scan import _native_args
+
+def guarded(*shape):
+    # Memory that ends where no access is allowed.
+    x = torch.randn(shape)
+    size = -(-4 * x.numel() // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0)
+    return torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=size - 4 * x.numel()) \\
+        .view(shape).copy_(x)
+
+for length in (1, 7, 8, 9, 33, 63, 64, 65, 71, 72, 225):
+    for dim in (1, 4, 8, 12, 16, 17, 24):
+        u, delta, y = (guarded(1, dim, length) for _ in range(3))
+        B = guarded(1, 1, 1, length)
+        A, D = -torch.rand(dim, 1), torch.ones(dim)
+        args, _ = _native_args(u, delta, A, B, B, D, None, D, delta_softplus=True)
+        args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
+        args.isa = native.ISAS[sys.argv[1]]
+        native.forward(args, 1)
+        assert y.isfinite().all()
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nothing_past_the_end_of_an_array_is_touched(isa: str) -> None:
+    done = run_python(f"import sys; sys.argv[1:] = [{isa!r}]\n{GUARDED}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nothing_beside_a_strided_result_is_written(onnx_scans: Any, isa: str) -> None:
+    for length in LENGTHS:
+        x = tensors(onnx_scans.Scan(1, 40, length, 2, 1, ("D", "delta_bias")).arrays(length))
+        args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=True)
+        around = torch.full((1, 40, length + 20), 7.0)
+        y = around[..., 3 : 3 + length]
+        args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
+        args.isa = native.ISAS[isa]
+        native.forward(args, 1)
+        del held
+        assert torch.equal(y, run_isa(x, True, isa))
+        assert (around[..., :3] == 7).all() and (around[..., 3 + length :] == 7).all()
 
 
 def test_large_results_written_past_the_caches_are_the_same(onnx_scans: Any) -> None:
