@@ -9,7 +9,8 @@ bound to fixed memory. "kernel" is the fused kernel without ONNX Runtime, "torch
 called in PyTorch, "eager" PyTorch's own operators with a parallel scan. "bound" is the time of the
 two products at this machine's speed (of a large one, in PyTorch), or that of reading and writing
 the map once where that is longer. --cpu-time takes one thread and counts its processor time, which
-is what to compare on a machine that others use, too.
+is what to compare on a machine that others use, too. The environment variable
+TFANET_SCAN_ISA=baseline, avx2 or avx512 forces the instruction set.
 """
 
 from __future__ import annotations
