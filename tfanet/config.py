@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, shown
 
 __all__ = ["PRESETS", "TFANetConfig", "TextConfig", "preset"]
 
 ALIGNMENTS = ("mlam", "attention", "gate")
+# Far above what anybody trains; a damaged file must not ask for a network that takes days to make.
+MAX_WIDTH, MAX_DEPTH, MAX_ENTRIES, MAX_GRID = 65_536, 256, 2**24, 256
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """Sizes of the CLIP text tower; the defaults are ViT-L/14's.
 
-    `pretrained` is a local directory or a hub name that holds a `CLIPTextModel`; None builds the
-    tower from the sizes, with random weights.
+    `pretrained` is a local directory or a hub name that holds a `CLIPTextModel` of these sizes, to
+    start a training from; None builds the tower from the sizes, with random weights. Where weights
+    come from a checkpoint it is not looked at.
     """
 
     width: int = 768
@@ -28,6 +31,16 @@ class TextConfig:
     vocabulary: int = 49408
     positions: int = 77
     pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "intermediate", "positions"):
+            _whole(f"text.{name}", getattr(self, name), 1, MAX_WIDTH)
+        _whole("text.layers", self.layers, 0, MAX_DEPTH)
+        _whole("text.vocabulary", self.vocabulary, 1, MAX_ENTRIES)
+        if self.width % self.heads:
+            raise InputError(f"text.width {self.width} is no multiple of text.heads {self.heads}")
+        if self.pretrained is not None and not isinstance(self.pretrained, str):
+            raise InputError(f"text.pretrained is {shown(self.pretrained)}: give a name or None")
 
 
 @dataclass(frozen=True)
@@ -66,17 +79,35 @@ class TFANetConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
+        for name, count, low, high in (
+            ("image_size", 2, 32, MAX_WIDTH),
+            ("dims", 4, 2, MAX_WIDTH),
+            ("depths", 4, 0, MAX_DEPTH),
+            ("refine", 3, 0, MAX_DEPTH),
+        ):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(values) != count:
+                raise InputError(f"{name} is {shown(values)}: give {count} numbers")
+            for value in values:
+                _whole(f"one of {name}", value, low, high)
         check_image_size(self.image_size)
-        if len(self.dims) != 4 or len(self.depths) != 4 or len(self.refine) != 3:
-            raise InputError(
-                f"dims {self.dims}, depths {self.depths}, refine {self.refine}: give 4, 4 and 3"
-            )
+        for name in ("text_length", "align_dim", "decoder_dim"):
+            _whole(name, getattr(self, name), 1, MAX_WIDTH)
+        _whole("grid", self.grid, 1, MAX_GRID)
+        _number("ssm_ratio", self.ssm_ratio, 0.01, 64)
+        if self.ssm_ratio * min(self.dims) < 1:
+            raise InputError(f"ssm_ratio {self.ssm_ratio} leaves dims {self.dims} no inner channel")
+        _number("drop_path", self.drop_path, 0, 0.999)
+        for name, kind in (("name", str), ("cfsm", bool), ("wfdm", bool), ("text", TextConfig)):
+            if not isinstance(getattr(self, name), kind):
+                value = shown(getattr(self, name))
+                raise InputError(f"{name} is {value}, expected a {kind.__name__}")
         if not 3 <= self.text_length <= self.text.positions:
             raise InputError(
                 f"text_length is {self.text_length}: give 3 to {self.text.positions} tokens"
             )
         if self.alignment not in ALIGNMENTS:
-            raise InputError(f"alignment is {self.alignment!r}: choose one of {ALIGNMENTS}")
+            raise InputError(f"alignment is {shown(self.alignment)}: choose one of {ALIGNMENTS}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
@@ -87,23 +118,31 @@ class TFANetConfig:
         """The config that `to_dict` described.
 
         Raises:
-            InputError: for a missing or unknown field, named.
+            InputError: for a missing or unknown field, or a value that makes no model, named.
         """
+        if not isinstance(data, Mapping):
+            raise InputError(f"the model configuration is {shown(data)}, expected a JSON object")
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         missing = sorted(known - set(data))
         if unknown or missing:
             raise InputError(
-                f"the model configuration has unknown fields {unknown} and lacks {missing}: "
+                f"the model configuration has unknown fields {shown(unknown)} and lacks {missing}: "
                 "it was written by another version of tfanet"
             )
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
-        try:
-            values["text"] = TextConfig(**data["text"])
-        except TypeError as error:
-            raise InputError(f"the text configuration does not fit: {error}") from error
+        text = data["text"]
+        if not isinstance(text, Mapping):
+            raise InputError(f"the text configuration is {shown(text)}, expected a JSON object")
+        unknown = sorted(set(text) - {f.name for f in fields(TextConfig)})
+        if unknown:
+            raise InputError(
+                f"the text configuration has unknown fields {shown(unknown)}: it was written by "
+                "another version of tfanet"
+            )
+        values["text"] = TextConfig(**text)
         return cls(**values)
 
 
@@ -111,6 +150,21 @@ def check_image_size(size: tuple[int, int]) -> None:
     """Raises InputError unless (H, W) are positive multiples of 32, the backbone's stride."""
     if len(size) != 2 or any(side <= 0 or side % 32 for side in size):
         raise InputError(f"image size is {tuple(size)}: give (H, W), both multiples of 32")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if not (_is_whole(value) and low <= value <= high):
+        raise InputError(f"{name} is {shown(value)}: give a whole number from {low} to {high}")
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and low <= value <= high):
+        raise InputError(f"{name} is {shown(value)}: give a number from {low} to {high}")
 
 
 PRESETS = {

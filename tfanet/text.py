@@ -11,6 +11,14 @@ from tfanet.errors import InputError
 __all__ = ["TextEncoder"]
 
 SOS_ID, EOS_ID = 49406, 49407
+_NAMES = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "intermediate": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "positions": "max_position_embeddings",
+}
 
 
 class TextEncoder(nn.Module):
@@ -36,12 +44,7 @@ class TextEncoder(nn.Module):
 def _tower(config: TextConfig) -> CLIPTextModel:
     if config.pretrained is None:
         sizes = CLIPTextConfig(
-            vocab_size=config.vocabulary,
-            hidden_size=config.width,
-            intermediate_size=config.intermediate,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.positions,
+            **{theirs: getattr(config, name) for name, theirs in _NAMES.items()},
             bos_token_id=SOS_ID,
             eos_token_id=EOS_ID,
             pad_token_id=EOS_ID,
@@ -56,9 +59,17 @@ def _tower(config: TextConfig) -> CLIPTextModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"no CLIP text model at {config.pretrained!r}: {reason}") from error
-    if tower.config.hidden_size != config.width:
-        raise InputError(
-            f"the text model at {config.pretrained!r} has width {tower.config.hidden_size}, "
-            f"the configuration says {config.width}"
-        )
+    # A checkpoint is read without that model: what is built from the sizes must be the same.
+    for name, theirs in _NAMES.items():
+        if getattr(tower.config, theirs) != getattr(config, name):
+            raise InputError(
+                f"the text model at {config.pretrained!r} has {name} "
+                f"{getattr(tower.config, theirs)}, the configuration says {getattr(config, name)}"
+            )
+    for name in ("hidden_act", "layer_norm_eps"):
+        if getattr(tower.config, name) != getattr(CLIPTextConfig(), name):
+            raise InputError(
+                f"the text model at {config.pretrained!r} has {name} {getattr(tower.config, name)}"
+                f": give one with {getattr(CLIPTextConfig(), name)}"
+            )
     return tower

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from mutations import every_change, outcome
 
 from tfanet.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
 from tfanet.checkpoint import load_model, load_vmamba, save_checkpoint
-from tfanet.config import TextConfig, preset
+from tfanet.config import TextConfig, TFANetConfig, preset
 from tfanet.errors import InputError
 from tfanet.model import TFANet
 
@@ -191,3 +197,76 @@ def test_loading_leaves_the_random_state_alone():
     before = torch.random.get_rng_state()
     load_model("tfanet-tiny")
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def written(path: Path, configuration: Any, tensors: dict[str, torch.Tensor]) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, {"tfanet_config": configuration})
+    return path
+
+
+def test_a_file_s_configuration_opens_no_other(tmp_path, monkeypatch):
+    """Neither the network nor a folder: a checkpoint holds all weights of the text tower."""
+    from transformers import CLIPTextModel
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("another model was opened")
+
+    monkeypatch.setattr(CLIPTextModel, "from_pretrained", opened)
+    model = TFANet(SMALL).eval()
+    config = SMALL.to_dict()
+    config["text"]["pretrained"] = "openai/clip-vit-large-patch14"
+    path = written(tmp_path / "m.safetensors", json.dumps(config), model.state_dict())
+    assert load_model(path).config == SMALL
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    begun = replace(SMALL, text=replace(SMALL.text, pretrained="openai/clip"))
+    assert load_model(tmp_path / "m.pth", config=begun).config == SMALL
+    model.config = begun
+    save_checkpoint(tmp_path / "n.safetensors", model)
+    assert b"openai" not in (tmp_path / "n.safetensors").read_bytes()
+
+
+def test_configurations_that_ask_for_too_much_are_refused_at_once(tmp_path):
+    tensors = TFANet(SMALL).state_dict()
+    for change, words in (
+        ({"depths": [10**6, 1, 1, 1]}, "one of depths is 1000000: give a whole number from 0 to"),
+        ({"dims": [8, 12, 16, 65536]}, "another shape for"),
+        ({"text": {"vocabulary": 2**24, "width": 65536, "heads": 2}}, "lacks text.clip"),
+    ):
+        config = SMALL.to_dict() | change
+        path = written(tmp_path / "m.safetensors", json.dumps(config), tensors)
+        with pytest.raises(InputError, match=words):
+            load_model(path)
+
+
+def test_every_configuration_is_a_model_or_one_clear_line(tmp_path):
+    tensors = TFANet(SMALL).state_dict()
+    path = tmp_path / "m.safetensors"
+    for text in ("", "{", "[" * 100_000, "1" * 5000, "null", '{"a": NaN}'):
+        with pytest.raises(InputError):
+            load_model(written(path, text, tensors))
+    document = json.loads(json.dumps(SMALL.to_dict()))
+    for changed in every_change(document):
+        config = outcome(partial(TFANetConfig.from_dict, changed), InputError)
+        assert config is None or isinstance(config, TFANetConfig)
+    # Those that are allowed fit the weights, or are refused before they take memory.
+    for change in ({"refine": [256] * 3}, {"ssm_ratio": 0.125}, {"align_dim": 1}, {"grid": 256}):
+        written(path, json.dumps(document | change), tensors)
+        outcome(partial(load_model, path), InputError)
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path):
+    torch.manual_seed(0)
+    torch.save({"model": {"a": torch.ones(3)}, "epoch": 3}, tmp_path / "a.pth")
+    torch.save({"a": torch.ones(3)}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    save_checkpoint(tmp_path / "c.safetensors", TFANet(SMALL))
+    rng = np.random.default_rng(0)
+    for name in ("a.pth", "b.pth", "c.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(150):
+            data = bytearray(whole)
+            for place in rng.integers(0, min(len(data), 4000), rng.integers(1, 4)):
+                data[place] = rng.integers(0, 256)
+            (tmp_path / name).write_bytes(data[: rng.choice((len(data), int(place)))])
+            outcome(partial(load_model, tmp_path / name, config=SMALL), InputError)
