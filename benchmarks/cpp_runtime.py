@@ -24,12 +24,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
 from tfanet.runtime.session import open_session
+
+import onnxruntime
 
 SENTENCE = "the small red circle left of the star"
 LIBRARY = Path(__file__).resolve().parents[1] / "runtime" / "lib" / "libtfanet_runtime.so"

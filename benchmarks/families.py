@@ -20,7 +20,6 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import onnxruntime
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +28,8 @@ from tfanet.cli.output import table
 from tfanet.export import export_onnx
 from tfanet.export.input_spec import draw, parse_inputs
 from tfanet.plugins import entry_points, exportable, install, ort_library_path, uninstall
+
+import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "zoo"))
 

@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import ModelProto
-from onnxruntime import quantization
-from onnxruntime.quantization import CalibrationDataReader
 
 from tfanet.calibration.accuracy import logits, measure_latency, measure_metrics
 from tfanet.calibration.calibrator import apply, measure_ranges, prepare
@@ -34,6 +32,9 @@ from tfanet.calibration.sampler import CalibrationSet, choose
 from tfanet.calibration.source import GRAPHS, Source
 from tfanet.cli.output import progress_line, table
 from tfanet.runtime.bundle import Bundle
+
+from onnxruntime import quantization
+from onnxruntime.quantization import CalibrationDataReader
 
 Models = dict[str, ModelProto]
 PRODUCTS = ("Conv", "MatMul", "Gemm")

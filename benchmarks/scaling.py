@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from tfanet.runtime.session import thread_count
 
 SIZES = (240, 480, 720, 960, 1440, 1920)
 POINT = """
@@ -144,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="tfanet-base")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=thread_count())
     parser.add_argument("--plot", type=Path, default=Path("scaling.png"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -38,6 +37,8 @@ from tfanet.plugins import (
     selective_scan_parallel,
 )
 from tfanet.plugins.scan import _run_forward
+
+import onnxruntime
 
 try:
     from mambapy.pscan import pscan

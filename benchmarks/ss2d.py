@@ -27,7 +27,6 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from selective_scan import record_calls
@@ -44,6 +43,8 @@ from tfanet.plugins import (
 )
 from tfanet.plugins.reference import ss2d_composed
 from tfanet.plugins.scan2d import run_into
+
+import onnxruntime
 
 # E, H, W, R, N
 Shape = tuple[int, int, int, int, int]

@@ -12,7 +12,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageDraw
 
 from tfanet.cli.deploy import parity_table
@@ -21,6 +20,8 @@ from tfanet.export import export_bundle
 from tfanet.metrics import Metrics
 from tfanet.runtime import Predictor, load_image
 from tfanet.runtime.overlay import save_mask, save_overlay
+
+import onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (320, 240)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+import tfanet  # noqa: F401  (switches telemetry off before any test imports onnxruntime)
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 Arrays = dict[str, np.ndarray]
 

@@ -7,15 +7,21 @@ The parts live in sub-packages, each usable alone:
 - `tfanet.export`: PyTorch to a bundle, with the parity check;
 - `tfanet.runtime`: run a bundle; never imports PyTorch.
 
-Importing this package imports none of them.
+Importing this package imports none of them. It switches ONNX Runtime's telemetry off, which a
+program that imports onnxruntime itself must do before that: nothing stops it later.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from pkgutil import extend_path
 
 __version__ = "0.1.0"
+
+# From 1.29 on, ONNX Runtime looks up a host of its makers and keeps a store of events in the user's
+# cache folder, unless it finds this when it is loaded. Children inherit it. The user may say 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __path__ = extend_path(__path__, __name__)
 

@@ -199,10 +199,10 @@ def test_only_what_is_asked_for_is_quantised_and_the_original_stays(residual, to
 
 def test_onnx_runtime_runs_integer_kernels(source, calibration, tmp_path):
     """Every layer that counts as INT8 is an integer node in the graph that ONNX Runtime runs."""
-    import onnxruntime
-
     from tfanet.calibration.calibrator import apply, prepare
     from tfanet.plugins import ort_library_path
+
+    import onnxruntime
 
     prepared, _ = prepare(source, calibration)
     models = apply(prepared, calibration, unsigned=True)

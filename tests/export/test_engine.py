@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,6 +21,8 @@ from tfanet.export.engine import Options, Profile, build_engine, engine_graph
 from tfanet.plugins.function_body import attach, count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle import BundleError
+
+import onnxruntime
 
 F = TensorProto.FLOAT
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -20,6 +19,8 @@ from tfanet.errors import GateError, InputError
 from tfanet.export import Profile, build_engine, export_onnx
 from tfanet.export.input_spec import draw, parse_inputs
 from tfanet.plugins import ort_library_path, rewrite
+
+import onnxruntime
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -13,6 +12,8 @@ from tfanet.export.precision import POLICY, cast_graph
 from tfanet.export.ranges import measure_ranges
 from tfanet.plugins import ort_library_path
 from tfanet.plugins.function_body import count_scan_nodes
+
+import onnxruntime
 
 F = TensorProto.FLOAT
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -21,6 +20,8 @@ from tfanet.plugins import (
     ss2d,
     ss2d_ref,
 )
+
+import onnxruntime
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
 from tfanet.plugins import selective_scan
 from tfanet.plugins.function_body import attach, count_scan_nodes
 from tfanet.plugins.onnx_op import custom_translation_table
+
+import onnxruntime
 
 
 class TwoScans(torch.nn.Module):

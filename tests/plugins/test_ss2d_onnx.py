@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime
 import pytest
 import torch
 from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, options_with, run
@@ -24,6 +23,8 @@ from tfanet.plugins import (
 )
 from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
 from tfanet.plugins.tensorrt_plugin import plugin_graph
+
+import onnxruntime
 
 
 def make_model(

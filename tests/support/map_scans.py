@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from tfanet.plugins import ss2d_ref
+
+import onnxruntime
 
 NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 Arrays = dict[str, np.ndarray]
