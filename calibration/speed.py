@@ -17,6 +17,7 @@ from typing import Any
 from onnx import ModelProto
 
 from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.session import thread_count
 
 from .accuracy import measure_latency
 
@@ -54,7 +55,7 @@ def measure_speed(
     return {
         "backend": "onnxruntime-cpu",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": threads or os.cpu_count(),
+        "threads": thread_count(threads),
         "pair": list(pair),
         "milliseconds": {name: round(value, 2) for name, value in times.items()},
         "gain": round(gain, 2),

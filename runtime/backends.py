@@ -42,7 +42,8 @@ class Options:
     """How graphs are opened.
 
     Attributes:
-        threads: of a single run on the CPU; None takes all cores. device: index of the GPU.
+        threads: of a single run on the CPU; None takes all cores that this process may use.
+        device: index of the GPU.
         op_library: our scan kernel for ONNX Runtime, or None for the function body in the file.
         host_code: names of engines that may run code for the CPU which they carry.
     """

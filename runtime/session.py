@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from tfanet.errors import InputError, MissingDependencyError
 
-__all__ = ["Shapes", "check_interface", "open_session"]
+__all__ = ["MAX_THREADS", "Shapes", "check_interface", "open_session", "thread_count"]
+
+MAX_THREADS = 1024  # ONNX Runtime ends the process where it cannot start as many as it is told
 
 _OPERATORS = ("SelectiveScan", "SS2DScan", "SS2D")  # no name before a longer one that it begins
 Shapes = dict[str, tuple[int | None, ...]]  # None: any size
@@ -27,13 +30,13 @@ def open_session(
         path: the ONNX file. content: its bytes, where they were read and checked already; then
             `path` is for messages only.
         op_library: libtfanet_ort.so, or None to run the function body.
-        threads: of a single run on the CPU; None takes all cores.
+        threads: of a single run on the CPU; None takes every core that this process may use.
         provider: "CPUExecutionProvider", or "CUDAExecutionProvider" on the GPU `device`.
 
     Raises:
         MissingDependencyError: without onnxruntime or the provider, or where the model holds an
             operator that neither the library nor a function in the file defines.
-        InputError: where the file cannot be loaded.
+        InputError: where the file cannot be loaded, or for less than 1 or over 1024 threads.
     """
     try:
         import onnxruntime
@@ -51,10 +54,9 @@ def open_session(
         providers.insert(0, (provider, {"device_id": device}))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}: give 1 or more")
-        options.intra_op_num_threads = threads
+    # Always a number: left to itself, ONNX Runtime takes all cores of the machine and binds threads
+    # to them, to those that this process may not use as well.
+    options.intra_op_num_threads = thread_count(threads)
     if provider != "CPUExecutionProvider":
         # Where our library has no fused 2-D scan for the provider, its parts run there.
         options.add_session_config_entry("tfanet.ss2d_as_parts", provider)
@@ -93,6 +95,29 @@ def open_session(
             "CUDA and cuDNN are of the versions that this onnxruntime wants"
         )
     return session
+
+
+def thread_count(threads: int | None = None) -> int:
+    """`threads`, or else the number of cores that this process may use (see `taskset`).
+
+    Raises:
+        InputError: for less than 1, or over MAX_THREADS.
+    """
+    if threads is None:
+        # Two threads of one core compute no faster than one.
+        return len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+    if not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads is {threads}: give 1 to {MAX_THREADS}")
+    return threads
+
+
+def _core(cpu: int) -> str:
+    """What tells the core of a logical processor from others: all that share it."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text()
+    except OSError:  # not every container shows it
+        return str(cpu)
 
 
 def check_interface(session: Any, path: Path, inputs: Shapes, outputs: Shapes) -> None:

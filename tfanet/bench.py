@@ -21,6 +21,7 @@ import numpy as np
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.backends import BACKENDS
 from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.session import thread_count
 from tfanet.worker import worker_command, worker_environment
 
 __all__ = ["BASELINE", "bench"]
@@ -99,7 +100,7 @@ def bench(
     job = {
         "bundle": str(opened.path),
         "batches": list(batches),
-        "threads": threads or os.cpu_count(),
+        "threads": thread_count(threads),
         "checkpoint": None if checkpoint is None else str(checkpoint),
     }
     running: list[_Candidate] = []
