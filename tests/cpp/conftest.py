@@ -30,11 +30,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from tfanet.runtime import Predictor
 from tfanet.runtime.bundle import file_facts
+
+import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 CPP = ROOT / "runtime" / "cpp"
@@ -371,22 +372,29 @@ def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
-def sanitized() -> Callable[[str], Path]:
+def onnxruntime_headers(library: Path) -> str:
+    """The folder of the headers that the libraries were built with."""
+    cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
+    found = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
+    assert found, "build/native is not configured: run `make native`"
+    return found[1]
+
+
+@pytest.fixture(scope="session")
+def sanitized(onnxruntime_headers: str) -> Callable[[str], Path]:
     """Builds the library, and with AddressSanitizer the fuzz targets, in a folder under build/."""
     settings = {"address,undefined": "-DTFANET_FUZZ=ON", "thread": "-DTFANET_SANITIZE=thread"}
     targets = {"address,undefined": ["tfanet_runtime", "fuzz"], "thread": ["tfanet_runtime"]}
 
     @functools.cache
     def build(sanitizer: str) -> Path:
-        cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
-        headers = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
-        assert headers, "build/native is not configured: run `make native`"
         folder = ROOT / "build" / f"sanitize-{sanitizer.partition(',')[0]}"
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug",
-            "-DTFANET_CUDA=OFF", f"-DONNXRUNTIME_INCLUDE_DIR={headers[1]}", settings[sanitizer],
+            "-DTFANET_CUDA=OFF", f"-DONNXRUNTIME_INCLUDE_DIR={onnxruntime_headers}",
+            settings[sanitizer],
         ]  # fmt: skip
-        make = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
+        make = ["cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0)))]
         for command in (configure, [*make, "--target", *targets[sanitizer]]):
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return folder / "runtime" / "cpp"

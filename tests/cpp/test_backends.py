@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 
 from tfanet.errors import TfanetError
@@ -24,6 +23,8 @@ from tfanet.runtime.backends import BACKENDS
 from tfanet.runtime.bundle import file_facts
 from tfanet.runtime.device import Device
 from tfanet.runtime.engine import check_record
+
+import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -53,7 +54,6 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -62,14 +62,6 @@ class Machine:
         """The status, and the error; or facts and then who was passed over, line by line."""
         lines = self.run(self.print, bundle, backend, *more, **variables).splitlines()
         return tuple(lines)
-
-
-@pytest.fixture(scope="session")
-def onnxruntime_headers() -> str:
-    cache = (ROOT / "build" / "native" / "CMakeCache.txt").read_text()
-    found = re.search(r"TFANET_ONNXRUNTIME_HEADERS:INTERNAL=(.+)", cache)
-    assert found
-    return found[1]
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from map_scans import options_with
 from onnx import TensorProto, helper
 from other_runtimes import run_in_lowest
 
 from tfanet.plugins.function_body import attach
+
+import onnxruntime
 
 OPTIONAL = ((), ("D",), ("D", "delta_bias"), ("D", "delta_bias", "z"), ("delta_bias",), ("z",))
 
@@ -31,6 +33,35 @@ def test_links_and_exports_the_least(library: Path) -> None:
     command = ["nm", "-D", "--defined-only", library]
     exported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [line.split()[-1] for line in exported.splitlines()] == ["RegisterCustomOps"]
+
+
+def test_stays_loaded_when_the_last_session_goes(library: Path) -> None:
+    """ONNX Runtime closes it then, whatever threads and operators still refer to it."""
+    code = """
+import gc, sys
+import onnx
+from onnx import helper
+import onnxruntime
+
+value = helper.make_tensor_value_info
+graph = helper.make_graph(
+    [helper.make_node("Identity", ["x"], ["y"])], "g", [value("x", 1, [1])], [value("y", 1, [1])]
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+places = set()
+for _ in range(3):
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(sys.argv[1])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    del session, options
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        places.add(next((line.split("-")[0] for line in maps if sys.argv[1] in line), None))
+assert len(places) == 1 and None not in places, places
+"""
+    command = [sys.executable, "-c", code, library]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel", "none"])

@@ -4,71 +4,75 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <list>
+#include <mutex>
 
 namespace tfanet_ort {
 
-const OrtApi* g_api = nullptr;
 constexpr const char* kCudaProvider = "CUDAExecutionProvider";
 
-OrtStatus* failure(const OperatorSpec& spec, OrtErrorCode code, const char* format, ...) {
+OrtStatus* failure(const Operator& op, OrtErrorCode code, const char* format, ...) {
   char text[256];
-  const int start = std::snprintf(text, sizeof text, "%s: ", spec.name);
+  const int start = std::snprintf(text, sizeof text, "%s: ", op.spec->name);
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text + start, sizeof text - static_cast<size_t>(start), format, arguments);
   va_end(arguments);
-  return g_api->CreateStatus(code, text);
+  return op.api->CreateStatus(code, text);
 }
 
 namespace {
 
-OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const OperatorSpec& spec,
+OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const Operator& op,
                        const InputSpec& input, Operands& operands) {
   size_t rank = 0;
   int64_t shape[4] = {};
-  RETURN_IF_ERROR(g_api->GetDimensionsCount(info, &rank));
+  RETURN_IF_ERROR(op.api->GetDimensionsCount(info, &rank));
   if (rank != input.rank) {
-    return failure(spec, ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %zu", input.name,
+    return failure(op, ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %zu", input.name,
                    rank, input.rank);
   }
-  RETURN_IF_ERROR(g_api->GetDimensions(info, shape, rank));
+  RETURN_IF_ERROR(op.api->GetDimensions(info, shape, rank));
   for (size_t i = 0; i < rank; ++i) {
     int64_t& known = operands.sizes[input.axes[i]];
     if (known < 0) known = shape[i];
     if (known != shape[i]) {
-      return failure(spec, ORT_INVALID_ARGUMENT,
+      return failure(op, ORT_INVALID_ARGUMENT,
                      "%s is %lld in input %s, but %lld in an input before it",
-                     spec.axes[input.axes[i]], static_cast<long long>(shape[i]), input.name,
+                     op.spec->axes[input.axes[i]], static_cast<long long>(shape[i]), input.name,
                      static_cast<long long>(known));
     }
   }
   return nullptr;
 }
 
-OrtStatus* read_input(const OrtKernelContext* context, const OperatorSpec& spec, size_t index,
+OrtStatus* read_input(const OrtKernelContext* context, const Operator& op, size_t index,
                       Operands& operands) {
+  const OrtApi& api = *op.api;
+  const InputSpec& input = op.spec->input[index];
   const OrtValue* value = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetInput(context, index, &value));
+  RETURN_IF_ERROR(api.KernelContext_GetInput(context, index, &value));
   if (value == nullptr) {
-    if (index >= spec.required) return nullptr;
-    return failure(spec, ORT_INVALID_ARGUMENT, "input %s is missing", spec.input[index].name);
+    if (index >= op.spec->required) return nullptr;
+    return failure(op, ORT_INVALID_ARGUMENT, "input %s is missing", input.name);
   }
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  RETURN_IF_ERROR(g_api->GetTensorTypeAndShape(value, &info));
-  OrtStatus* status = check_shape(info, spec, spec.input[index], operands);
-  g_api->ReleaseTensorTypeAndShapeInfo(info);
+  RETURN_IF_ERROR(api.GetTensorTypeAndShape(value, &info));
+  OrtStatus* status = check_shape(info, op, input, operands);
+  api.ReleaseTensorTypeAndShapeInfo(info);
   RETURN_IF_ERROR(status);
   void* data = nullptr;
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  RETURN_IF_ERROR(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
   operands.data[index] = data;
   return nullptr;
 }
 
 // Other sizes than those of the first input are checked when the node runs.
-OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
+OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
+  const OrtApi& api = *self(op).api;
   OrtTensorTypeAndShapeInfo* first = nullptr;
-  RETURN_IF_ERROR(g_api->ShapeInferContext_GetInputTypeShape(context, 0, &first));
-  return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, first);
+  RETURN_IF_ERROR(api.ShapeInferContext_GetInputTypeShape(context, 0, &first));
+  return api.ShapeInferContext_SetOutputTypeShape(context, 0, first);
 }
 
 // A session with this entry in its configuration gets no SS2D and no SS2DScan: the functions of
@@ -77,59 +81,77 @@ OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
 // what this library has a kernel for there, stays.
 constexpr const char* kPartsEntry = "tfanet.ss2d_as_parts";
 
-// The domains for sessions with that entry, without it, and with it where it names CUDA. They live
-// as long as the process.
+// The domains of one ONNX Runtime, for sessions with that entry, without it, and with it where it
+// names CUDA. They live as long as the process.
 struct Domains {
+  const OrtApi* api;
   OrtCustomOpDomain* parts = nullptr;
   OrtCustomOpDomain* all = nullptr;
   OrtCustomOpDomain* on_cuda = nullptr;
+  OrtStatus* problem = nullptr;
+
+  explicit Domains(const OrtApi* api_of_all) : api(api_of_all), problem(make()) {}
 
   OrtStatus* make() {
     for (OrtCustomOpDomain** domain : {&parts, &all, &on_cuda}) {
-      RETURN_IF_ERROR(g_api->CreateCustomOpDomain("tfanet", domain));
-      RETURN_IF_ERROR(add_selective_scan(*domain));
+      RETURN_IF_ERROR(api->CreateCustomOpDomain("tfanet", domain));
+      RETURN_IF_ERROR(add_selective_scan(*api, *domain));
     }
-    RETURN_IF_ERROR(add_ss2d(all));
-    RETURN_IF_ERROR(add_ss2d_scan(all));
+    RETURN_IF_ERROR(add_ss2d(*api, all));
+    RETURN_IF_ERROR(add_ss2d_scan(*api, all));
 #ifdef TFANET_WITH_CUDA
-    RETURN_IF_ERROR(add_ss2d(on_cuda));
+    RETURN_IF_ERROR(add_ss2d(*api, on_cuda));
 #endif
     return nullptr;
   }
 
   OrtStatus* choose(const OrtSessionOptions* options, OrtCustomOpDomain*& chosen) const {
     int entry = 0;
-    RETURN_IF_ERROR(g_api->HasSessionConfigEntry(options, kPartsEntry, &entry));
+    RETURN_IF_ERROR(api->HasSessionConfigEntry(options, kPartsEntry, &entry));
     chosen = entry != 0 ? parts : all;
     if (entry == 0) return nullptr;
     char value[32] = "";
     size_t size = 0;
-    RETURN_IF_ERROR(g_api->GetSessionConfigEntry(options, kPartsEntry, nullptr, &size));
+    RETURN_IF_ERROR(api->GetSessionConfigEntry(options, kPartsEntry, nullptr, &size));
     if (size > sizeof value) return nullptr;  // the name of no provider that we have
-    RETURN_IF_ERROR(g_api->GetSessionConfigEntry(options, kPartsEntry, value, &size));
+    RETURN_IF_ERROR(api->GetSessionConfigEntry(options, kPartsEntry, value, &size));
     if (std::strcmp(value, kCudaProvider) == 0) chosen = on_cuda;
     return nullptr;
   }
 };
 
+// Sessions may be made in several threads, and of several ONNX Runtimes, at once: the first call of
+// each sets its operators up.
+const Domains& domains_of(const OrtApi* api) {
+  static std::mutex mutex;
+  static std::list<Domains> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const Domains& domains : known) {
+    if (domains.api == api) return domains;
+  }
+  return known.emplace_back(api);
+}
+
 }  // namespace
 
-OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec,
-                       Operands& operands) {
+OrtStatus* read_inputs(const OrtKernelContext* context, const Operator& op, Operands& operands) {
+  const OperatorSpec& spec = *op.spec;
   size_t inputs = 0;
-  RETURN_IF_ERROR(g_api->KernelContext_GetInputCount(context, &inputs));
+  RETURN_IF_ERROR(op.api->KernelContext_GetInputCount(context, &inputs));
   if (inputs < spec.required) {
-    return failure(spec, ORT_INVALID_ARGUMENT, "has %zu inputs, needs %zu", inputs, spec.required);
+    return failure(op, ORT_INVALID_ARGUMENT, "has %zu inputs, needs %zu", inputs, spec.required);
   }
   for (size_t i = 0; i < std::min(inputs, spec.inputs); ++i) {
-    RETURN_IF_ERROR(read_input(context, spec, i, operands));
+    RETURN_IF_ERROR(read_input(context, op, i, operands));
   }
   return nullptr;
 }
 
-Operator::Operator(const OperatorSpec& spec_of_all, ONNXTensorElementDataType sequence_type,
-                   ONNXTensorElementDataType weight_type, Provider provider_of_op)
+Operator::Operator(const OrtApi& running, const OperatorSpec& spec_of_all,
+                   ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type,
+                   Provider provider_of_op)
     : OrtCustomOp{},
+      api(&running),
       spec(&spec_of_all),
       sequence(sequence_type),
       weight(weight_type),
@@ -195,13 +217,8 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
     return base->GetApi(1)->CreateStatus(
         ORT_NOT_IMPLEMENTED, "tfanet: ONNX Runtime 1.20 or newer is needed; upgrade it");
   }
-  // Sessions may be made in several threads at once: the first call sets everything up.
-  static Domains domains;
-  static OrtStatus* const problem = [api] {
-    g_api = api;
-    return domains.make();
-  }();
-  if (problem != nullptr) {
+  const Domains& domains = domains_of(api);
+  if (const OrtStatus* problem = domains.problem) {
     return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
   }
   OrtCustomOpDomain* domain = nullptr;

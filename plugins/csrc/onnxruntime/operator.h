@@ -1,7 +1,9 @@
 // What the operators for ONNX Runtime share: their description, the check of operands, errors.
 //
 // Only the C interface of ONNX Runtime is used, no exception crosses it, and every function comes
-// from the running ONNX Runtime: kApiVersion is the oldest one that loads this library.
+// from the running ONNX Runtime: kApiVersion is the oldest one that loads this library. Several may
+// run in one process, such as Python's and that of libtfanet_runtime.so: what belongs to one never
+// meets the functions of another, so each has operators of its own.
 #ifndef TFANET_ONNXRUNTIME_OPERATOR_H
 #define TFANET_ONNXRUNTIME_OPERATOR_H
 
@@ -9,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 #include "../selective_scan.h"
 #ifdef TFANET_WITH_CUDA
@@ -24,9 +27,6 @@ static_assert(ORT_API_VERSION >= kApiVersion, "headers of ONNX Runtime 1.20 or n
 constexpr double kCostWorthThreads = 100e3;
 // Parts that a call is cut into at most.
 constexpr int64_t kParts = 32;
-
-// Set once, before any operator exists.
-extern const OrtApi* g_api;
 
 #define RETURN_IF_ERROR(call)                             \
   do {                                                    \
@@ -52,29 +52,22 @@ struct OperatorSpec {
   const char* axes[kMaxAxes];
 };
 
-// "<operator>: <message>", in the manner of printf.
-OrtStatus* failure(const OperatorSpec& spec, OrtErrorCode code, const char* format, ...)
-    __attribute__((format(printf, 3, 4)));
-
 // Operands of one call; an axis of size -1 is not known, an optional input may be null.
 struct Operands {
   const void* data[kMaxInputs] = {};
   int64_t sizes[kMaxAxes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
 };
 
-// Reads all inputs; an error names the one that is missing or whose shape does not fit.
-OrtStatus* read_inputs(const OrtKernelContext* context, const OperatorSpec& spec,
-                       Operands& operands);
-
 enum class Provider { kCpu, kCuda };
 
-// An operator for one provider and pair of element types: of most inputs and the output, and of the
-// weights.
+// An operator of one ONNX Runtime, for one provider and pair of element types: of most inputs and
+// the output, and of the weights.
 // What remains to be set are CreateKernelV2, KernelComputeV2 and KernelDestroy.
 struct Operator : OrtCustomOp {
-  Operator(const OperatorSpec& spec, ONNXTensorElementDataType sequence,
-           ONNXTensorElementDataType weight, Provider provider = Provider::kCpu);
+  Operator(const OrtApi& api, const OperatorSpec& spec, ONNXTensorElementDataType sequence,
+           ONNXTensorElementDataType weight, Provider provider);
 
+  const OrtApi* api;
   const OperatorSpec* spec;
   ONNXTensorElementDataType sequence, weight;
   Provider provider;
@@ -82,15 +75,39 @@ struct Operator : OrtCustomOp {
 
 inline const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
+// "<operator>: <message>", in the manner of printf.
+OrtStatus* failure(const Operator& op, OrtErrorCode code, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// Reads all inputs; an error names the one that is missing or whose shape does not fit.
+OrtStatus* read_inputs(const OrtKernelContext* context, const Operator& op, Operands& operands);
+
 tfanet::DType kernel_type(ONNXTensorElementDataType type);
 #ifdef TFANET_WITH_CUDA
 tfanet::ScanType cuda_type(ONNXTensorElementDataType type);
 #endif
 
-// Each adds its operators, which live as long as the process, to the domain.
-OrtStatus* add_selective_scan(OrtCustomOpDomain* domain);
-OrtStatus* add_ss2d(OrtCustomOpDomain* domain);
-OrtStatus* add_ss2d_scan(OrtCustomOpDomain* domain);
+// The element types, and the provider, of one operator.
+struct Variant {
+  ONNXTensorElementDataType sequence, weight;
+  Provider provider = Provider::kCpu;
+};
+
+// Adds operators of the class Op, which live as long as the process, to the domain.
+template <class Op, size_t count>
+OrtStatus* add_operators(const OrtApi& api, OrtCustomOpDomain* domain, const OperatorSpec& spec,
+                         const Variant (&variants)[count]) {
+  for (const Variant& variant : variants) {
+    auto* op = new (std::nothrow) Op(api, spec, variant);
+    if (op == nullptr) return api.CreateStatus(ORT_FAIL, "tfanet: out of memory");
+    RETURN_IF_ERROR(api.CustomOpDomain_Add(domain, op));
+  }
+  return nullptr;
+}
+
+OrtStatus* add_selective_scan(const OrtApi& api, OrtCustomOpDomain* domain);
+OrtStatus* add_ss2d(const OrtApi& api, OrtCustomOpDomain* domain);
+OrtStatus* add_ss2d_scan(const OrtApi& api, OrtCustomOpDomain* domain);
 
 }  // namespace tfanet_ort
 

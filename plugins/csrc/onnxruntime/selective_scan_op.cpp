@@ -39,7 +39,7 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKern
     softplus = 0;  // the attribute's default
   }
   auto* kernel = new (std::nothrow) Kernel{self(op), softplus != 0};
-  if (kernel == nullptr) return failure(kSpec, ORT_FAIL, "out of memory");
+  if (kernel == nullptr) return failure(self(op), ORT_FAIL, "out of memory");
   *result = kernel;
   return nullptr;
 }
@@ -81,7 +81,7 @@ OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operan
   args.y = y;
   tfanet::set_contiguous(args);
   if (const char* why = tfanet::check(args)) {
-    return failure(kSpec, ORT_INVALID_ARGUMENT, "%s", why);
+    return failure(kernel.op, ORT_INVALID_ARGUMENT, "%s", why);
   }
 
   const int64_t units = tfanet::forward_units(args);
@@ -93,7 +93,7 @@ OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operan
   // More parts than threads, so that a busy core holds up only one part.
   Work work{args, units, std::min(units, kParts)};
   const auto parts = static_cast<size_t>(work.parts);
-  return g_api->KernelContext_ParallelFor(context, run_part, parts, parts, &work);
+  return kernel.op.api->KernelContext_ParallelFor(context, run_part, parts, parts, &work);
 }
 
 #ifdef TFANET_WITH_CUDA
@@ -118,22 +118,22 @@ OrtStatus* run_cuda(const Kernel& kernel, OrtKernelContext* context, const Opera
   call.weight = cuda_type(kernel.op.weight);
   call.softplus = kernel.delta_softplus;
   void* stream = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetGPUComputeStream(context, &stream));
+  RETURN_IF_ERROR(kernel.op.api->KernelContext_GetGPUComputeStream(context, &stream));
   const char* why = tfanet::launch_selective_scan(call, static_cast<cudaStream_t>(stream));
-  return why == nullptr ? nullptr : failure(kSpec, ORT_FAIL, "%s", why);
+  return why == nullptr ? nullptr : failure(kernel.op, ORT_FAIL, "%s", why);
 }
 #endif
 
 OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(kernel_of_node);
   Operands operands;
-  RETURN_IF_ERROR(read_inputs(context, kSpec, operands));
+  RETURN_IF_ERROR(read_inputs(context, kernel.op, operands));
   const int64_t* sizes = operands.sizes;
   const int64_t shape[] = {sizes[kBatch], sizes[kDim], sizes[kLength]};
   OrtValue* output = nullptr;
   void* y = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, shape, 3, &output));
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+  RETURN_IF_ERROR(kernel.op.api->KernelContext_GetOutput(context, 0, shape, 3, &output));
+  RETURN_IF_ERROR(kernel.op.api->GetTensorMutableData(output, &y));
   if (shape[0] == 0 || shape[1] == 0 || shape[2] == 0) return nullptr;
 #ifdef TFANET_WITH_CUDA
   if (kernel.op.provider == Provider::kCuda) return run_cuda(kernel, context, operands, y);
@@ -142,9 +142,8 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
 }
 
 struct SelectiveScanOp : Operator {
-  SelectiveScanOp(ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type,
-                  Provider provider_of_op = Provider::kCpu)
-      : Operator(kSpec, sequence_type, weight_type, provider_of_op) {
+  SelectiveScanOp(const OrtApi& running, const OperatorSpec& spec_of_op, const Variant& variant)
+      : Operator(running, spec_of_op, variant.sequence, variant.weight, variant.provider) {
     CreateKernelV2 = create_kernel;
     KernelComputeV2 = compute;
     KernelDestroy = destroy_kernel;
@@ -153,12 +152,12 @@ struct SelectiveScanOp : Operator {
 
 }  // namespace
 
-OrtStatus* add_selective_scan(OrtCustomOpDomain* domain) {
+OrtStatus* add_selective_scan(const OrtApi& api, OrtCustomOpDomain* domain) {
   constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
   constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  static SelectiveScanOp ops[] = {
+  constexpr Variant kVariants[] = {
       {kFloat, kFloat},
       {kDouble, kDouble},
       {kHalf, kFloat},
@@ -173,8 +172,7 @@ OrtStatus* add_selective_scan(OrtCustomOpDomain* domain) {
       {kBrain, kBrain, Provider::kCuda},
 #endif
   };
-  for (SelectiveScanOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
-  return nullptr;
+  return add_operators<SelectiveScanOp>(api, domain, kSpec, kVariants);
 }
 
 }  // namespace tfanet_ort

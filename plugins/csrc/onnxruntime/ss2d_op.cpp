@@ -42,61 +42,62 @@ constexpr OperatorSpec kScanOnly = {"SS2DScan",
                                     {"batch", "E", "H", "W", "K", "4(R + 2N)", "R", "4E", "N"}};
 
 // Sizes that are not those of another axis, but follow from them.
-OrtStatus* check_size(const OperatorSpec& spec, const int64_t* sizes, Axis axis, int64_t expected) {
+OrtStatus* check_size(const Operator& op, const int64_t* sizes, Axis axis, int64_t expected) {
   if (sizes[axis] == expected) return nullptr;
-  return failure(spec, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", spec.axes[axis],
+  return failure(op, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", op.spec->axes[axis],
                  static_cast<long long>(sizes[axis]), static_cast<long long>(expected));
 }
 
-OrtStatus* check_sizes(const OperatorSpec& spec, const int64_t* sizes) {
+OrtStatus* check_sizes(const Operator& op, const int64_t* sizes) {
   const int64_t rows = sizes[kR] + 2 * sizes[kN];
-  if (&spec == &kWhole) {
-    RETURN_IF_ERROR(check_size(spec, sizes, kK, tfanet::kDirections));
-    RETURN_IF_ERROR(check_size(spec, sizes, kRows, rows));
+  if (op.spec == &kWhole) {
+    RETURN_IF_ERROR(check_size(op, sizes, kK, tfanet::kDirections));
+    RETURN_IF_ERROR(check_size(op, sizes, kRows, rows));
   } else {
-    RETURN_IF_ERROR(check_size(spec, sizes, kRows, tfanet::kDirections * rows));
+    RETURN_IF_ERROR(check_size(op, sizes, kRows, tfanet::kDirections * rows));
   }
-  return check_size(spec, sizes, kKE, tfanet::kDirections * sizes[kE]);
+  return check_size(op, sizes, kKE, tfanet::kDirections * sizes[kE]);
 }
 
 // A block of the session's memory, aligned to 64 bytes.
 class Memory {
  public:
   OrtStatus* take(const OrtKernelContext* context, int64_t bytes) {
-    RETURN_IF_ERROR(g_api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info_));
-    RETURN_IF_ERROR(g_api->KernelContext_GetAllocator(context, info_, &allocator_));
-    return g_api->AllocatorAlloc(allocator_, static_cast<size_t>(bytes) + kAlignment, &memory_);
+    RETURN_IF_ERROR(api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info_));
+    RETURN_IF_ERROR(api_.KernelContext_GetAllocator(context, info_, &allocator_));
+    return api_.AllocatorAlloc(allocator_, static_cast<size_t>(bytes) + kAlignment, &memory_);
   }
   // Where a tensor of the GPU is. Bound to the session's stream: given back before the kernels have
   // run, it goes to no other stream.
   OrtStatus* take_beside(const OrtKernelContext* context, size_t input, int64_t bytes) {
     const OrtValue* tensor = nullptr;
     const OrtMemoryInfo* place = nullptr;
-    RETURN_IF_ERROR(g_api->KernelContext_GetInput(context, input, &tensor));
-    RETURN_IF_ERROR(g_api->GetTensorMemoryInfo(tensor, &place));
-    RETURN_IF_ERROR(g_api->KernelContext_GetAllocator(context, place, &allocator_));
-    return g_api->KernelContext_GetScratchBuffer(context, place,
-                                                 static_cast<size_t>(bytes) + kAlignment, &memory_);
+    RETURN_IF_ERROR(api_.KernelContext_GetInput(context, input, &tensor));
+    RETURN_IF_ERROR(api_.GetTensorMemoryInfo(tensor, &place));
+    RETURN_IF_ERROR(api_.KernelContext_GetAllocator(context, place, &allocator_));
+    return api_.KernelContext_GetScratchBuffer(context, place,
+                                               static_cast<size_t>(bytes) + kAlignment, &memory_);
   }
   void* data() const {
     const auto address = reinterpret_cast<uintptr_t>(memory_);
     return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
   }
-  Memory() = default;
+  explicit Memory(const OrtApi& api) : api_(api) {}
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() {
     if (memory_ != nullptr) {
-      if (OrtStatus* status = g_api->AllocatorFree(allocator_, memory_)) {
-        g_api->ReleaseStatus(status);
+      if (OrtStatus* status = api_.AllocatorFree(allocator_, memory_)) {
+        api_.ReleaseStatus(status);
       }
     }
-    if (allocator_ != nullptr) g_api->ReleaseAllocator(allocator_);
-    if (info_ != nullptr) g_api->ReleaseMemoryInfo(info_);
+    if (allocator_ != nullptr) api_.ReleaseAllocator(allocator_);
+    if (info_ != nullptr) api_.ReleaseMemoryInfo(info_);
   }
 
  private:
   static constexpr size_t kAlignment = 64;
+  const OrtApi& api_;
   OrtMemoryInfo* info_ = nullptr;
   OrtAllocator* allocator_ = nullptr;
   void* memory_ = nullptr;
@@ -137,7 +138,7 @@ OrtStatus* run_cpu(const Operator& op, OrtKernelContext* context, const Operands
   args.D = operands.data[kD];
   args.y = y;
   if (const char* why = tfanet::check(args)) {
-    return failure(*op.spec, ORT_INVALID_ARGUMENT, "%s", why);
+    return failure(op, ORT_INVALID_ARGUMENT, "%s", why);
   }
   const int64_t channel_units = tfanet::ss2d_units(args, tfanet::kScan);
   if (channel_units == 0) return nullptr;  // an empty map
@@ -146,7 +147,7 @@ OrtStatus* run_cpu(const Operator& op, OrtKernelContext* context, const Operands
   const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
   const int64_t parts = cost < kCostWorthThreads ? 1 : std::min(cores, kParts);
 
-  Memory memory;
+  Memory memory(*op.api);
   RETURN_IF_ERROR(memory.take(context, tfanet::ss2d_workspace(args, parts)));
   args.workspace = memory.data();
   for (const tfanet::SS2DPhase phase : {tfanet::kProject, tfanet::kScan}) {
@@ -155,7 +156,7 @@ OrtStatus* run_cpu(const Operator& op, OrtKernelContext* context, const Operands
     if (wanted == 1) {
       run_part(&work, 0);
     } else {
-      RETURN_IF_ERROR(g_api->KernelContext_ParallelFor(context, run_part, wanted, wanted, &work));
+      RETURN_IF_ERROR(op.api->KernelContext_ParallelFor(context, run_part, wanted, wanted, &work));
     }
   }
   return nullptr;
@@ -181,30 +182,30 @@ OrtStatus* run_cuda(const Operator& op, OrtKernelContext* context, const Operand
   call.states = sizes[kN];
   call.io = cuda_type(op.sequence);
   if (const char* why = tfanet::check_ss2d_sizes(call)) {
-    return failure(*op.spec, ORT_INVALID_ARGUMENT, "%s", why);
+    return failure(op, ORT_INVALID_ARGUMENT, "%s", why);
   }
   const int64_t bytes = tfanet::ss2d_workspace(call);
   if (bytes == 0) return nullptr;  // an empty map
-  Memory memory;
+  Memory memory(*op.api);
   void* stream = nullptr;
   RETURN_IF_ERROR(memory.take_beside(context, kU, bytes));
-  RETURN_IF_ERROR(g_api->KernelContext_GetGPUComputeStream(context, &stream));
+  RETURN_IF_ERROR(op.api->KernelContext_GetGPUComputeStream(context, &stream));
   call.workspace = memory.data();
   const char* why = tfanet::launch_ss2d(call, static_cast<cudaStream_t>(stream));
-  return why == nullptr ? nullptr : failure(*op.spec, ORT_FAIL, "%s", why);
+  return why == nullptr ? nullptr : failure(op, ORT_FAIL, "%s", why);
 }
 #endif
 
 OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
   const Operator& op = *static_cast<const Operator*>(op_of_node);
   Operands operands;
-  RETURN_IF_ERROR(read_inputs(context, *op.spec, operands));
+  RETURN_IF_ERROR(read_inputs(context, op, operands));
   const int64_t* sizes = operands.sizes;
-  RETURN_IF_ERROR(check_sizes(*op.spec, sizes));
+  RETURN_IF_ERROR(check_sizes(op, sizes));
   OrtValue* output = nullptr;
   void* y = nullptr;
-  RETURN_IF_ERROR(g_api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
-  RETURN_IF_ERROR(g_api->GetTensorMutableData(output, &y));
+  RETURN_IF_ERROR(op.api->KernelContext_GetOutput(context, 0, sizes, 4, &output));
+  RETURN_IF_ERROR(op.api->GetTensorMutableData(output, &y));
 #ifdef TFANET_WITH_CUDA
   if (op.provider == Provider::kCuda) return run_cuda(op, context, operands, y);
 #endif
@@ -212,9 +213,8 @@ OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
 }
 
 struct SS2DOp : Operator {
-  SS2DOp(const OperatorSpec& spec_of_op, ONNXTensorElementDataType map_type,
-         ONNXTensorElementDataType weight_type, Provider provider_of_op = Provider::kCpu)
-      : Operator(spec_of_op, map_type, weight_type, provider_of_op) {
+  SS2DOp(const OrtApi& running, const OperatorSpec& spec_of_op, const Variant& variant)
+      : Operator(running, spec_of_op, variant.sequence, variant.weight, variant.provider) {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo*,
                         void** result) -> OrtStatus* {
       *result = const_cast<Operator*>(&self(op));  // a node has nothing of its own
@@ -232,29 +232,25 @@ constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 
 }  // namespace
 
-OrtStatus* add_ss2d(OrtCustomOpDomain* domain) {
-  static SS2DOp ops[] = {
-      {kWhole, kFloat, kFloat},
-      {kWhole, kDouble, kDouble},
-      {kWhole, kHalf, kFloat},
-      {kWhole, kBrain, kFloat},
+OrtStatus* add_ss2d(const OrtApi& api, OrtCustomOpDomain* domain) {
+  constexpr Variant kVariants[] = {
+      {kFloat, kFloat},
+      {kDouble, kDouble},
+      {kHalf, kFloat},
+      {kBrain, kFloat},
 #ifdef TFANET_WITH_CUDA
-      {kWhole, kFloat, kFloat, Provider::kCuda},
-      {kWhole, kHalf, kFloat, Provider::kCuda},
-      {kWhole, kBrain, kFloat, Provider::kCuda},
+      {kFloat, kFloat, Provider::kCuda},
+      {kHalf, kFloat, Provider::kCuda},
+      {kBrain, kFloat, Provider::kCuda},
 #endif
   };
-  for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
-  return nullptr;
+  return add_operators<SS2DOp>(api, domain, kWhole, kVariants);
 }
 
-OrtStatus* add_ss2d_scan(OrtCustomOpDomain* domain) {
-  static SS2DOp ops[] = {{kScanOnly, kFloat, kFloat},
-                         {kScanOnly, kDouble, kDouble},
-                         {kScanOnly, kHalf, kFloat},
-                         {kScanOnly, kBrain, kFloat}};
-  for (SS2DOp& op : ops) RETURN_IF_ERROR(g_api->CustomOpDomain_Add(domain, &op));
-  return nullptr;
+OrtStatus* add_ss2d_scan(const OrtApi& api, OrtCustomOpDomain* domain) {
+  constexpr Variant kVariants[] = {
+      {kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat}, {kBrain, kFloat}};
+  return add_operators<SS2DOp>(api, domain, kScanOnly, kVariants);
 }
 
 }  // namespace tfanet_ort
