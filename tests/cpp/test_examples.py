@@ -42,7 +42,6 @@ def segment(examples: Path, ort_path: str) -> Callable[..., subprocess.Completed
             env=os.environ | {"TFANET_ONNXRUNTIME": ort_path},
             capture_output=True,
             text=True,
-            timeout=60,
         )
 
     return run
@@ -168,7 +167,6 @@ def test_server(
         input="\n".join(requests),
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     lines = sorted(result.stdout.splitlines())

@@ -24,7 +24,6 @@ def run(*command: object, **variables: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout

@@ -132,11 +132,11 @@ def test_a_block_in_another_thread_keeps_the_routes(kernels: Any) -> None:
     def other() -> None:
         with exportable():
             opened.set()
-            close.wait(30)
+            close.wait(3600)
 
     thread = threading.Thread(target=other)
     thread.start()
-    assert opened.wait(30)
+    assert opened.wait(3600)
     with exportable():
         pass
     assert kernels.cross_scan_fn is not original

@@ -453,7 +453,6 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 

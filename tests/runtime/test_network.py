@@ -140,6 +140,7 @@ def test_every_verb_stays_off_the_network(watched, checkpoint: Path) -> None:
         [sys.executable, "-c", VERBS, json.dumps(argv)],
         cwd=folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     codes = json.loads(done.stderr.splitlines()[-1])
     failed = [words for words, code in zip(argv, codes, strict=True) if code]
     assert not failed, done.stderr
