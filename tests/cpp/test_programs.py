@@ -55,6 +55,26 @@ def test_library(sdk: Path) -> None:
     assert header.count("\n") < 250
 
 
+@pytest.mark.parametrize("component", ["sdk", "Unspecified"])
+def test_installing_again_leaves_alone_what_is_mapped(
+    component: str, library: Path, tmp_path: Path
+) -> None:
+    """A running program keeps the library that it has loaded: the new one is another file."""
+    build = library.parents[2] / "build" / "native"
+    install = ["cmake", "--install", build, "--component", component, "--prefix", tmp_path]
+    run(*install)
+    found = [path for path in tmp_path.rglob("*.so*") if not path.is_symlink()]
+    assert any(path.name.startswith("libtfanet_runtime.so") for path in found)
+    before = {path: (path.open("rb"), path.read_bytes()) for path in found}
+    for path in found:
+        os.utime(path, (0, 0))  # as if what was built had changed since
+    run(*install)
+    for path, (file, content) in before.items():
+        with file:
+            assert file.read() == content
+            assert not os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
 def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
     """What is written for x86 gives the bits of what other machines run."""
     outputs = [
