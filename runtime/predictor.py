@@ -66,7 +66,8 @@ class Predictor:
         backend: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", or the name of
             one of the bundle's engines; "auto" takes the first of them that can run here, and
             `info()` says which, and why the others were passed over.
-        threads: of a single run on the CPU; None takes all cores. device: index of the GPU.
+        threads: of a single run on the CPU, 1 to 1024; None takes all cores that this process may
+            use. device: index of the GPU.
         op_library: for ONNX Runtime. "auto" loads our scan kernel if it is installed, and else
             runs the function body in the ONNX file, several times slower (`info()` says which); a
             path loads that library; None never loads one.

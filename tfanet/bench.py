@@ -72,7 +72,8 @@ def bench(
             "onnxruntime-cpu, function body"; by default all of them. Those that cannot run here are
             listed with the reason.
         batches: pictures that run together, for the throughput. runs: timed calls of each.
-        warmup: calls before those. threads: of a run on the CPU; None takes all cores.
+        warmup: calls before those. threads: of a run on the CPU; None takes all cores that
+            this process may use.
         checkpoint: the weights, for PyTorch, where the bundle's preset does not hold them.
 
     Returns:

@@ -64,7 +64,7 @@ def add_verbs(verbs: Verbs) -> None:
     predict.add_argument("--text", required=True, help="what to segment, in words")
     predict.add_argument("--output", required=True, help="the mask, written as a black/white PNG")
     predict.add_argument("--overlay", help="also write the picture with the mask on it")
-    predict.add_argument("--threads", type=int, help="threads of the session (default: all cores)")
+    predict.add_argument("--threads", type=int, help="threads (default: all cores that it may use)")
     predict.add_argument(
         "--backend",
         default="auto",
@@ -85,7 +85,7 @@ def add_verbs(verbs: Verbs) -> None:
     bench.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
     bench.add_argument("--runs", type=int, default=30, help="timed calls of each backend")
     bench.add_argument("--warmup", type=int, default=3, help="calls before those")
-    bench.add_argument("--threads", type=int, help="of a run on the CPU (default: all cores)")
+    bench.add_argument("--threads", type=int, help="of a run on the CPU (default: as predict)")
     bench.add_argument(
         "--checkpoint", help="the weights, if the bundle's preset does not hold them"
     )
