@@ -52,4 +52,4 @@ def test_no_input_crashes(name: str, outcomes: dict[str, tuple[int, str, bytes]]
     status, printed, last = outcomes[name]
     assert status == 0, f"{printed}\ninput: {last[:500]!r}"
     runs = re.search(r"(\d+) runs ", printed)
-    assert runs and int(runs[1]) > len(list((CORPUS / name).iterdir()))
+    assert runs and int(runs[1]) >= len(list((CORPUS / name).iterdir()))
