@@ -26,7 +26,7 @@ from .smooth import exponents, find_groups, migrate
 from .source import GRAPHS, Progress, Source, Watcher
 from .split import Regions, is_crowded, outlier_channels, rewrite, split_inputs
 
-__all__ = ["apply", "calibrate", "measure_ranges", "model_facts", "prepare"]
+__all__ = ["apply", "calibrate", "check_options", "measure_ranges", "model_facts", "prepare"]
 
 TEXT = "text.onnx"
 PROBED = 16  # pictures that tell the channels' ranges before the others are measured
@@ -67,12 +67,7 @@ def calibrate(
         InputError: for bad options, data that hold nothing, a bundle that is quantised already, or
             an activation that is NaN or infinite, with its layer.
     """
-    make_observer(observer, grid_of(precision))
-    if precision != "int8" and (outliers or dual_region):
-        raise InputError(
-            f"outliers and dual_region mend INT8's even steps, which {precision} has not: leave "
-            "them out"
-        )
+    check_options(precision, observer, outliers=outliers, dual_region=dual_region)
     source = Source.open(bundle)
     chosen = choose(
         data,
@@ -96,6 +91,16 @@ def calibrate(
         dual_region=dual_region,
         progress=progress,
     )
+
+
+def check_options(precision: str, observer: str, *, outliers: bool, dual_region: bool) -> None:
+    """Raises InputError for a precision, an observer or a split that is unknown or does not fit."""
+    make_observer(observer, grid_of(precision))
+    if precision != "int8" and (outliers or dual_region):
+        raise InputError(
+            f"outliers and dual_region mend INT8's even steps, which {precision} has not: leave "
+            "them out"
+        )
 
 
 def measure_ranges(

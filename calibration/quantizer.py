@@ -6,7 +6,7 @@ The same inputs give the same bytes of every file that the manifest lists, and o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from tfanet.errors import InputError
-from tfanet.export.write import new_bundle
+from tfanet.export.write import check_target, new_bundle
 from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, file_facts
 
 from . import grid as grids
@@ -29,7 +29,7 @@ from .sampler import CalibrationSet
 from .source import GRAPHS, Progress, Source
 from .speed import measure_speed, write_timing
 
-__all__ = ["quantize_bundle"]
+__all__ = ["check_form", "quantize_bundle"]
 
 TARGETS = ("any", "onnxruntime")
 MOVED = 1.5  # a range that moved by more calls for a new calibration
@@ -44,17 +44,20 @@ def quantize_bundle(
     *,
     target: str = "any",
     threads: int | None = None,
+    overwrite: bool = False,
+    finish: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, dict[str, Any]]:
     """Write a bundle in the calibration's precision, INT8 or FP8.
 
     Args:
-        bundle: FP32. output: the new bundle's directory; one that is there is replaced.
+        bundle: FP32. output: the new bundle's directory. overwrite: replace a bundle that is there.
         calibration: of this model, or of another checkpoint of the same shape.
         guard: bound the loss; without it nothing is evaluated and the certificate says so.
         target: "any" for signed activations, which every runtime takes; "onnxruntime" for unsigned
             ones, which its x86 kernels run faster.
         threads: of the latency measurement.
+        finish: called with the whole bundle before it takes its place, to add engines, say.
 
     Returns:
         The bundle, and a report: "certificate", which is in its manifest; "speed", which is in
@@ -64,14 +67,9 @@ def quantize_bundle(
         InputError: for a calibration of another model, or a bundle that is quantised already.
         GateError: where the bound cannot be met; nothing is written then.
     """
-    if target not in TARGETS:
-        raise InputError(f"target is {target!r}: choose one of {', '.join(TARGETS)}")
+    check_target(output, overwrite=overwrite)
     known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    if target == "onnxruntime" and known.precision != grids.INT8.name:
-        raise InputError(
-            f"target is 'onnxruntime', which is a form of int8: {known.precision} has one form, "
-            "leave the target out"
-        )
+    check_form(target, known.precision)
     if guard is not None:
         check_bounds(guard.bounds, guard.min_share)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -85,8 +83,22 @@ def quantize_bundle(
         target=target,
         threads=threads,
     )
-    written = _write(opened, Path(output), models, certificate, speed)
-    return written, {"certificate": certificate, "speed": speed, "layers": layers}
+    with new_bundle(output, overwrite=overwrite) as work:
+        _write(work, opened, models, certificate, speed)
+        if finish is not None:
+            finish(work)
+    return Bundle.open(output), {"certificate": certificate, "speed": speed, "layers": layers}
+
+
+def check_form(target: str, precision: str) -> None:
+    """Raises InputError for an unknown form of the graphs, or one that the precision has not."""
+    if target not in TARGETS:
+        raise InputError(f"target is {target!r}: choose one of {', '.join(TARGETS)}")
+    if target == "onnxruntime" and precision != grids.INT8.name:
+        raise InputError(
+            f"target is 'onnxruntime', which is a form of int8: {precision} has one form, "
+            "leave the target out"
+        )
 
 
 def _quantize(
@@ -167,28 +179,26 @@ def _warn_of_other_weights(
 
 
 def _write(
+    work: Path,
     bundle: Bundle,
-    output: Path,
     models: Mapping[str, ModelProto],
     certificate: dict[str, Any],
     speed: dict[str, Any],
-) -> Bundle:
-    with new_bundle(output) as work:
-        for name, model in models.items():
-            (work / name).write_bytes(model.SerializeToString(deterministic=True))
-            onnx.checker.check_model(str(work / name), full_check=True)
-        (work / "tokenizer.json").write_bytes(bundle.file("tokenizer.json").read_bytes())
-        manifest = replace(
-            bundle.manifest,
-            precision=certificate["precision"],
-            engines=[],  # those of the FP32 graphs
-            parity={**bundle.manifest.parity, "certificate": certificate},
-            files={name: file_facts(work / name) for name in FILES},
-            versions={**bundle.manifest.versions, "onnx": metadata.version("onnx")},
-        )
-        (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        write_timing(work, speed)
-    return Bundle.open(output)
+) -> None:
+    for name, model in models.items():
+        (work / name).write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(work / name), full_check=True)
+    (work / "tokenizer.json").write_bytes(bundle.read("tokenizer.json"))
+    manifest = replace(
+        bundle.manifest,
+        precision=certificate["precision"],
+        engines=[],  # those of the FP32 graphs
+        parity={**bundle.manifest.parity, "certificate": certificate},
+        files={name: file_facts(work / name) for name in FILES},
+        versions={**bundle.manifest.versions, "onnx": metadata.version("onnx")},
+    )
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    write_timing(work, speed)
 
 
 def _share(source: Source, kept: tuple[str, ...]) -> float:

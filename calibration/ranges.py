@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import InputError
+from tfanet.export.write import new_file
 
 from .grid import GRIDS
 
@@ -59,28 +58,19 @@ class Calibration:
     data: dict[str, Any]
     graphs: dict[str, GraphRanges]
 
-    def save(self, path: str | Path) -> None:
-        """Write the JSON, whole or not at all. The same calibration gives the same bytes."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the JSON, whole or not at all. The same calibration gives the same bytes.
+
+        Raises InputError where nothing can be written, or a file is there without `overwrite`.
+        """
         document = {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "tfanet", "version": __version__},
             **asdict(self),
         }
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        target = Path(path).absolute()
-        if not target.parent.is_dir():
-            raise InputError(
-                f"cannot write {target}: its directory does not exist; create it first"
-            )
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(part, 0o644)
-            os.replace(part, target)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with new_file(path, overwrite=overwrite) as part:
+            part.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

@@ -16,14 +16,13 @@ from typing import Any
 
 from onnx import ModelProto
 
-from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.bundle import TIMING, Bundle
 from tfanet.runtime.session import thread_count
 
 from .accuracy import measure_latency
 
-__all__ = ["TIMING", "WORTH", "measure_speed", "write_timing"]
+__all__ = ["WORTH", "measure_speed", "write_timing"]
 
-TIMING = "timing.json"
 WORTH = 1.15  # below this gain in speed a lower precision does not pay for what it may lose
 ELSEWHERE = "not measured here: `tfanet bench` on the target decides"
 

@@ -82,7 +82,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     print("Exporting tfanet-tiny and comparing it with PyTorch ...")
-    bundle = export_bundle("tfanet-tiny", output / "bundle")
+    bundle = export_bundle("tfanet-tiny", output / "bundle", overwrite=True)
     picture, truth = draw_picture()
     picture.save(output / "picture.png")
 

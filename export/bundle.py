@@ -41,27 +41,30 @@ def export_bundle(
     image_size: tuple[int, int] | None = None,
     dynamic_batch: bool = True,
     opset: int = 20,
+    overwrite: bool = False,
+    finish: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export to `output`, compare with PyTorch, and return the opened bundle.
 
     Args:
         model: a TFANet, a checkpoint file, or a preset's name.
-        output: the bundle's directory; a bundle that is there already is replaced.
+        output: the bundle's directory. overwrite: replace a bundle that is there.
         function: the scan in standard operators: "sequential", "parallel" or "none".
         fuse: 2-D scans are single nodes, tfanet::SS2D, else their parts (the same numbers).
         image_size: (H, W), multiples of 32; default: the model's.
         dynamic_batch: leave the batch open, else fix it at 1.
         opset: 18 to 23.
+        finish: called with the whole bundle before it takes its place, to add engines, say.
 
     The directory appears complete or not at all: it is written beside its place under another
     name. The same model and options give the same bytes.
 
     Raises:
-        InputError: for options that do not fit, or an output that is not a bundle.
+        InputError: for options that do not fit, and as `check_target` for the output.
         GateError: where the graphs do not compute what PyTorch does; nothing is written then.
     """
-    check_target(output)
+    check_target(output, overwrite=overwrite)
     if function not in KINDS:
         raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
     if opset not in onnx_export.OPSETS:
@@ -72,8 +75,10 @@ def export_bundle(
     size = image_size or network.config.image_size
     check_image_size(size)
 
-    with new_bundle(output) as work:
+    with new_bundle(output, overwrite=overwrite) as work:
         _write(work, network, source, size, function, fuse, dynamic_batch, opset, progress)
+        if finish is not None:
+            finish(work)
     return Bundle.open(output)
 
 

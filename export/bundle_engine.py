@@ -16,18 +16,27 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.engine import Options, Profile, build_engine, engine_graph, load_graph
+from tfanet.export.leftovers import engine_file, locked, sweep_engines
 from tfanet.export.parity import Case, compare, make_cases, run_case
 from tfanet.export.precision import PRECISIONS, Kept, cast_graph
 from tfanet.export.ranges import measure_ranges
-from tfanet.plugins import ort_library_path
+from tfanet.export.write import new_file, new_folder, sync
+from tfanet.plugins import ort_library_path, trt_library_path
 from tfanet.runtime import Predictor, backends
 from tfanet.runtime.backends import Graph, open_graphs
-from tfanet.runtime.bundle import MANIFEST, Bundle, file_facts
+from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, Manifest, file_facts
 from tfanet.runtime.device import Device
-from tfanet.runtime.engine import EngineError
+from tfanet.runtime.engine import EngineError, load_module
 from tfanet.runtime.session import open_session
 
-__all__ = ["MAX_PIXEL_SHARE", "add_engine", "range_feeds", "store_engine", "typed_graphs"]
+__all__ = [
+    "MAX_PIXEL_SHARE",
+    "add_engine",
+    "check_engine",
+    "range_feeds",
+    "store_engine",
+    "typed_graphs",
+]
 
 Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
@@ -52,6 +61,7 @@ def add_engine(
     options: Options | None = None,
     keep: Iterable[str] = (),
     samples: Sequence[tuple[Path, str]] = (),
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Build engines of text.onnx and image.onnx, add them to the bundle, and return it.
@@ -64,34 +74,35 @@ def add_engine(
             INT8 or FP8, that of the rest. keep: patterns of node names that stay in FP32.
         samples: pictures and sentences on which activations are measured, so that what would
             overflow stays in FP32; without any, the inputs of the parity check serve.
+        overwrite: replace an engine of the same target and precision.
 
-    An engine of the same target and precision is replaced. The manifest is written last, so that a
-    bundle is whole at every moment.
+    An engine's files are named by their content and come first, then the manifest in one step, then
+    old files are removed: the bundle is whole at every moment, and of two engines that are added at
+    once both stay. An engine whose files are damaged or missing is mended by building it again.
 
-    Raises what `build_engine` and `cast_graph` raise; GateError where the typed graphs, or the
-    engine where it can run, change more than 1 % of the mask's pixels.
+    Raises what `check_engine`, `build_engine` and `cast_graph` raise; InputError where the bundle
+    holds an engine of this target and precision, without `overwrite`; GateError where the typed
+    graphs, or the engine where it can run, change more than 1 % of the mask's pixels.
     """
     options = options or Options()
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, engines=False)
     manifest = opened.manifest
-    own, precision = manifest.precision, _rest(opened, precision)
-    old = sorted(set(options.compute) & _NO_FP8)
-    if own == "fp8" and old:
+    own, rest = manifest.precision, _rest(opened, precision)
+    check_engine(target, rest, options, own=own)
+    name = "-".join(p for p in (own, rest) if p != "fp32") or "fp32"
+    name = f"{target}-{name}"
+    opened.check_engines(besides=name)
+    if not overwrite and opened.holds_engine(name):
         raise InputError(
-            f"compute capability {old[0]} has no FP8, which starts with 8.9: take that one or "
-            "later, or an INT8 bundle"
+            f"{opened.path} holds an engine {name} already: give --overwrite (overwrite=True)"
         )
-    label = "-".join(p for p in (own, precision) if p != "fp32") or "fp32"
     if profile is None:
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
-    options.check(target)
-    name = f"{target}-{label}"
-    typed, report = _typed(opened, precision, list(keep), samples)
-    files = {graph: f"{graph.removesuffix('.onnx')}.{name}.engine" for graph in GRAPHS}
-    facts: dict[str, Any] = {}
     # Built beside the bundle's files, so that a failure leaves an engine of this name as it was.
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=opened.path) as temporary:
-        folder = Path(temporary)
+    with new_folder(opened.path / name) as folder:
+        typed, report = _typed(opened, rest, list(keep), samples)
+        files = {graph: f"{graph.removesuffix('.onnx')}.engine" for graph in GRAPHS}
+        facts: dict[str, Any] = {}
         for graph in GRAPHS:
 
             def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
@@ -109,8 +120,8 @@ def add_engine(
         record = {
             "name": name,
             "target": target,
-            "precision": precision if own == "fp32" else own,
-            "rest": precision,
+            "precision": rest if own == "fp32" else own,
+            "rest": rest,
             "library": facts["image.onnx"]["library"],
             "version": facts["image.onnx"]["version"],
             "profile": asdict(profile),
@@ -126,23 +137,75 @@ def add_engine(
         return store_engine(opened, folder, record)
 
 
+def check_engine(target: str, precision: str, options: Options, *, own: str = "fp32") -> None:
+    """Check before work begins that such an engine can be built here.
+
+    Args:
+        precision: of what is not quantised. own: of the graphs.
+
+    Raises:
+        InputError: for options that do not fit. MissingDependencyError: without the target's
+            library, its plugin's, or the GPU that it builds on.
+    """
+    options.check(target)
+    if precision not in ("fp32", *PRECISIONS):
+        raise InputError(
+            f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}, or int8 or fp8 "
+            "graphs with `tfanet export --precision`"
+        )
+    old = sorted(set(options.compute) & _NO_FP8)
+    if own == "fp8" and old:
+        raise InputError(
+            f"compute capability {old[0]} has no FP8, which starts with 8.9: take that one or "
+            "later, or an INT8 bundle"
+        )
+    load_module(target)
+    if options.plugin == "library":
+        trt_library_path()
+    if target == "tensorrt" or options.inspect is not None:
+        Device.open()
+
+
 def store_engine(bundle: Bundle, folder: Path, record: dict[str, Any]) -> Bundle:
-    """Move the engine files of `folder` into a bundle with their record; the manifest comes last.
+    """Move the engine files of `folder` into a bundle with their record, and return the bundle.
 
     The engine is compared with the bundle's graphs first, where it can run: GateError where it
-    changes more than 1 % of the pixels, and the bundle is as it was.
+    changes more than 1 % of the pixels, and the bundle is as it was. InputError where the bundle
+    got other graphs while the engine was built.
     """
-    manifest, name = bundle.manifest, record["name"]
-    engines = [engine for engine in manifest.engines if engine["name"] != name]
-    facts = {file: file_facts(folder / file) for file in record["files"].values()}
-    changed = replace(manifest, engines=[*engines, record], files={**manifest.files, **facts})
-    record["parity"] = _engine_parity(bundle, Bundle(folder, changed), name)
-    for file in facts:
-        os.replace(folder / file, bundle.path / file)
-    part = bundle.path / f".{MANIFEST}.partial"
-    part.write_text(changed.to_json(), encoding="utf-8")
-    os.replace(part, bundle.path / MANIFEST)
+    name, facts, files = record["name"], {}, {}
+    for graph, built in record["files"].items():
+        found = file_facts(folder / built)
+        files[graph] = engine_file(graph, name, found["sha256"])
+        facts[files[graph]] = found
+        os.replace(folder / built, folder / files[graph])
+    record = {**record, "files": files}
+    record["parity"] = _engine_parity(bundle, Bundle(folder, _with(bundle, record, facts)), name)
+    with locked(bundle.path):
+        now = Bundle.open(bundle.path, engines=False)
+        if any(now.manifest.files[g] != bundle.manifest.files[g] for g in GRAPHS):
+            raise InputError(
+                f"{bundle.path} was replaced while the engine was built: build it again"
+            )
+        changed = _with(now, record, facts)
+        for file in facts:
+            sync(folder / file)
+            os.replace(folder / file, now.path / file)
+        with new_file(now.path / MANIFEST, overwrite=True) as part:
+            part.write_text(changed.to_json(), encoding="utf-8")
+        for file in set(now.manifest.files) - set(changed.files):
+            (now.path / file).unlink(missing_ok=True)
+        sweep_engines(now.path, changed.files)
     return Bundle.open(bundle.path)
+
+
+def _with(bundle: Bundle, record: dict[str, Any], facts: dict[str, Any]) -> Manifest:
+    """The manifest with an engine, in place of one of the same name."""
+    manifest = bundle.manifest
+    engines = [engine for engine in manifest.engines if engine["name"] != record["name"]]
+    kept = {*FILES, *(file for engine in engines for file in engine["files"].values())}
+    files = {file: known for file, known in manifest.files.items() if file in kept}
+    return replace(manifest, engines=[*engines, record], files={**files, **facts})
 
 
 def _rest(bundle: Bundle, precision: str) -> str:
@@ -189,7 +252,7 @@ def _typed(
     bundle: Bundle, precision: str, keep: list[str], samples: Sequence[tuple[Path, str]]
 ) -> tuple[dict[str, ModelProto], dict[str, Any]]:
     """Both graphs in `precision`, and what the manifest says of them."""
-    graphs = {name: load_graph(bundle.file(name)) for name in GRAPHS}
+    graphs = {name: load_graph(bundle.file(name), bundle.read(name)) for name in GRAPHS}
     if precision == "fp32":
         return graphs, {"keep": [], "kept": {}, "typed_graph": None, "range_samples": 0}
     cases = _cases(bundle)
@@ -231,7 +294,7 @@ def typed_graphs(
     """
     graphs = {}
     for name in GRAPHS:
-        graphs[name] = load_graph(bundle.file(name))
+        graphs[name] = load_graph(bundle.file(name), bundle.read(name))
         if record["rest"] != "fp32":
             by_range = [row["node"] for row in record["kept"][name] if "node" in row]
             keep = [p for p in record["keep"] if _fits(p, graphs[name])]
@@ -267,7 +330,7 @@ def range_feeds(
 def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs from the cases of the parity check."""
     text, image = [], []
-    session = open_session(bundle.file("text.onnx"), None)
+    session = open_session(bundle.file("text.onnx"), None, content=bundle.read("text.onnx"))
     for case in cases:
         words, features = session.run(None, {"token_ids": case.token_ids})
         text.append({"token_ids": case.token_ids})
@@ -294,7 +357,9 @@ def _compare_with_graphs(
     Raises GateError where more than 1 % of the pixels change.
     """
     library = ort_library_path()
-    reference = [open_session(bundle.file(name), library) for name in GRAPHS]
+    reference = [
+        open_session(bundle.file(name), library, content=bundle.read(name)) for name in GRAPHS
+    ]
     threshold = bundle.manifest.threshold
     rows = [
         compare(

@@ -27,6 +27,7 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.simplify import simplify
+from tfanet.export.write import check_folder, check_output, new_folder
 from tfanet.plugins import attach, trt_library_path
 from tfanet.plugins.function_body import (
     attach_by_length,
@@ -142,6 +143,12 @@ class Options:
             raise InputError("an editable cache was asked for: name its file (--timing-cache FILE)")
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"level is {self.level}: the builder has 0 to 5")
+        if not 0 < self.timeout < float("inf"):
+            raise InputError(f"timeout is {self.timeout}: give seconds, above 0")
+        if self.timing_cache is not None:
+            check_output(self.timing_cache, overwrite=True)
+        if self.inspect is not None:
+            check_folder(self.inspect)
         if self.hardware is not None and (target, self.hardware) not in _HARDWARE:
             raise InputError(
                 f"hardware is {self.hardware!r}: tensorrt has same-compute and ampere-plus, for "
@@ -172,6 +179,7 @@ def build_engine(
     target: str,
     profile: Profile = Profile(),
     options: Options = Options(),
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Build the plan of a strongly typed ONNX model into the file `output`.
@@ -179,7 +187,7 @@ def build_engine(
     Args:
         model: in standard operators, see `engine_graph`. target: "tensorrt" or "tensorrt-rtx".
         profile: batch sizes, where the batch is open. options: see `Options`.
-        progress: called with (phase, step, steps).
+        overwrite: replace a file that is there. progress: called with (phase, step, steps).
 
     Returns:
         library, version, layers, types (layers by the element type that they give), seconds,
@@ -194,14 +202,15 @@ def build_engine(
     load_module(target)
     weight = model.ByteSize()
     output.parent.mkdir(parents=True, exist_ok=True)
+    output = check_output(output, overwrite=overwrite)
     free = shutil.disk_usage(output.parent).free
     if free < _DISK_FACTOR * weight:
         raise InputError(
             f"{output.parent} has {free / 1e6:.0f} MB free, a build of this model may need "
             f"{_DISK_FACTOR * weight / 1e6:.0f} MB: make room, or choose another --output"
         )
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        source, part = Path(folder) / "model.onnx", Path(folder) / "plan"
+    with new_folder(output) as folder:
+        source, part = folder / "model.onnx", folder / "plan"
         source.write_bytes(model.SerializeToString(deterministic=True))
         job = {
             "module": MODULES[target],
@@ -322,10 +331,14 @@ def _last_line(log: IO[str]) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def load_graph(path: Path) -> ModelProto:
-    """An ONNX file, checked by ONNX before any engine library sees it; 2-D scans as their parts."""
+def load_graph(path: Path, content: bytes | None = None) -> ModelProto:
+    """An ONNX file, checked by ONNX before any engine library sees it; 2-D scans as their parts.
+
+    Args:
+        content: the file's bytes, where they were read and compared already.
+    """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path) if content is None else onnx.load_from_string(content)
         onnx.checker.check_model(model)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

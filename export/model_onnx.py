@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from tfanet.export.onnx_export import (
     export_graph,
     graph_interface,
 )
+from tfanet.export.write import check_output, new_file
 from tfanet.plugins import attach, exportable
 from tfanet.plugins.function_body import KINDS, count_scan_nodes
 from tfanet.plugins.function_nodes import DOMAIN
@@ -106,8 +105,8 @@ def export_onnx(
         GateError: where a result differs by more than 1e-4, or the model's own code by more than
             1e-3; nothing is written then.
     """
-    target = Path(output).absolute()
-    _check_options(target, function, opset, overwrite)
+    _check_options(function, opset)
+    target = check_output(output, overwrite=overwrite)
     specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
     report = progress or (lambda *_: None)
     standins = Standins()
@@ -131,7 +130,8 @@ def export_onnx(
     scans = [n.name or n.output[0] for n in graph.graph.node if n.domain == DOMAIN]
     graph = attach(graph, function)
     graph.ir_version = IR_VERSION
-    with _written(graph, target) as part:
+    with new_file(target, overwrite=overwrite) as part:
+        _save(graph, part)
         report("comparing with PyTorch", 3, STEPS)
         library, parity = check_file(part, cases, list(outputs))
         report("writing", 4, STEPS)
@@ -151,15 +151,11 @@ def export_onnx(
     }
 
 
-def _check_options(target: Path, function: str, opset: int, overwrite: bool) -> None:
+def _check_options(function: str, opset: int) -> None:
     if function not in KINDS:
         raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise InputError(f"{target} exists: name another file, or give --overwrite")
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {target}: its directory does not exist; create it first")
 
 
 class _Spy(TorchDispatchMode):
@@ -272,22 +268,14 @@ def _place(error: BaseException) -> str:
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
-@contextmanager
-def _written(graph: onnx.ModelProto, target: Path) -> Iterator[Path]:
-    """The file under another name beside its place, which it takes at the end without an error."""
+def _save(graph: onnx.ModelProto, path: Path) -> None:
     size = graph.ByteSize()
     if size > _LARGEST_FILE:
         raise InputError(
             f"the model takes {size / 1e9:.1f} GB, and one ONNX file holds at most 2.1"
         )
-    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        part.write_bytes(graph.SerializeToString(deterministic=True))
-        onnx.checker.check_model(part, full_check=True)
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    onnx.checker.check_model(path, full_check=True)
 
 
 def _named_tensors(result: Any) -> dict[str, Tensor]:

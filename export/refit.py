@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from onnx import ModelProto
 from tfanet.errors import GateError, InputError
 from tfanet.export.bundle_engine import GRAPHS, store_engine, typed_graphs
 from tfanet.export.engine import engine_graph
+from tfanet.export.write import new_folder
 from tfanet.runtime.bundle import Bundle
 from tfanet.runtime.device import Device
 from tfanet.runtime.engine import check_record, load_module, make_logger
@@ -51,22 +51,22 @@ def refit(
     trt, gpu = load_module(record["target"]), Device.open(device)
     check_record(record, gpu, trt.__version__)
     graphs = typed_graphs(opened, record)
-    with tempfile.TemporaryDirectory(prefix=f".{engine}.", dir=opened.path) as temporary:
+    with new_folder(opened.path / engine) as folder:
         for name in GRAPHS:
             file = record["files"][name]
             graph = engine_graph(graphs.pop(name), record["plugin"])
             with gpu.current():
-                plan = _refitted(trt, source.file(file), graph)
-            (Path(temporary) / file).write_bytes(plan)
+                plan = _refitted(trt, source.file(file), source.read(file), graph)
+            (folder / file).write_bytes(plan)
         record["source"] = {name: opened.manifest.files[name]["sha256"] for name in GRAPHS}
-        return store_engine(opened, Path(temporary), record)
+        return store_engine(opened, folder, record)
 
 
-def _refitted(trt: Any, path: Path, graph: ModelProto) -> bytes:
+def _refitted(trt: Any, path: Path, stripped: bytes, graph: ModelProto) -> bytes:
     """The plan with the weights of `graph`, and with all of them in it."""
     logger = make_logger(trt)
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(stripped)
     done = engine is not None
     if done:
         refitter = trt.Refitter(engine, logger)

@@ -213,7 +213,9 @@ def _stage_errors(
 ) -> dict[str, dict[str, float]]:
     """For each variant of the image graph, the largest relative error behind each stage."""
     variants: dict[str, Callable[[], dict[str, ModelProto]]] = {
-        "onnxruntime": lambda: {n: load_graph(bundle.file(n)) for n in ("text.onnx", "image.onnx")}
+        "onnxruntime": lambda: {
+            n: load_graph(bundle.file(n), bundle.read(n)) for n in ("text.onnx", "image.onnx")
+        }
     }
     for record in bundle.manifest.engines:
         if record["precision"] in ("fp16", "bf16"):

@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfanet import __version__
-from tfanet.errors import InputError
+from tfanet.errors import GateError, InputError
 from tfanet.runtime.onnx_file import check_self_contained
 
 __all__ = [
@@ -35,13 +35,17 @@ __all__ = [
     "MANIFEST",
     "PRECISIONS",
     "SCHEMA_VERSION",
+    "TIMING",
     "Bundle",
     "BundleError",
     "Manifest",
     "file_facts",
+    "sha256",
+    "verify",
 ]
 
 MANIFEST = "manifest.json"
+TIMING = "timing.json"  # beside it, and not in it: what an export measured, which nothing reads
 FILES = ("image.onnx", "text.onnx", "tokenizer.json")
 SCHEMA_VERSION = 1
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
@@ -210,6 +214,7 @@ class Bundle:
         *,
         digest: str | None = None,
         verify: bool = True,
+        engines: bool = True,
         hold: Sequence[str] = (),
     ) -> Bundle:
         """Read and check a bundle.
@@ -218,26 +223,20 @@ class Bundle:
             path: the directory. digest: what `tfanet info` printed of the bundle that is meant.
             verify: compare every file's SHA-256 too (default). Without it, still: every file is
                 there, is the bundle's own, of the right size, and no ONNX file keeps tensors in
-                another file. hold: names of files whose bytes are kept for `read`.
+                another file. engines: look at their files too; without, one that is damaged can be
+                mended. hold: names of files whose bytes are kept for `read`.
 
         Raises:
             InputError: for a digest that is none. BundleError: naming the file or field that is
                 wrong and what to do.
         """
-        if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
-            raise InputError(
-                f"digest is {digest!r:.80}: give the 64 hexadecimal digits that `tfanet info` "
-                "prints"
-            )
-        root = Path(path)
-        if not root.is_dir():
-            raise BundleError(f"{root} is not a bundle directory: make one with `tfanet export`")
-        root = root.resolve()
+        _check_digest(digest)
+        root = _root(path)
         for last in (False, False, True):
             content = _read_manifest(root)
             try:
                 bundle = cls._parsed(root, content, digest)
-                bundle._check_files(verify, hold)
+                bundle._check_files(None if engines else FILES, verify, hold)
                 break
             except BundleError:
                 # Where an engine is added in this moment, its new manifest is read.
@@ -246,13 +245,19 @@ class Bundle:
         return bundle
 
     @classmethod
+    def listed(cls, path: str | Path) -> Bundle:
+        """A bundle by its manifest alone: no file that it lists is looked at.
+
+        Raises BundleError where that is no manifest of this version.
+        """
+        root = _root(path)
+        return cls._parsed(root, _read_manifest(root), None)
+
+    @classmethod
     def _parsed(cls, root: Path, content: bytes, digest: str | None) -> Bundle:
         found, path = hashlib.sha256(content).hexdigest(), root / MANIFEST
         if digest is not None and digest.lower() != found:
-            raise BundleError(
-                f"{path} has the digest {found}, expected {digest.lower()}: it is another bundle, "
-                "or it was altered; take the bundle from where you got the digest"
-            )
+            raise BundleError(_another(path, found, digest))
         try:
             data = json.loads(content, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -285,16 +290,42 @@ class Bundle:
         for name in names or tuple(self._held):
             self._held.pop(name, None)
 
-    def _check_files(self, verify: bool, hold: Sequence[str]) -> None:
+    def holds_engine(self, name: str) -> bool:
+        """Whether there is an engine of this name, its files whole."""
+        for record in self.manifest.engines:
+            if record["name"] == name:
+                try:
+                    self._check_files(list(record["files"].values()), True)
+                except BundleError:
+                    return False
+                return True
+        return False
+
+    def check_engines(self, *, besides: str) -> None:
+        """Check all engines but one; raises BundleError that says how to mend a damaged one."""
+        for record in self.manifest.engines:
+            if record["name"] != besides:
+                try:
+                    self._check_files(list(record["files"].values()), True)
+                except BundleError as error:
+                    rest = record.get("rest", record["precision"])
+                    raise BundleError(
+                        f"{error}; or build that engine again (`tfanet engine --target "
+                        f"{record['target']} --precision {rest}`)"
+                    ) from None
+
+    def _check_files(
+        self, names: Sequence[str] | None, verify: bool, hold: Sequence[str] = ()
+    ) -> None:
         """Side by side, where there are cores for it; the first that is wrong is reported."""
-
-        def check(item: tuple[str, Mapping[str, Any]]) -> bytes | None:
-            name, facts = item
-            return self._verify(name, facts, verify or name in hold, name in hold)
-
         files = self.manifest.files
-        with ThreadPoolExecutor(max(1, min(8, len(files)))) as pool:
-            for name, content in zip(files, pool.map(check, files.items()), strict=True):
+        names = list(files) if names is None else names
+
+        def check(name: str) -> bytes | None:
+            return self._verify(name, files[name], verify or name in hold, name in hold)
+
+        with ThreadPoolExecutor(max(1, min(8, len(names)))) as pool:
+            for name, content in zip(names, pool.map(check, names), strict=True):
                 if content is not None:
                     self._held[name] = content
 
@@ -328,6 +359,52 @@ class Bundle:
                 except InputError as error:
                     raise BundleError(str(error)) from error
         return content
+
+
+def verify(path: str | Path, *, digest: str | None = None) -> Bundle:
+    """A bundle of which every file is what its manifest says, and the manifest what `digest` says.
+
+    Raises:
+        GateError: naming all that differs. BundleError: where there is no bundle to compare.
+        InputError: for a digest that is none.
+    """
+    _check_digest(digest)
+    root = _root(path)
+    content = _read_manifest(root)
+    found = hashlib.sha256(content).hexdigest()
+    if digest is not None and digest.lower() != found:
+        raise GateError(_another(root / MANIFEST, found, digest))
+    bundle = Bundle._parsed(root, content, None)
+    wrong = []
+    for name in bundle.manifest.files:
+        try:
+            bundle._check_files([name], True)
+        except BundleError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise GateError("; ".join(wrong))
+    return bundle
+
+
+def _another(path: Path, found: str, digest: str) -> str:
+    return (
+        f"{path} has the digest {found}, expected {digest.lower()}: it is another bundle, or it "
+        "was altered; take the bundle from where you got the digest"
+    )
+
+
+def _check_digest(digest: str | None) -> None:
+    if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise InputError(
+            f"digest is {digest!r:.80}: give the 64 hexadecimal digits that `tfanet info` prints"
+        )
+
+
+def _root(path: str | Path) -> Path:
+    root = Path(path)
+    if not root.is_dir():
+        raise BundleError(f"{root} is not a bundle directory: make one with `tfanet export`")
+    return root.resolve()
 
 
 def _read_manifest(root: Path) -> bytes:

@@ -16,13 +16,12 @@ from tfanet.calibration import Calibration, GuardOptions, quantize_bundle, reche
 from tfanet.calibration.placement import int8_share
 from tfanet.calibration.sampler import choose
 from tfanet.calibration.source import Source
-from tfanet.calibration.speed import TIMING
 from tfanet.cli import main
 from tfanet.errors import GateError, InputError
 from tfanet.evaluate import evaluate
 from tfanet.metrics import Metrics
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.bundle import FILES, MANIFEST, file_facts
+from tfanet.runtime.bundle import FILES, MANIFEST, TIMING, file_facts
 
 BOUNDS = {"mIoU": 100, "P@0.9": 100}
 ROOT = Path(__file__).resolve().parents[2]

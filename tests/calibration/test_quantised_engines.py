@@ -40,7 +40,7 @@ def test_export_to_an_int8_engine_in_one_go(capsys, small, calibration, tmp_path
     code = main([str(arg) for arg in (*argv, "--profile", "1,1,2")])
     captured = capsys.readouterr()
     assert code == 0, captured.err
-    assert "image.tensorrt-rtx-int8.engine" in captured.out
+    assert "image.tensorrt-rtx-int8." in captured.out
     bundle = Bundle.open(target)
     (record,) = bundle.manifest.engines
     assert (record["name"], record["precision"], record["rest"]) == (

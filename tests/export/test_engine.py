@@ -208,8 +208,9 @@ def test_a_bundle_holds_its_engines(with_engine, bundle):
     (record,) = with_engine.manifest.engines
     assert record["name"] == "tensorrt-rtx-fp16" and record["precision"] == "fp16"
     assert record["files"] == {
-        "image.onnx": "image.tensorrt-rtx-fp16.engine",
-        "text.onnx": "text.tensorrt-rtx-fp16.engine",
+        f"{kind}.onnx": f"{kind}.tensorrt-rtx-fp16.{sha256[:16]}.engine"
+        for kind in ("image", "text")
+        for sha256 in [with_engine.manifest.files[record["files"][f"{kind}.onnx"]]["sha256"]]
     }
     assert record["source"]["image.onnx"] == bundle.manifest.files["image.onnx"]["sha256"]
     for name in record["files"].values():
@@ -230,7 +231,7 @@ def test_a_bundle_holds_its_engines(with_engine, bundle):
 def test_a_damaged_engine_is_found_before_it_is_loaded(with_engine, tmp_path, damage):
     folder = tmp_path / "bundle"
     shutil.copytree(with_engine.path, folder)
-    name = "image.tensorrt-rtx-fp16.engine"
+    name = with_engine.manifest.engines[0]["files"]["image.onnx"]
     plan = (folder / name).read_bytes()
     manifest = json.loads((folder / "manifest.json").read_text())
     if damage == "truncated":

@@ -212,7 +212,9 @@ def test_only_a_bundle_is_replaced(model, tmp_path):
             export_bundle(model, tmp_path / name)
     (tmp_path / "empty").mkdir()
     first = export_bundle(model, tmp_path / "empty")
-    second = export_bundle(model, tmp_path / "empty", image_size=(32, 32))
+    with pytest.raises(InputError, match="holds a bundle"):
+        export_bundle(model, tmp_path / "empty", image_size=(32, 32))
+    second = export_bundle(model, tmp_path / "empty", image_size=(32, 32), overwrite=True)
     assert second.path == first.path
     assert second.manifest.preprocessing["size"] == [32, 32]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "folder"]
@@ -237,7 +239,7 @@ from tfanet.checkpoint import load_model
 model = load_model({str(checkpoint)!r})
 print("ready", flush=True)
 for _ in range(1000):
-    b.export_bundle(model, {str(target)!r})
+    b.export_bundle(model, {str(target)!r}, overwrite=True)
 """
     whole = 0
     for attempt in range(6):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def add_verbs(verbs: Verbs) -> None:
     calibrate = add_verb(verbs, "calibrate", run_calibrate)
     calibrate.add_argument("--bundle", help="the FP32 bundle to calibrate")
     calibrate.add_argument("--output", help="the JSON file to write the ranges into")
+    calibrate.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_data_options(calibrate, required=False)
     calibrate.add_argument("--split", default="train")
     calibrate.add_argument("--precision", default="int8", help="that ranges are for: int8 or fp8")
@@ -89,14 +91,12 @@ def _add_calibration_options(parser: Any) -> None:
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
     """Measure the ranges of a bundle's activations on pictures, for INT8 or FP8."""
     from tfanet.calibration import calibrate
+    from tfanet.export.write import check_output
 
     missing = [name for name in ("bundle", "data", "output") if getattr(args, name) is None]
     if missing:
         raise InputError(f"calibrate needs --{missing[0]} (see tfanet calibrate --help)")
-    if not Path(args.output).absolute().parent.is_dir():
-        raise InputError(
-            f"cannot write {args.output}: its directory does not exist; create it first"
-        )
+    check_output(args.output, overwrite=args.overwrite)
     calibration = calibrate(
         args.bundle,
         args.data,
@@ -107,7 +107,7 @@ def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
         **_calibration_options(args),
         progress=progress_line(),
     )
-    calibration.save(args.output)
+    calibration.save(args.output, overwrite=args.overwrite)
     ranges = sum(len(graph.amax) for graph in calibration.graphs.values())
     result = {
         "output": args.output,
@@ -138,27 +138,16 @@ def run_diff(args: argparse.Namespace) -> tuple[Any, str]:
     return rows, f"{head}\n\n{table(('value', 'before', 'after', 'ratio'), shown)}"
 
 
-def run_quantise(args: argparse.Namespace) -> tuple[Any, str]:
-    """Quantise a bundle, a checkpoint or a preset; exported to FP32 first where it is no bundle."""
-    from tfanet.calibration import Calibration, calibrate, quantize_bundle
+def run_quantise(
+    args: argparse.Namespace, finish: Callable[[Path], object] | None
+) -> tuple[Any, str]:
+    """Quantise a bundle, a checkpoint or a preset; exported to FP32 first where it is no bundle.
 
-    if args.calibration is None and args.data is None:
-        raise InputError(
-            f"--precision {args.precision} needs ranges of activations: give --data, or "
-            "--calibration FILE made by `tfanet calibrate`"
-        )
-    if args.target is not None and args.int8_target == "onnxruntime":
-        raise InputError(
-            "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
-            f"leave it out, or leave --target {args.target} out"
-        )
-    guard = guard_options(args) if args.data is not None else None
-    known = Calibration.load(args.calibration) if args.calibration is not None else None
-    if known is not None and known.precision != args.precision:
-        raise InputError(
-            f"{args.calibration} holds ranges for {known.precision}, asked for is "
-            f"{args.precision}: calibrate with --precision {args.precision}"
-        )
+    `finish` is called with the whole bundle before it takes its place.
+    """
+    from tfanet.calibration import calibrate, quantize_bundle
+
+    guard, known = _check_quantise(args)
     show = progress_line()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle
@@ -190,10 +179,47 @@ def run_quantise(args: argparse.Namespace) -> tuple[Any, str]:
             calibration,
             guard,
             target=args.int8_target,
+            overwrite=args.overwrite,
+            finish=finish,
             progress=show,
         )
     text = f"{written.path}\n\n{_layer_table(report['layers'])}\n\n{_summary(report)}"
     return {"manifest": written.manifest.to_dict(), **report}, text
+
+
+def _check_quantise(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The guard and the ranges that the options name, every option checked before work begins."""
+    from tfanet.calibration import Calibration
+    from tfanet.calibration.calibrator import check_options
+    from tfanet.calibration.guard import check_bounds
+    from tfanet.calibration.quantizer import check_form
+    from tfanet.calibration.sampler import choose
+
+    if args.calibration is None and args.data is None:
+        raise InputError(
+            f"--precision {args.precision} needs ranges of activations: give --data, or "
+            "--calibration FILE made by `tfanet calibrate`"
+        )
+    check_form(args.int8_target, args.precision)
+    check_options(
+        args.precision, args.observer, outliers=args.outliers, dual_region=args.dual_region
+    )
+    guard = None
+    if args.data is not None:
+        guard = guard_options(args)
+        check_bounds(guard.bounds, guard.min_share)
+        guard.items()
+    if args.calibration is None:
+        where = {name: getattr(args, name) for name in ("split_by", "images", "count", "seed")}
+        choose(args.data, args.dataset, args.calibration_split, **where)
+        return guard, None
+    known = Calibration.load(args.calibration)
+    if known.precision != args.precision:
+        raise InputError(
+            f"{args.calibration} holds ranges for {known.precision}, asked for is "
+            f"{args.precision}: calibrate with --precision {args.precision}"
+        )
+    return guard, known
 
 
 def guard_options(args: argparse.Namespace) -> Any:

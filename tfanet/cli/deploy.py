@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tfanet.errors import InputError
 __all__ = ["add_verbs", "engine_table", "parity_table"]
 
 RANGE_SAMPLES = 32
+QUANTISED = ("int8", "fp8")  # precisions of a bundle's graphs
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -24,33 +27,21 @@ def add_verbs(verbs: Verbs) -> None:
     source.add_argument("--preset", help="tfanet-tiny (trained) or tfanet-base (random weights)")
     source.add_argument("--bundle", help="an FP32 bundle, to quantise")
     export.add_argument("--output", required=True, help="the bundle directory to write")
-    export.add_argument(
-        "--function",
-        default="sequential",
-        help="the scan in standard ops, for runtimes without our library: sequential (best on "
-        "plain ONNX Runtime), parallel (for TensorRT-RTX and OpenVINO) or none",
-    )
-    export.add_argument(
-        "--fuse",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="each 2-D scan as one node, tfanet::SS2D (default), or as its parts",
-    )
-    export.add_argument(
-        "--image-size", type=image_size, help="480 or HEIGHTxWIDTH, multiples of 32"
-    )
-    export.add_argument(
-        "--dynamic-batch",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="leave the batch open (default) or fix it at 1",
-    )
-    export.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
+    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    _add_graph_options(export)
     _add_engine_options(export, required=False)
     add_int8_options(export)
+    export.set_defaults(
+        graph_options=_defaults(_add_graph_options),
+        engine_options=_defaults(partial(_add_engine_options, required=False)),
+        int8_options=_defaults(add_int8_options),
+    )
 
     engine = add_verb(verbs, "engine", run_engine)
     engine.add_argument("--bundle", required=True)
+    engine.add_argument(
+        "--overwrite", action="store_true", help="replace an engine of this target and precision"
+    )
     _add_engine_options(engine, required=True)
 
     refit = add_verb(verbs, "refit", run_refit)
@@ -60,6 +51,7 @@ def add_verbs(verbs: Verbs) -> None:
 
     predict = add_verb(verbs, "predict", run_predict, extra="runtime")
     predict.add_argument("--bundle", required=True)
+    predict.add_argument("--digest", help="of the bundle that is meant: another one is refused")
     predict.add_argument("--image", required=True)
     predict.add_argument("--text", required=True, help="what to segment, in words")
     predict.add_argument("--output", required=True, help="the mask, written as a black/white PNG")
@@ -105,6 +97,31 @@ def add_verbs(verbs: Verbs) -> None:
         metavar=("FILE", "TEXT"),
         help="for the report; default: three pictures of the synthetic shapes",
     )
+
+
+def _add_graph_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument(
+        "--function",
+        default="sequential",
+        help="the scan in standard ops, for runtimes without our library: sequential (best on "
+        "plain ONNX Runtime), parallel (for TensorRT-RTX and OpenVINO) or none",
+    )
+    export.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="each 2-D scan as one node, tfanet::SS2D (default), or as its parts",
+    )
+    export.add_argument(
+        "--image-size", type=image_size, help="480 or HEIGHTxWIDTH, multiples of 32"
+    )
+    export.add_argument(
+        "--dynamic-batch",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave the batch open (default) or fix it at 1",
+    )
+    export.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
 
 
 def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -158,11 +175,22 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument("--inspect", metavar="DIR", help="write what each layer became (on a GPU)")
 
 
-def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
-    """The bundle with the engine that the options ask for."""
-    from tfanet.export.bundle_engine import add_engine
+def _defaults(add: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
+    """The options that a function adds to a parser, with their defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add(parser)
+    return vars(parser.parse_args([]))
+
+
+def _engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
+    """What adds the engine that the options ask for to a bundle; the options are checked now."""
+    from tfanet.export.bundle_engine import add_engine, check_engine
     from tfanet.export.engine import Options, Profile
 
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    own = args.precision if args.precision in QUANTISED else "fp32"
+    check_engine(args.target, "fp32" if own != "fp32" else args.precision, options, own=own)
+    profile = Profile.parse(args.profile) if args.profile else None
     samples: list[tuple[Path, str]] = []
     if args.range_data:
         from tfanet.data import ReferDataset
@@ -170,21 +198,22 @@ def _build(bundle: str | Path, args: argparse.Namespace) -> Any:
         dataset = ReferDataset(args.range_data, split="val")
         step = max(1, len(dataset) // RANGE_SAMPLES)
         samples = [(s.image_path, s.sentence) for s in dataset[::step][:RANGE_SAMPLES]]
-    return add_engine(
-        bundle,
+    return partial(
+        add_engine,
         target=args.target,
         precision=args.precision,
-        profile=Profile.parse(args.profile) if args.profile else None,
-        options=Options(**{field.name: getattr(args, field.name) for field in fields(Options)}),
+        profile=profile,
+        options=options,
         keep=args.keep,
         samples=samples,
+        overwrite=args.overwrite,
         progress=progress_line(),
     )
 
 
 def run_engine(args: argparse.Namespace) -> tuple[Any, str]:
     """Build engine files of a bundle's graphs and add them to the bundle."""
-    bundle = _build(args.bundle, args)
+    bundle = _engine_builder(args)(Path(args.bundle))
     record = bundle.manifest.engines[-1]
     return record, f"{bundle.path}\n\n{engine_table(bundle.manifest.to_dict())}"
 
@@ -216,23 +245,14 @@ def engine_table(manifest: dict[str, Any]) -> str:
 
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
-    if args.precision in ("int8", "fp8"):
-        result, text = run_quantise(args)
-        if args.target:
-            result["manifest"] = _build(args.output, args).manifest.to_dict()
+    _check_export(args)
+    finish = _engine_builder(args) if args.target else None
+    if args.precision in QUANTISED:
+        result, text = run_quantise(args, finish)
+        if finish is not None:
             text = f"{text}\n\n{engine_table(result['manifest'])}"
         return result, text
-    if args.bundle is not None:
-        raise InputError(
-            "--bundle makes a quantised bundle: add --precision int8 or fp8, or give --checkpoint "
-            "or --preset"
-        )
     from tfanet.export import export_bundle
-
-    if args.target is None and args.precision != "fp32":
-        raise InputError(
-            f"precision {args.precision} is an engine's: name a --target, tensorrt or tensorrt-rtx"
-        )
 
     bundle = export_bundle(
         args.checkpoint or args.preset,
@@ -242,10 +262,10 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
         image_size=args.image_size,
         dynamic_batch=args.dynamic_batch,
         opset=args.opset,
+        overwrite=args.overwrite,
+        finish=finish,
         progress=progress_line(),
     )
-    if args.target:
-        bundle = _build(bundle.path, args)
     manifest = bundle.manifest.to_dict()
     sizes = [(name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()]
     text = (
@@ -254,17 +274,60 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     return manifest, text
 
 
+def _check_export(args: argparse.Namespace) -> None:
+    """What can be known before minutes of work: the output, and options that would do nothing."""
+    from tfanet.export.write import check_target
+
+    check_target(args.output, overwrite=args.overwrite)
+    quantised = args.precision in QUANTISED
+    if not quantised:
+        if args.bundle is not None:
+            raise InputError(
+                "--bundle makes a quantised bundle: add --precision int8 or fp8, or give "
+                "--checkpoint or --preset"
+            )
+        _refuse_unused(args, args.int8_options, "belongs to --precision int8 or fp8")
+    if args.target is None:
+        if not quantised and args.precision != "fp32":
+            raise InputError(
+                f"precision {args.precision} is an engine's: name a --target, tensorrt or "
+                "tensorrt-rtx, or choose int8 or fp8, which are the graphs'"
+            )
+        _refuse_unused(args, args.engine_options, "belongs to an engine (--target)")
+    if quantised and args.target and args.int8_target == "onnxruntime":
+        raise InputError(
+            "--int8-target onnxruntime writes unsigned activations, which an engine does not take: "
+            f"leave it out, or leave --target {args.target} out"
+        )
+    if args.bundle is not None:
+        _refuse_unused(args, args.graph_options, "belongs to an export from PyTorch")
+
+
+def _refuse_unused(args: argparse.Namespace, defaults: dict[str, Any], why: str) -> None:
+    for name, default in defaults.items():
+        if name not in ("target", "precision") and getattr(args, name) != default:
+            raise InputError(f"--{name.replace('_', '-')} {why}: leave it out, or add that")
+
+
 def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
     """Segment what a sentence names in a picture, with a bundle; needs no PyTorch."""
+    from tfanet.export.write import check_output
     from tfanet.runtime import Predictor, load_image
     from tfanet.runtime.overlay import save_mask, save_overlay
 
+    taken = {Path(args.image).resolve()}
     for path in filter(None, (args.output, args.overlay)):
-        if not Path(path).absolute().parent.is_dir():
-            raise InputError(f"cannot write {path}: its directory does not exist; create it first")
+        place = check_output(path, overwrite=True)
+        if place in taken:
+            raise InputError(f"{path} is given twice: the result would be lost, name another file")
+        taken.add(place)
     image = load_image(args.image)
     predictor = Predictor(
-        args.bundle, threads=args.threads, backend=args.backend, host_code=args.host_code
+        args.bundle,
+        digest=args.digest,
+        threads=args.threads,
+        backend=args.backend,
+        host_code=args.host_code,
     )
     prediction = predictor(image, args.text)
     save_mask(prediction.mask, args.output)
@@ -336,6 +399,12 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
 
     An INT8 bundle is evaluated again on the data that its certificate was measured on (--data).
     """
+    if args.report is not None:
+        from tfanet.export.write import check_folder
+
+        check_folder(args.report)
+        if args.data is not None:
+            raise InputError("--report is of an FP32 bundle: leave it out, or --data")
     if args.data is not None:
         from tfanet.calibration import recheck
         from tfanet.runtime.bundle import Bundle

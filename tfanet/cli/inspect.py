@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from tfanet.cli.output import Verbs, add_verb, image_size, table
+from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
 
@@ -20,19 +22,16 @@ def add_verbs(verbs: Verbs) -> None:
     info.add_argument(
         "--table4", action="store_true", help="the ablation rows beside the paper's Table 4"
     )
+    verify = add_verb(verbs, "verify", run_verify, extra="runtime")
+    verify.add_argument("--bundle", required=True)
+    verify.add_argument("--digest", help="what `tfanet info` printed where the bundle was made")
     add_verb(verbs, "doctor", run_doctor, extra="runtime")
 
 
 def run_info(args: argparse.Namespace) -> tuple[Any, str]:
     """Parameters, FLOPs and scan calls of a preset, or the facts of a bundle."""
     if args.bundle:
-        from tfanet.runtime.bundle import Bundle
-
-        bundle = Bundle.open(args.bundle, digest=args.digest)
-        manifest = bundle.manifest.to_dict()
-        return {**manifest, "digest": bundle.digest}, (
-            f"{bundle.path}\ndigest {bundle.digest}\n\n{_manifest_text(manifest)}"
-        )
+        return _bundle_facts(args)
 
     from tfanet.config import preset
     from tfanet.cost import describe, table4
@@ -56,6 +55,51 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
         return rows, table(header, cells)
     facts = describe(config, image_size=args.image_size)
     return facts, _preset_text(facts)
+
+
+def _bundle_facts(args: argparse.Namespace) -> tuple[Any, str]:
+    from tfanet.export.leftovers import leftovers
+    from tfanet.runtime.bundle import Bundle
+
+    left = leftovers(args.bundle)
+    if left["killed"] and not Path(args.bundle).exists():
+        names = ", ".join(path.name for path in left["killed"])
+        raise InputError(
+            f"{args.bundle} is not there, its export was killed and left {names}: export it again, "
+            "which puts back what was whole"
+        )
+    bundle = Bundle.open(args.bundle, digest=args.digest)
+    manifest = bundle.manifest.to_dict()
+    notes = [f"left by a killed process: {path}" for path in left["killed"]]
+    notes += [f"not of the bundle: {path}" for path in left["foreign"]]
+    found = {kind: [path.name for path in paths] for kind, paths in left.items()}
+    facts = {**manifest, "digest": bundle.digest, "leftovers": found}
+    head = f"{bundle.path}\ndigest {bundle.digest}\n\n{_manifest_text(manifest)}"
+    return facts, "\n".join([head, *([""] if notes else []), *notes])
+
+
+def run_verify(args: argparse.Namespace) -> tuple[Any, str]:
+    """Compare every file of a bundle with its SHA-256, and the bundle with a digest.
+
+    Exit code 2 where something differs; 1 where there is no bundle to compare. Files that the
+    manifest does not list are named: nothing reads them, and no digest covers them.
+    """
+    from tfanet.export.leftovers import leftovers
+    from tfanet.runtime.bundle import verify
+
+    bundle = verify(args.bundle, digest=args.digest)
+    foreign = [path.name for path in leftovers(args.bundle)["foreign"]]
+    rows = [(name, facts["sha256"], facts["size"]) for name, facts in bundle.manifest.files.items()]
+    facts = {
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "compared": args.digest is not None,
+        "files": bundle.manifest.files,
+        "foreign": foreign,
+    }
+    against = "is the one given" if args.digest else "was not compared: give --digest"
+    lines = [table(("file", "SHA-256", "bytes"), rows), "", f"digest {bundle.digest} {against}"]
+    return facts, "\n".join([*lines, *(f"not of the bundle: {name}" for name in foreign)])
 
 
 def run_doctor(args: argparse.Namespace) -> tuple[Any, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -88,13 +87,14 @@ def make_shapes(
         raise InputError(f"seed is {seed}: give a whole number, 0 or more")
     root = Path(output)
     folder, pictures = root / "shapes", root / "images" / "train2014"
-    if (folder / "instances.json").exists() and not overwrite:
+    known = [folder / name for name in ("instances.json", "refs(unc).p")]
+    if any(path.exists() for path in known) and not overwrite:
         raise InputError(
             f"{folder} holds a dataset already: choose another folder or pass overwrite"
         )
     try:
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
+        for path in known:  # not the folder: whatever else is in it is not ours
+            path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
