@@ -17,6 +17,7 @@ from typing import Any
 from tfanet.errors import MissingDependencyError, TfanetError
 from tfanet.memory import peak_bytes
 from tfanet.runtime.engine import load_plugin_library, make_logger
+from tfanet.worker import worker_job
 
 
 def _say(**message: Any) -> None:
@@ -173,7 +174,7 @@ def _inspect(trt: Any, logger: Any, plan: bytes, output: Path) -> None:
 
 
 def main() -> None:
-    job = json.loads(sys.argv[1])
+    job = worker_job()
     try:
         _say(facts=_run(job))
     except _Refused as refusal:

@@ -19,6 +19,7 @@ import numpy as np
 from tfanet.errors import InputError, MissingDependencyError, TfanetError
 from tfanet.memory import peak_bytes
 from tfanet.runtime.bundle import Bundle
+from tfanet.worker import worker_job
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -134,7 +135,7 @@ def main() -> None:
     """Answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
-    job = json.loads(sys.argv[1])
+    job = worker_job()
     before = _gpu_bytes()
     calls: Calls = {}
     for line in sys.stdin:
