@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfanet.cli.deploy import parity_table
-from tfanet.cli.output import table
+from tfanet.cli.output import parity_table, table
 from tfanet.export import export_bundle
 from tfanet.metrics import Metrics
 from tfanet.runtime import Predictor, load_image

@@ -108,6 +108,7 @@ def verbs(folder: Path, checkpoint: Path) -> list[list[Any]]:
         ["data", "check", *on_data],
         ["export", *known, "--output", bundle],
         ["info", "--bundle", bundle],
+        ["verify", "--bundle", bundle],
         ["predict", "--bundle", bundle, "--image", picture, "--text", "red", "--output",
          folder / "mask.png"],
         ["parity", "--bundle", bundle, *known, "--report", folder / "report", "--picture",

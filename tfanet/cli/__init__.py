@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfanet import __version__
-from tfanet.cli import calibrate, data, deploy, inspect, onnx, train
+from tfanet.cli import calibrate, data, deploy, export, inspect, onnx, train
 from tfanet.errors import TfanetError
 
 __all__ = ["main"]
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for group in (deploy, onnx, calibrate, inspect, train, data):
+    for group in (export, deploy, onnx, calibrate, inspect, train, data):
         group.add_verbs(verbs)
     return parser
 

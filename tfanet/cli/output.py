@@ -7,7 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["Verbs", "add_data_options", "add_verb", "image_size", "progress_line", "table"]
+__all__ = [
+    "Verbs",
+    "add_data_options",
+    "add_verb",
+    "image_size",
+    "parity_table",
+    "progress_line",
+    "table",
+]
 
 Verbs = Any  # argparse keeps the type of its sub-parsers private
 Result = tuple[Any, str]
@@ -63,6 +71,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def parity_table(report: dict[str, Any]) -> str:
+    """The parity report as a table, one row per backend and case."""
+    rows = [
+        (case["name"], case["backend"], f"{case['max_rel_error']:.1e}", case["pixels_changed"])
+        for case in report["cases"]
+    ]
+    return table(("case", "backend", "largest relative error", "pixels changed"), rows)
 
 
 def progress_line() -> Callable[[str, int, int], None]:
