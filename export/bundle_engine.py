@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,12 +331,18 @@ def range_feeds(
 def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs from the cases of the parity check."""
     text, image = [], []
-    session = open_session(bundle.file("text.onnx"), None, content=bundle.read("text.onnx"))
+    session = open_session(
+        bundle.file("text.onnx"), None, content=partial(bundle.read, "text.onnx")
+    )
     for case in cases:
         words, features = session.run(None, {"token_ids": case.token_ids})
         text.append({"token_ids": case.token_ids})
         image.append(_image_feed(case.image, words, features, case.word_mask))
     return {"text.onnx": text, "image.onnx": image}
+
+
+def _session(bundle: Bundle, name: str, library: Path | None) -> Any:
+    return open_session(bundle.file(name), library, content=partial(bundle.read, name))
 
 
 def _image_feed(
@@ -357,9 +364,7 @@ def _compare_with_graphs(
     Raises GateError where more than 1 % of the pixels change.
     """
     library = ort_library_path()
-    reference = [
-        open_session(bundle.file(name), library, content=bundle.read(name)) for name in GRAPHS
-    ]
+    reference = [_session(bundle, name, library) for name in GRAPHS]
     threshold = bundle.manifest.threshold
     rows = [
         compare(

@@ -171,11 +171,8 @@ def _onnxruntime(bundle: Bundle, backend: str, provider: str, options: Options) 
 
     def load(name: str) -> Any:
         place = (provider, options.device)
-        session = open_session(
-            bundle.file(name), library, options.threads, *place, bundle.read(name)
-        )
-        bundle.release(name)  # of 1 GB graphs, one lies in memory at a time
-        return session
+        content = partial(bundle.read, name)
+        return open_session(bundle.file(name), library, options.threads, *place, content)
 
     text, image = map(load, GRAPHS)
     return Running(

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from io import BufferedReader
@@ -205,7 +205,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str = ""  # of one that is still being written
-    _held: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    _waiting: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -215,7 +215,7 @@ class Bundle:
         digest: str | None = None,
         verify: bool = True,
         engines: bool = True,
-        hold: Sequence[str] = (),
+        later: Collection[str] = (),
     ) -> Bundle:
         """Read and check a bundle.
 
@@ -224,7 +224,8 @@ class Bundle:
             verify: compare every file's SHA-256 too (default). Without it, still: every file is
                 there, is the bundle's own, of the right size, and no ONNX file keeps tensors in
                 another file. engines: look at their files too; without, one that is damaged can be
-                mended. hold: names of files whose bytes are kept for `read`.
+                mended. later: names of files of which `read` compares the SHA-256, so that they are
+                read once; `check_unread` compares the rest of them.
 
         Raises:
             InputError: for a digest that is none. BundleError: naming the file or field that is
@@ -236,7 +237,7 @@ class Bundle:
             content = _read_manifest(root)
             try:
                 bundle = cls._parsed(root, content, digest)
-                bundle._check_files(None if engines else FILES, verify, hold)
+                bundle._check_files(None if engines else FILES, verify, later)
                 break
             except BundleError:
                 # Where an engine is added in this moment, its new manifest is read.
@@ -275,20 +276,19 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """The bytes of one of the bundle's files, after comparison with the manifest.
 
-        They are those that `open` compared and held, else read now. Raises BundleError where they
-        are not what the manifest says.
+        They are read once into memory, so that what is used is what was compared, whatever becomes
+        of the file. Raises BundleError where they are not what the manifest says.
         """
         self.file(name)
-        if name in self._held:
-            return self._held[name]
         content = self._verify(name, self.manifest.files[name], True, True)
+        self._waiting.discard(name)
         assert content is not None
         return content
 
-    def release(self, *names: str) -> None:
-        """Let go of bytes that are held: of these files, or of all."""
-        for name in names or tuple(self._held):
-            self._held.pop(name, None)
+    def check_unread(self) -> None:
+        """Compare the files that were left for `read` and have not been read."""
+        self._check_files(sorted(self._waiting), True)
+        self._waiting.clear()
 
     def holds_engine(self, name: str) -> bool:
         """Whether there is an engine of this name, its files whole."""
@@ -315,24 +315,24 @@ class Bundle:
                     ) from None
 
     def _check_files(
-        self, names: Sequence[str] | None, verify: bool, hold: Sequence[str] = ()
+        self, names: Sequence[str] | None, verify: bool, later: Collection[str] = ()
     ) -> None:
         """Side by side, where there are cores for it; the first that is wrong is reported."""
         files = self.manifest.files
         names = list(files) if names is None else names
 
-        def check(name: str) -> bytes | None:
-            return self._verify(name, files[name], verify or name in hold, name in hold)
+        def check(name: str) -> None:
+            self._verify(name, files[name], verify and name not in later, False)
 
+        self._waiting.update(later)
         with ThreadPoolExecutor(max(1, min(8, len(names)))) as pool:
-            for name, content in zip(names, pool.map(check, names), strict=True):
-                if content is not None:
-                    self._held[name] = content
+            for _ in pool.map(check, names):
+                pass
 
     def _verify(
-        self, name: str, expected: Mapping[str, Any], compare: bool, hold: bool
+        self, name: str, expected: Mapping[str, Any], compare: bool, read: bool
     ) -> bytes | None:
-        """Checks one file; its bytes where they are to be held."""
+        """Checks one file; its bytes where they are to be read."""
         path = self.path / name
         with _own_file(self.path, name) as file:
             size = os.fstat(file.fileno()).st_size
@@ -341,7 +341,7 @@ class Bundle:
                     f"{path} has {size:,} bytes, the manifest says {expected['size']!r}: it is "
                     "truncated or altered, copy the bundle again"
                 )
-            content = file.read(size) if hold else None
+            content = file.read(size) if read else None
             if compare:
                 found = (
                     hashlib.file_digest(file, "sha256")

@@ -95,7 +95,7 @@ class Predictor:
     ) -> None:
         if cache_size < 0:
             raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
-        self.bundle = Bundle.open(bundle, digest=digest, hold=FILES)
+        self.bundle = Bundle.open(bundle, digest=digest, later=FILES)
         manifest = self.bundle.manifest
         self._tokenizer = TextTokenizer(
             self.bundle.file("tokenizer.json"),
@@ -105,7 +105,7 @@ class Predictor:
         self._library = _library(op_library)
         options = Options(threads, device, self._library, host_code)
         self._running = open_graphs(self.bundle, backend, options)
-        self.bundle.release()
+        self.bundle.check_unread()
         self._text, self._image = self._running.text, self._running.image
         self._check()
         self._cache: OrderedDict[str, Sentence] = OrderedDict()

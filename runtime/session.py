@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ def open_session(
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
     device: int = 0,
-    content: bytes | None = None,
+    content: Callable[[], bytes] | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
     Args:
-        path: the ONNX file. content: its bytes, where they were read and checked already; then
-            `path` is for messages only.
+        path: the ONNX file. content: gives its checked bytes, which are let go of when they are
+            loaded; then `path` is for messages only.
         op_library: libtfanet_ort.so, or None to run the function body.
         threads: of a single run on the CPU; None takes every core that this process may use.
         provider: "CPUExecutionProvider", or "CUDAExecutionProvider" on the GPU `device`.
@@ -68,7 +69,7 @@ def open_session(
                 f"{op_library} does not load in onnxruntime {onnxruntime.__version__} "
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
-    model = str(path) if content is None else content
+    model = str(path) if content is None else content()
     try:
         try:
             session = onnxruntime.InferenceSession(model, options, providers=providers)

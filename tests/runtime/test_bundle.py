@@ -12,6 +12,7 @@ import pytest
 
 from tfanet.errors import InputError
 from tfanet.runtime import Bundle, BundleError, Predictor
+from tfanet.runtime.backends import Options, open_graphs
 
 
 def refused(path: Path, *words: str) -> None:
@@ -147,23 +148,31 @@ def test_a_digest_that_is_none(bundle, digest):
 
 
 def test_what_was_compared_is_what_is_loaded(bundle, make_bundle, monkeypatch):
-    """The graph is exchanged between the comparison and the load, at the first chance there is."""
-    from tfanet.runtime import backends
-
-    before = Predictor(bundle)
+    """Each file is exchanged as soon as it has been compared, before it is loaded."""
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    expected = before(picture, "red").logits
-    other = make_bundle(scan=True) / "image.onnx"
+    expected = Predictor(bundle)(picture, "red").logits
+    other, read = make_bundle(scan=True) / "image.onnx", Bundle.read
 
-    def swapped(*args, **kwargs):
-        (bundle / "image.onnx").write_bytes(other.read_bytes())
-        (bundle / "tokenizer.json").write_text("{}")
-        return open_graphs(*args, **kwargs)
+    def swapped(self, name):
+        content = read(self, name)
+        (bundle / name).write_bytes(other.read_bytes())
+        return content
 
-    open_graphs = backends.open_graphs
-    monkeypatch.setattr("tfanet.runtime.predictor.open_graphs", swapped)
+    monkeypatch.setattr(Bundle, "read", swapped)
     assert np.array_equal(Predictor(bundle)(picture, "red").logits, expected)
     with pytest.raises(BundleError, match=r"image.onnx has [0-9,]+ bytes"):
+        Predictor(bundle)
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "tokenizer.json"])
+def test_what_the_predictor_does_not_use_is_compared_too(bundle, monkeypatch, name):
+    """As where an engine runs, and the graphs lie beside it."""
+    running = open_graphs(Bundle.open(bundle), "onnxruntime-cpu", Options())
+    content = bytearray((bundle / name).read_bytes())
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    monkeypatch.setattr("tfanet.runtime.predictor.open_graphs", lambda *_: running)
+    with pytest.raises(BundleError, match=f"{name} does not match its SHA-256"):
         Predictor(bundle)
 
 
