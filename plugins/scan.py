@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +12,27 @@ from torch.utils.flop_counter import register_flop_formula
 from tfanet.errors import InputError
 
 from . import cuda, native
-from .reference import selective_scan_parallel
+from .operators import Operand, check_operands, check_tensors, define, empty_like
+from .reference import selective_scan_gradients, selective_scan_parallel
 
 __all__ = ["selective_scan"]
 
-_AXES = {
-    "u": ("batch", "dim", "L"),
-    "delta": ("batch", "dim", "L"),
-    "A": ("dim", "N"),
-    "B": ("batch", "G", "N", "L"),
-    "C": ("batch", "G", "N", "L"),
-    "D": ("dim",),
-    "z": ("batch", "dim", "L"),
-    "delta_bias": ("dim",),
+_OPERANDS = {
+    "u": Operand(("batch", "dim", "L"), same_dtype=True),
+    "delta": Operand(("batch", "dim", "L"), same_dtype=True),
+    "A": Operand(("dim", "N")),
+    "B": Operand(("batch", "G", "N", "L"), same_dtype=True),
+    "C": Operand(("batch", "G", "N", "L"), same_dtype=True),
+    "D": Operand(("dim",), optional=True),
+    "z": Operand(("batch", "dim", "L"), same_dtype=True, optional=True),
+    "delta_bias": Operand(("dim",), optional=True),
 }
-_OPTIONAL = ("D", "z", "delta_bias")
+_WITH_GRADIENT = {**_OPERANDS, "dy": Operand(("batch", "dim", "L"), same_dtype=True)}
 _WEIGHTS = ("A", "D", "delta_bias")
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool delta_softplus"
+)
 
 
 def selective_scan(
@@ -47,10 +52,22 @@ def selective_scan(
         h_t = exp(delta'_t A) h_{t-1} + delta'_t B_t u_t,   h_{-1} = 0
         y_t = sum_n C_t h_t + D u_t,   then y silu(z)
 
-    Signature and semantics are those of mamba-ssm's `selective_scan_fn`. Differentiable in every
-    tensor argument. It is `torch.ops.tfanet.selective_scan`, which takes B and C of rank 4 only.
-    CUDA tensors are scanned by our kernel on PyTorch's current stream, except in float64 or with
-    N > 64, and except for the gradient: those run as `selective_scan_parallel`.
+    Signature and semantics are those of mamba-ssm's `selective_scan_fn`. It is
+    `torch.ops.tfanet.selective_scan`, which takes B and C of rank 4 only, and checks what it is
+    given wherever it is called from. CUDA tensors are scanned by our kernel on PyTorch's current
+    stream, except in float64 or with N > 64, and except for the gradient: those run in PyTorch's
+    operators.
+
+    Differentiable in every tensor argument, to any order, in reverse and forward mode (jvp), and
+    under `torch.vmap`. The gradient on the CPU is a kernel; forward mode, and reverse mode from
+    the second order on, run in PyTorch's operators, with some ten arrays of (batch, dim, N, L).
+
+    Where operands are infinite or NaN, y is not finite exactly where the definition says so, in
+    every backend on the CPU (ours and the ONNX bodies): from that step on in that row, or in the
+    rows that read that weight or group; all else is as ever. Which of NaN and the infinities
+    stands there is not the same everywhere: once a state is infinite, the CPU kernels give NaN
+    where the definition may give infinity. They also take exp(delta' A) above 2^127, where A is
+    positive, as 2^127.
 
     Args:
         u, delta, z: (batch, dim, L), all of one dtype: float32, float64, float16 or bfloat16.
@@ -70,48 +87,24 @@ def selective_scan(
         B = B.unsqueeze(1)
     if isinstance(C, Tensor) and C.ndim == 3:
         C = C.unsqueeze(1)
-    _check(u, delta, A, B, C, D, z, delta_bias)
+    check_tensors("selective_scan", _OPERANDS, (u, delta, A, B, C, D, z, delta_bias))
     return torch.ops.tfanet.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _check(*operands: Tensor | None) -> None:
-    """Raises InputError for the first operand of a wrong type, rank, size, dtype or device."""
-    sizes: dict[str, tuple[int, str]] = {}
-    u = operands[0]
-    for (name, axes), value in zip(_AXES.items(), operands, strict=True):
-        if value is None and name in _OPTIONAL:
-            continue
-        if not isinstance(value, Tensor) or not isinstance(u, Tensor):
-            raise InputError(
-                f"selective_scan: {name} is a {type(value).__name__}, expected a tensor"
-            )
-        expected = f"({', '.join(axes)})"
-        if value.ndim != len(axes):
-            raise InputError(
-                f"selective_scan: {name} has shape {tuple(value.shape)}, expected {expected}"
-            )
-        for axis, size in zip(axes, value.shape, strict=True):
-            known, owner = sizes.setdefault(axis, (size, name))
-            if known != size:
-                raise InputError(
-                    f"selective_scan: {name} has shape {tuple(value.shape)}, expected {expected} "
-                    f"with {axis} = {known} as in {owner}"
-                )
-        if value.dtype not in _DTYPES:
-            raise InputError(
-                f"selective_scan: {name} is {value.dtype}, expected one of the real dtypes "
-                "float32, float64, float16, bfloat16"
-            )
-        if name not in _WEIGHTS and value.dtype != u.dtype:
-            raise InputError(
-                f"selective_scan: {name} is {value.dtype}, expected {u.dtype} as u; cast one of "
-                "them"
-            )
-        if value.device != u.device:
-            raise InputError(
-                f"selective_scan: {name} is on {value.device}, expected {u.device} as u; move it"
-            )
-    (dim, _), (groups, _), (states, _) = sizes["dim"], sizes["G"], sizes["N"]
+def _check(*args: Any) -> None:
+    """Raises InputError for what the operator does not take: its operands, then delta_softplus."""
+    check_operands("selective_scan", _OPERANDS, args[:8], _sizes)
+
+
+def _check_backward(dy: Tensor, *args: Any) -> None:
+    """The same for selective_scan_backward, whose first operand is dy."""
+    check_operands("selective_scan_backward", _WITH_GRADIENT, (*args[:8], dy), _sizes)
+
+
+def _sizes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *_: Any) -> dict[str, tuple[int, str]]:
+    """The size of every axis, and what has it."""
+    batch, dim, length = u.shape
+    states, groups = A.shape[1], B.shape[1]
     if groups < 1 or dim % groups:
         raise InputError(
             f"selective_scan: B has {groups} groups, expected a divisor of u's dim = {dim}"
@@ -120,6 +113,8 @@ def _check(*operands: Tensor | None) -> None:
         raise InputError(
             f"selective_scan: A has N = {states}, expected from 1 to {native.MAX_STATE}"
         )
+    sizes = {"batch": (batch, "as in u"), "dim": (dim, "as in u"), "L": (length, "as in u")}
+    return sizes | {"N": (states, "as in A"), "G": (groups, "as in B")}
 
 
 def _state_dtype(u: Tensor) -> torch.dtype:
@@ -130,7 +125,7 @@ def _native_args(*operands: Tensor | None, delta_softplus: bool) -> tuple[native
     """The kernel's arguments without y, and the tensors that must live as long as they do."""
     held: dict[str, Tensor] = {}
     args = native.ScanArgs(delta_softplus=delta_softplus, isa=native.ISAS["automatic"])
-    for name, value in zip(_AXES, operands, strict=True):
+    for name, value in zip(_OPERANDS, operands, strict=True):
         if value is None:
             continue
         if name in _WEIGHTS:
@@ -158,24 +153,12 @@ def _run_forward(y: Tensor, *operands: Tensor | None, delta_softplus: bool) -> N
     del held
 
 
-@torch.library.custom_op("tfanet::selective_scan", mutates_args=(), device_types="cpu")
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    y = torch.empty(u.shape, dtype=u.dtype)
-    _run_forward(y, u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
+def _scan_cpu(u: Tensor, *args: Any) -> Tensor:
+    y = empty_like(u)
+    _run_forward(y, u, *args[:-1], delta_softplus=args[-1])
     return y
 
 
-@_scan.register_kernel("cuda")
 def _scan_cuda(
     u: Tensor,
     delta: Tensor,
@@ -190,7 +173,7 @@ def _scan_cuda(
     operands = (u, delta, A, B, C, D, z, delta_bias)
     if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
         return selective_scan_parallel(*operands, delta_softplus)
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    y = empty_like(u)
     if y.numel():
         _enqueue_forward(y, *operands, delta_softplus=delta_softplus)
     return y
@@ -198,7 +181,7 @@ def _scan_cuda(
 
 def _enqueue_forward(y: Tensor, *operands: Tensor | None, delta_softplus: bool) -> None:
     """Writes the scan to y (batch, dim, L), which is contiguous, on the device's current stream."""
-    x = {n: v.contiguous() for n, v in zip(_AXES, operands, strict=True) if v is not None}
+    x = {n: v.contiguous() for n, v in zip(_OPERANDS, operands, strict=True) if v is not None}
     u, A = x["u"], x["A"]
     # The kernel reads weights of one type: u's or float32.
     narrow = all(x[n].dtype == u.dtype for n in _WEIGHTS if n in x)
@@ -227,53 +210,69 @@ def _enqueue_forward(y: Tensor, *operands: Tensor | None, delta_softplus: bool) 
     del x
 
 
-@_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+def _scan_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    folded = _fold(_OPERANDS, info.batch_size, in_dims, args[:-1])
+    y = torch.ops.tfanet.selective_scan(*folded, args[-1])
+    return y.unflatten(1, (info.batch_size, y.shape[1] // info.batch_size)), 1
+
+
+def _fold(
+    names: Iterable[str], size: int, in_dims: Iterable[int | None], operands: Iterable[Any]
+) -> Iterator[Tensor | None]:
+    """Operands with the mapped axis, of `size`, folded into their channels, B and C's groups.
+
+    Channels stand for themselves in a scan, so that weights may be mapped too; channel c goes on
+    reading the group that it read.
+    """
+    for name, dim, x in zip(names, in_dims, operands, strict=False):
+        if x is None:
+            yield None
+            continue
+        axis = _channel_axis(name)
+        if dim is None:
+            x = x.unsqueeze(axis).expand(*x.shape[:axis], size, *x.shape[axis:])
+        else:
+            x = x.movedim(dim, axis)
+        yield x.flatten(axis, axis + 1)
+
+
+def _channel_axis(name: str) -> int:
+    return 0 if name in _WEIGHTS else 1
+
+
+def _gradient(args: Sequence[Any], dy: Tensor) -> tuple[Tensor | None, ...]:
+    found = torch.ops.tfanet.selective_scan_backward(dy, *args)
+    return (*_present(found, args), None)
+
+
+def _present(gradients: Iterable[Tensor], operands: Iterable[Any]) -> Iterator[Tensor | None]:
+    """Gradients, and None for operands that are absent; `operands` may go on."""
+    for gradient, operand in zip(gradients, operands, strict=False):
+        yield None if operand is None else gradient
 
 
 # Gradients of u, delta, A, B, C, D, z and delta_bias; empty tensors stand for absent operands.
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("tfanet::selective_scan_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> _Gradients:
-    operands = (u, delta, A, B, C, D, z, delta_bias)
+def _backward_cpu(dy: Tensor, *scan_args: Any) -> _Gradients:
+    operands, delta_softplus = scan_args[:-1], scan_args[-1]
+    u, _, A, B, C, D, z, delta_bias = operands
     args, held = _native_args(*operands, delta_softplus=delta_softplus)
     slabs, batch, state = native.backward_slabs(args), u.shape[0], _state_dtype(u)
 
     def part(lead: int, like: Tensor | None, *shape: int) -> Tensor:
-        return torch.empty((lead, *shape) if like is not None else (0, 0), dtype=state)
+        size = (lead, *shape) if like is not None else (0, 0)
+        return torch.empty(size, dtype=state, device=u.device)
 
     found = {
-        "du": torch.empty(u.shape, dtype=u.dtype),
-        "ddelta": torch.empty(u.shape, dtype=u.dtype),
+        "du": empty_like(u),
+        "ddelta": empty_like(u),
         "dA_parts": part(batch, A, *A.shape),
         "dB_parts": part(slabs, B, *B.shape),
         "dC_parts": part(slabs, C, *C.shape),
         "dD_parts": part(batch, D, u.shape[1]),
-        "dz": torch.empty(u.shape if z is not None else 0, dtype=u.dtype),
+        "dz": u.new_empty(0) if z is None else empty_like(u),
         "ddelta_bias_parts": part(batch, delta_bias, u.shape[1]),
     }
     dy = dy.contiguous()
@@ -291,62 +290,72 @@ def _scan_backward(
     )
 
 
-@_scan_backward.register_kernel("cuda")
-def _scan_backward_cuda(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> _Gradients:
-    operands = (u, delta, A, B, C, D, z, delta_bias)
-    with torch.enable_grad():
-        leaves = [None if x is None else x.detach().requires_grad_() for x in operands]
-        y = selective_scan_parallel(*leaves, delta_softplus)  # type: ignore[arg-type,call-arg]
-        present = [leaf for leaf in leaves if leaf is not None]
-        found = iter(torch.autograd.grad(y, present, dy))
+def _backward_composite(dy: Tensor, *args: Any) -> _Gradients:
+    """In PyTorch's operators: on CUDA, and to be differentiated once more."""
+    found = selective_scan_gradients(dy, *args)
     return tuple(  # type: ignore[return-value]
-        u.new_empty(0) if leaf is None else next(found).contiguous() for leaf in leaves
+        dy.new_empty(0) if v is None else v.contiguous() for v in found
     )
 
 
-@_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> _Gradients:
+def _backward_meta(dy: Tensor, *args: Any) -> _Gradients:
     return tuple(  # type: ignore[return-value]
-        u.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (u, delta, A, B, C, D, z, delta_bias)
+        dy.new_empty(0) if x is None else empty_like(x) for x in args[:-1]
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.delta_softplus = inputs[-1]
+def _backward_vmap(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    size, names = info.batch_size, ("dy", *_OPERANDS)
+    found = torch.ops.tfanet.selective_scan_backward(
+        *_fold(names, size, in_dims, args[:-1]), args[-1]
+    )
+    gradients, out_dims = [], []
+    for name, gradient, operand in zip(_OPERANDS, found, args[1:-1], strict=True):
+        axis = _channel_axis(name)
+        if operand is not None:
+            gradient = gradient.unflatten(axis, (size, gradient.shape[axis] // size))
+        gradients.append(gradient)
+        out_dims.append(None if operand is None else axis)
+    return tuple(gradients), tuple(out_dims)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    operands = ctx.saved_tensors
-    found = torch.ops.tfanet.selective_scan_backward(dy, *operands, ctx.delta_softplus)
-    present = zip(found, operands, strict=True)
-    return (*(grad if operand is not None else None for grad, operand in present), None)
+def _second_gradient(args: Sequence[Any], *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Of dy and the operands, for the gradients of what selective_scan_backward returns."""
+    there = [x is not None for x in args[:-1]]
+
+    def gradients(*present: Tensor) -> tuple[Tensor, ...]:
+        values = iter(present)
+        given = [next(values) if is_there else None for is_there in there]
+        found = selective_scan_gradients(*given, args[-1])  # type: ignore
+        return tuple(v for v in found if v is not None)
+
+    _, pull_back, *_ = torch.func.vjp(gradients, *(x for x in args[:-1] if x is not None))
+    found = iter(pull_back(tuple(v for v in _present(grads, args[1:]) if v is not None)))
+    return (*(next(found) if is_there else None for is_there in there), None)
 
 
-_scan.register_autograd(_backward, setup_context=_setup_context)
+define(
+    f"selective_scan({_ARGUMENTS}) -> Tensor",
+    check=_check,
+    cpu=_scan_cpu,
+    cuda=_scan_cuda,
+    meta=lambda u, *_: empty_like(u),
+    composite=selective_scan_parallel,
+    gradient=_gradient,
+    vmap=_scan_vmap,
+)
+define(
+    f"selective_scan_backward(Tensor dy, {_ARGUMENTS}) -> ({', '.join(['Tensor'] * 8)})",
+    check=_check_backward,
+    cpu=_backward_cpu,
+    cuda=_backward_composite,
+    meta=_backward_meta,
+    composite=_backward_composite,
+    gradient=_second_gradient,
+    vmap=_backward_vmap,
+)
 
 
 @register_flop_formula(torch.ops.tfanet.selective_scan)

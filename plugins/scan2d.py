@@ -13,21 +13,21 @@ from tfanet.errors import InputError
 
 from . import cuda, cuda_ss2d, native
 from .native import DIRECTIONS
-from .reference import ss2d_composed
+from .operators import Operand, check_operands, check_tensors, define, empty_like
+from .reference import ss2d_composed, ss2d_gradients
 from .scan import selective_scan
 
 __all__ = ["ss2d"]
 
 _K = str(DIRECTIONS)
-_AXES = {
-    "u": ("batch", "E", "H", "W"),
-    "x_proj_weight": (_K, "R + 2N", "E"),
-    "dt_weight": (_K, "E", "R"),
-    "dt_bias": (_K, "E"),
-    "A": (f"{_K}E", "N"),
-    "D": (f"{_K}E",),
+_OPERANDS = {
+    "u": Operand(("batch", "E", "H", "W")),
+    "x_proj_weight": Operand((_K, "R + 2N", "E")),
+    "dt_weight": Operand((_K, "E", "R")),
+    "dt_bias": Operand((_K, "E")),
+    "A": Operand((f"{_K}E", "N")),
+    "D": Operand((f"{_K}E",)),
 }
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def ss2d(
@@ -42,8 +42,9 @@ def ss2d(
     Directions k: rows, columns, rows reversed, columns reversed, as in `cross_scan`. No expanded
     copy of u, delta or y is held: of the size of four maps the workspace is (R + 2N) / E, and on
     CUDA (N + 1) / 16 besides, on the CPU two maps of 16 channels for every thread. Differentiable
-    in every argument; the gradient keeps the arguments only and goes through the parts of the
-    operator again.
+    in every argument, to any order and in forward mode, and under `torch.vmap`; the gradient keeps
+    the arguments only and goes through the parts of the operator again. One pixel that is not
+    finite makes y so in all of its map: see `selective_scan`.
 
     Args:
         u: (batch, E, H, W), float32, float64, float16 or bfloat16, of any strides.
@@ -60,48 +61,36 @@ def ss2d(
         InputError: naming the argument that does not fit, what it is and what was expected.
         MissingDependencyError: on the CPU, where the native library has not been built.
     """
-    _check(u, x_proj_weight, dt_weight, dt_bias, A, D)
+    check_tensors("ss2d", _OPERANDS, (u, x_proj_weight, dt_weight, dt_bias, A, D))
     return torch.ops.tfanet.ss2d(u, x_proj_weight, dt_weight, dt_bias, A, D)
 
 
 def _check(*operands: Tensor) -> None:
-    """Raises InputError for the first operand of a wrong type, rank, dtype, device or size."""
-    u = operands[0]
-    for (name, axes), value in zip(_AXES.items(), operands, strict=True):
-        if not isinstance(value, Tensor):
-            raise InputError(f"ss2d: {name} is a {type(value).__name__}, expected a tensor")
-        if value.ndim != len(axes):
-            raise InputError(
-                f"ss2d: {name} has shape {tuple(value.shape)}, expected ({', '.join(axes)})"
-            )
-        if value.dtype not in _DTYPES:
-            raise InputError(
-                f"ss2d: {name} is {value.dtype}, expected one of the real dtypes float32, "
-                "float64, float16, bfloat16"
-            )
-        if value.device != u.device:
-            raise InputError(
-                f"ss2d: {name} is on {value.device}, expected {u.device} as u; move it"
-            )
-    inner, rank, states = u.shape[1], operands[2].shape[2], operands[4].shape[1]
+    """Raises InputError for what the operator does not take."""
+    check_operands("ss2d", _OPERANDS, operands, _sizes)
+
+
+def _sizes(
+    u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> dict[str, tuple[int, str]]:
+    """The size of every axis, and what has it."""
+    batch, inner, height, width = u.shape
+    rank, states = dt_weight.shape[2], A.shape[1]
     if rank < 1:
         raise InputError(f"ss2d: dt_weight has R = {rank}, expected 1 or more")
     if not 1 <= states <= native.MAX_STATE:
         raise InputError(f"ss2d: A has N = {states}, expected from 1 to {native.MAX_STATE}")
-    sizes = {_K: DIRECTIONS, "E": inner, "R": rank, "N": states}
-    sizes |= {"R + 2N": rank + 2 * states, f"{_K}E": DIRECTIONS * inner}
-    named = zip(_AXES.items(), operands, strict=True)
-    # x_proj_weight last: its rows follow from R and N.
-    for (name, axes), value in sorted(named, key=lambda entry: entry[0][0] == "x_proj_weight"):
-        expected = tuple(
-            sizes.get(axis, size) for axis, size in zip(axes, value.shape, strict=True)
-        )
-        if tuple(value.shape) != expected:
-            raise InputError(
-                f"ss2d: {name} has shape {tuple(value.shape)}, expected {expected} = "
-                f"({', '.join(axes)}), with E = {inner} as in u, R = {rank} as in dt_weight and "
-                f"N = {states} as in A"
-            )
+    return {
+        "batch": (batch, "as in u"),
+        "E": (inner, "as in u"),
+        "H": (height, "as in u"),
+        "W": (width, "as in u"),
+        "R": (rank, "as in dt_weight"),
+        "N": (states, "as in A"),
+        "R + 2N": (rank + 2 * states, f"for dt_weight's R = {rank} and A's N = {states}"),
+        f"{_K}E": (DIRECTIONS * inner, f"for u's E = {inner}"),
+        _K: (DIRECTIONS, "directions"),
+    }
 
 
 def _state_dtype(u: Tensor) -> torch.dtype:
@@ -119,7 +108,7 @@ def run_into(
     threads = threads or torch.get_num_threads()
     u = u.contiguous()
     held = [weight.to(_state_dtype(u)).contiguous() for weight in weights]
-    names = list(_AXES)[1:]
+    names = list(_OPERANDS)[1:]
     addresses = {name: value.data_ptr() for name, value in zip(names, held, strict=True)}
     batch, inner, height, width = u.shape
     args = native.SS2DArgs(
@@ -135,28 +124,25 @@ def run_into(
         y=y.data_ptr(),
         **addresses,
     )
-    workspace = torch.empty(native.ss2d_workspace(args, threads), dtype=torch.uint8)
+    size = native.ss2d_workspace(args, threads)
+    workspace = torch.empty(size, dtype=torch.uint8, device=u.device)
     args.workspace = workspace.data_ptr()
     native.ss2d_forward(args, threads)
 
 
-@torch.library.custom_op("tfanet::ss2d", mutates_args=(), device_types="cpu")
-def _ss2d(
-    u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
-) -> Tensor:
-    y = torch.empty(u.shape, dtype=u.dtype)
-    run_into(y, u, x_proj_weight, dt_weight, dt_bias, A, D)
+def _ss2d_cpu(u: Tensor, *weights: Tensor) -> Tensor:
+    y = empty_like(u)
+    run_into(y, u, *weights)
     return y
 
 
-@_ss2d.register_kernel("cuda")
 def _ss2d_cuda(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
     weights = (x_proj_weight, dt_weight, dt_bias, A, D)
     if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
-        return ss2d_composed(u, *weights, scan=selective_scan).contiguous()
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        return _composite(u, *weights)
+    y = empty_like(u)
     if y.numel():
         _enqueue(y, u.contiguous(), *(weight.float().contiguous() for weight in weights))
     return y
@@ -181,30 +167,43 @@ def _enqueue(y: Tensor, u: Tensor, *weights: Tensor) -> None:
     )
 
 
-@_ss2d.register_fake
-def _(
-    u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
-) -> Tensor:
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+def _composite(u: Tensor, *weights: Tensor) -> Tensor:
+    """In differentiable parts; PyTorch convolves no empty map."""
+    if u.numel() == 0:
+        return torch.zeros_like(u)
+    return ss2d_composed(u, *weights, scan=selective_scan).contiguous()
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _gradient(operands: Sequence[Tensor], dy: Tensor) -> tuple[Tensor | None, ...]:
+    if dy.numel() == 0:
+        return tuple(torch.zeros_like(x) for x in operands)
+    backward = torch.ops.tfanet.selective_scan_backward
+    return ss2d_gradients(dy, *operands, scan_gradients=backward)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad
-    with torch.enable_grad():
-        leaves = [
-            x.detach().requires_grad_(need)
-            for x, need in zip(ctx.saved_tensors, wanted, strict=True)
-        ]
-        y = ss2d_composed(*leaves, scan=selective_scan)
-        found = iter(torch.autograd.grad(y, [x for x in leaves if x.requires_grad], dy))
-    return tuple(next(found) if need else None for need in wanted)
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+    u, *weights = args
+    if any(dim is not None for dim in in_dims[1:]):  # a batch has but one set of weights
+        calls = (
+            [x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)]
+            for i in range(info.batch_size)
+        )
+        return torch.stack([torch.ops.tfanet.ss2d(*call) for call in calls]), 0
+    y = torch.ops.tfanet.ss2d(u.movedim(in_dims[0] or 0, 0).flatten(0, 1), *weights)
+    return y.unflatten(0, (info.batch_size, y.shape[0] // info.batch_size)), 0
 
 
-_ss2d.register_autograd(_backward, setup_context=_setup_context)
+define(
+    "ss2d(Tensor u, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D)"
+    " -> Tensor",
+    check=_check,
+    cpu=_ss2d_cpu,
+    cuda=_ss2d_cuda,
+    meta=lambda u, *_: empty_like(u),
+    composite=_composite,
+    gradient=_gradient,
+    vmap=_vmap,
+)
 
 
 @register_flop_formula(torch.ops.tfanet.ss2d)
