@@ -85,6 +85,14 @@ bool known(std::int32_t dtype) { return dtype >= kFloat32 && dtype <= kBFloat16;
 
 }  // namespace
 
+bool countable(std::initializer_list<std::int64_t> sizes) {
+  std::int64_t bytes = 8;
+  for (const std::int64_t size : sizes) {
+    if (__builtin_mul_overflow(bytes, size > 1 ? size : 1, &bytes)) return false;
+  }
+  return true;
+}
+
 const Kernel* kernel_of(std::int32_t isa) { return resolve(isa).kernel; }
 
 void set_contiguous(ScanArgs& args) {
@@ -99,6 +107,7 @@ const char* check(const ScanArgs& args) {
   if (args.batch < 0 || args.dim < 0 || args.length < 0) return "a size is negative";
   if (args.state < 1 || args.state > kMaxState) return "N (columns of A) must be from 1 to 256";
   if (args.groups < 1 || args.dim % args.groups != 0) return "dim must be a multiple of G";
+  if (!countable({args.batch, args.dim, args.length, args.state})) return "the sizes are too large";
   if (!known(args.dtype) || !known(args.weight_dtype)) return "unknown dtype";
   if (!kernel_of(args.isa)) return kNoSuchIsa;
   const bool empty = args.batch == 0 || args.dim == 0 || args.length == 0;

@@ -64,10 +64,18 @@ void prefer_huge_pages(void* memory, std::int64_t bytes) {
 #endif
 }
 
+constexpr char kNoThread[] = "threads must be 1 or more";
+constexpr char kNoResult[] = "y and the gradients of what is given must not be null";
+
 constexpr std::int64_t kBytes[] = {4, 8, 2, 2};  // by DType
 
 std::int64_t sequence_bytes(const tfanet::ScanArgs& a) {
   return a.batch * a.dim * a.length * kBytes[a.dtype];
+}
+
+bool complete(const tfanet::ScanArgs& a, const tfanet::ScanGradients& g) {
+  return g.dy && g.du && g.ddelta && g.dA_parts && g.dB_parts && g.dC_parts && (g.dz || !a.z) &&
+         (g.dD_parts || !a.D) && (g.ddelta_bias_parts || !a.delta_bias);
 }
 
 }  // namespace
@@ -80,6 +88,8 @@ TFANET_EXPORT const char* tfanet_isa_name(std::int32_t isa) { return tfanet::isa
 // Both passes return null, or what is wrong with the arguments.
 TFANET_EXPORT const char* tfanet_scan_forward(const tfanet::ScanArgs* args, std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
+  if (threads < 1) return kNoThread;
+  if (!args->y && sequence_bytes(*args)) return kNoResult;
   prefer_huge_pages(args->y, sequence_bytes(*args));
   const std::int64_t units = tfanet::forward_units(*args), taken = run_of_units(units, threads);
   in_parallel((units + taken - 1) / taken,
@@ -98,6 +108,8 @@ TFANET_EXPORT const char* tfanet_scan_backward(const tfanet::ScanArgs* args,
                                                const tfanet::ScanGradients* grads,
                                                std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
+  if (threads < 1) return kNoThread;
+  if (!complete(*args, *grads) && sequence_bytes(*args)) return kNoResult;
   for (void* gradient : {grads->du, grads->ddelta, grads->dz}) {
     prefer_huge_pages(gradient, sequence_bytes(*args));
   }
@@ -116,6 +128,7 @@ TFANET_EXPORT std::int64_t tfanet_ss2d_workspace(const tfanet::SS2DArgs* args,
 
 TFANET_EXPORT const char* tfanet_ss2d_forward(const tfanet::SS2DArgs* args, std::int32_t threads) {
   if (const char* wrong = tfanet::check(*args)) return wrong;
+  if (threads < 1) return kNoThread;
   const std::int64_t elements = args->batch * args->channels * args->height * args->width;
   prefer_huge_pages(args->y, elements * kBytes[args->dtype]);
   prefer_huge_pages(args->workspace, tfanet::ss2d_workspace(*args, threads));

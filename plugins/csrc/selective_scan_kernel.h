@@ -2,6 +2,8 @@
 #ifndef TFANET_SELECTIVE_SCAN_KERNEL_H
 #define TFANET_SELECTIVE_SCAN_KERNEL_H
 
+#include <initializer_list>
+
 #include "selective_scan.h"
 #include "ss2d.h"
 
@@ -10,6 +12,9 @@ namespace tfanet {
 // Channels of one forward unit and of one backward unit (a slab); multiples of every vector width.
 constexpr std::int64_t kUnitChannels = 16;
 constexpr std::int64_t kSlabChannels = 64;
+
+// Whether so many values, none of the sizes negative, can be counted in bytes.
+bool countable(std::initializer_list<std::int64_t> sizes);
 
 struct Kernel {
   void (*forward)(const ScanArgs& args, std::int64_t begin, std::int64_t end);

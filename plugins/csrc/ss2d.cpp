@@ -18,6 +18,9 @@ const char* check(const SS2DArgs& a) {
   if (a.width > 0 && a.height > INT32_MAX / a.width) return "H W must be below 2^31";
   if (a.state < 1 || a.state > kMaxState) return "N (columns of A) must be from 1 to 256";
   if (a.rank < 1) return "R (columns of dt_weight) must be 1 or more";
+  if (!countable({a.batch, a.channels, a.height, a.width, a.state}))
+    return "the sizes are too large";
+  if (!countable({a.batch, a.rank, a.height, a.width, a.state})) return "the sizes are too large";
   if (a.dtype < kFloat32 || a.dtype > kBFloat16) return "unknown dtype";
   if (!kernel_of(a.isa)) return kNoSuchIsa;
   if (is_empty(a)) return nullptr;

@@ -446,6 +446,26 @@ def test_too_many_states_are_refused() -> None:
         call(x, False)
 
 
+def test_the_c_interface_refuses_what_would_leave_memory() -> None:
+    x = {**small(), "D": torch.zeros(4)}
+    args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=False)
+    with pytest.raises(InputError, match="y and the gradients"):
+        native.forward(args, 1)
+    args.y = held["u"].data_ptr()
+    for threads in (0, -1):
+        with pytest.raises(InputError, match="threads must be 1 or more"):
+            native.forward(args, threads)
+    dy = held["u"].data_ptr()
+    names = [name for name, _ in native.ScanGradients._fields_]
+    for absent in ("dy", "du", "ddelta", "dA_parts", "dB_parts", "dC_parts", "dD_parts"):
+        gradients = native.ScanGradients(**{n: None if n == absent else dy for n in names})
+        with pytest.raises(InputError, match="must not be null"):
+            native.backward(args, gradients, 1)
+    args.batch = 2**60
+    with pytest.raises(InputError, match="sizes are too large"):
+        native.forward(args, 1)
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).resolve().parents[2])
     return subprocess.run(

@@ -277,7 +277,13 @@ def test_the_kernel_refuses_what_it_cannot_run() -> None:
     args.dtype, args.width = 0, 2**30
     with pytest.raises(InputError, match="below 2\\^31"):
         native.ss2d_forward(args, 1)
-    args.width, args.u = 7, None
+    args.batch, args.width = 2**60, 7
+    with pytest.raises(InputError, match="sizes are too large"):
+        native.ss2d_forward(args, 1)
+    args.batch, args.rows, args.D, args.y = 1, None, args.A, args.A
+    with pytest.raises(InputError, match="threads must be 1 or more"):
+        native.ss2d_forward(args, 0)
+    args.u = None
     with pytest.raises(InputError, match="must not be null"):
         native.ss2d_forward(args, 1)
 
