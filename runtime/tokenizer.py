@@ -85,18 +85,23 @@ class TextTokenizer:
 def check_text(sentence: object) -> str:
     """The sentence as text (bytes are UTF-8), if it can be used; raises TextError if not."""
     if isinstance(sentence, bytes):
+        _check_size(len(sentence))
         try:
             sentence = sentence.decode("utf-8")
         except UnicodeDecodeError as error:
             raise TextError(f"the sentence is not valid UTF-8 ({error}): encode it again") from None
     if not isinstance(sentence, str):
         raise TextError(f"the sentence is a {type(sentence).__name__}: give a string")
-    if not sentence.strip():
-        raise TextError("the sentence is empty: say what to segment")
     try:
         size = len(sentence.encode("utf-8"))
     except UnicodeEncodeError:
         raise TextError("the sentence holds a lone surrogate: it is not valid Unicode") from None
+    _check_size(size)
+    if not sentence.strip():
+        raise TextError("the sentence is empty: say what to segment")
+    return sentence
+
+
+def _check_size(size: int) -> None:
     if size > MAX_TEXT_BYTES:
         raise TextError(f"the sentence has {size} bytes, the limit is {MAX_TEXT_BYTES}: shorten it")
-    return sentence

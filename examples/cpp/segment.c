@@ -1,6 +1,9 @@
 /* A picture and a sentence in, a mask out:
  *
- *   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND] */
+ *   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND [DIGEST]]
+ *
+ * DIGEST is that of the bundle which is meant: another one is refused. It is printed in any case.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,8 +11,8 @@
 #include "tfanet.h"
 
 int main(int argc, char** argv) {
-  if (argc != 5 && argc != 6) {
-    fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png [BACKEND]\n", argv[0]);
+  if (argc < 5 || argc > 7) {
+    fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png [BACKEND [DIGEST]]\n", argv[0]);
     return 1;
   }
   picture picture;
@@ -28,12 +31,17 @@ int main(int argc, char** argv) {
                               format};
   tfanet_result result = {.size = sizeof result};
 
-  const tfanet_options options = {.size = sizeof options, .backend = argc == 6 ? argv[5] : NULL};
+  tfanet_info info = {.size = sizeof info};
+
+  const tfanet_options options = {.size = sizeof options,
+                                  .backend = argc > 5 ? argv[5] : NULL,
+                                  .digest = argc > 6 ? argv[6] : NULL};
   tfanet_status status = tfanet_open(argv[1], &options, &runtime);
   if (status == TFANET_OK) {
     status = tfanet_predict_text(runtime, &image, argv[3], TFANET_STRLEN, &prediction);
   }
   if (status == TFANET_OK) status = tfanet_prediction_get(prediction, &result);
+  if (status == TFANET_OK) status = tfanet_get_info(runtime, &info);
   if (status != TFANET_OK) {
     fprintf(stderr, "%s\n", tfanet_error(runtime));
   } else {
@@ -41,7 +49,8 @@ int main(int argc, char** argv) {
     if (problem != NULL) {
       fprintf(stderr, "%s\n", problem);
     } else {
-      printf("%s: score %.3f, %.1f ms\n", argv[4], result.score, result.total_ms);
+      printf("%s: score %.3f, %.1f ms, bundle %s\n", argv[4], result.score, result.total_ms,
+             info.digest);
     }
   }
 

@@ -1,6 +1,8 @@
 // A picture and a sentence in, a mask out:
 //
-//   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND]
+//   segment BUNDLE picture.jpg "the red circle" mask.png [BACKEND [DIGEST]]
+//
+// DIGEST is that of the bundle which is meant: another one is refused. It is printed in any case.
 
 #include <cstdlib>
 #include <iostream>
@@ -21,31 +23,33 @@ tfanet_format format_of(const picture& file) {
 }
 
 void segment(const char* bundle, const char* from, const char* text, const char* to,
-             const char* backend) {
+             const char* backend, const char* digest) {
   picture file;
   check(picture_read(from, &file));
   const std::unique_ptr<uint8_t, decltype(&std::free)> owner(file.pixels, &std::free);
 
   tfanet::Options options;
   options.backend = backend;
+  if (digest != nullptr) options.digest = digest;
   const tfanet::Runtime runtime(bundle, options);
   const tfanet::Image image(file.pixels, file.width, file.height, format_of(file));
   const tfanet::Prediction prediction = runtime.predict(image, text);
 
   check(picture_write_grey(to, prediction.mask().data(), prediction.width(), prediction.height()));
   std::cout << to << ": score " << prediction.score() << ", " << prediction.result().total_ms
-            << " ms\n";
+            << " ms, bundle " << runtime.info().digest << "\n";
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5 && argc != 6) {
-    std::cerr << "usage: " << argv[0] << " BUNDLE PICTURE TEXT MASK.png [BACKEND]\n";
+  if (argc < 5 || argc > 7) {
+    std::cerr << "usage: " << argv[0] << " BUNDLE PICTURE TEXT MASK.png [BACKEND [DIGEST]]\n";
     return 1;
   }
   try {
-    segment(argv[1], argv[2], argv[3], argv[4], argc == 6 ? argv[5] : "auto");
+    segment(argv[1], argv[2], argv[3], argv[4], argc > 5 ? argv[5] : "auto",
+            argc > 6 ? argv[6] : nullptr);
   } catch (const tfanet::Exception& error) {
     std::cerr << error.what() << "\n";
     return error.status() == TFANET_MISSING_DEPENDENCY ? 3 : 1;

@@ -65,7 +65,7 @@ typedef struct tfanet_sentence tfanet_sentence;     /* an encoded sentence */
 typedef struct tfanet_prediction tfanet_prediction; /* a mask, with its score and timings */
 
 /* A picture of 8 bits a channel. `stride` is the distance between rows in bytes; 0: no gap. Each
- * side has 2 pixels or more, and there are 64 million pixels at most. */
+ * side has 2 to 65,535 pixels, and there are 64 million pixels at most. */
 typedef struct tfanet_image {
   size_t size; /* sizeof(tfanet_image) */
   const void* pixels;
@@ -78,7 +78,7 @@ typedef struct tfanet_image {
 typedef struct tfanet_options {
   size_t size;         /* sizeof(tfanet_options) */
   const char* backend; /* see README.md; NULL or "auto": the best one that can run here */
-  int32_t threads;     /* of a single run; 0: all cores */
+  int32_t threads;     /* of a single run, up to 1024; 0: all cores that the process may use */
   int32_t cache;       /* sentences that tfanet_predict_text remembers; 0: 256, negative: none */
   /* File of ONNX Runtime 1.20 or newer. NULL: $TFANET_ONNXRUNTIME, or else libonnxruntime.so as
    * the system finds it. It stays loaded when the runtime is closed. */
@@ -90,6 +90,7 @@ typedef struct tfanet_options {
   const char* tensorrt; /* TensorRT's library. NULL: $TFANET_TENSORRT, or as the system finds it */
   const char* plugin_library; /* libtfanet_trt.so, where it does not lie beside this library */
   const char* host_code; /* name of an engine that may run the code for the CPU which it carries */
+  const char* digest;    /* of the bundle that is meant, as info.digest; NULL: any is taken */
 } tfanet_options;
 
 /* The strings live as long as the runtime. */
@@ -108,6 +109,7 @@ typedef struct tfanet_info {
   const char* device;                /* name of the GPU; NULL: the backend is on the CPU */
   const char* passed_over;           /* better backends that cannot run here: "name: why" lines */
   int32_t min_batch, max_batch;      /* of one run */
+  const char* digest;                /* SHA-256 of manifest.json, as 64 digits; see README.md */
 } tfanet_info;
 
 typedef enum tfanet_memory { TFANET_HOST = 0, TFANET_DEVICE = 1 } tfanet_memory;
@@ -146,6 +148,10 @@ TFANET_API const char* tfanet_status_name(int status);
 TFANET_API const char* tfanet_error(const tfanet_runtime* runtime);
 
 /* Open the bundle in directory `path`, and check every file in it by its SHA-256.
+ *
+ * The first call puts ORT_DISABLE_TELEMETRY=1 into the environment, where it is not set: without
+ * it, ONNX Runtime from 1.29 on reports to its makers. No other thread may use the environment in
+ * that moment; set it yourself before there are threads, where that cannot be kept.
  *
  * `options` may be NULL. *out is set where this fails too (but not where memory is exhausted), for
  * tfanet_error to tell why: close it in any case. */

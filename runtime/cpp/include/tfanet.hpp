@@ -14,6 +14,7 @@
 #include <exception>
 #include <future>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -68,7 +69,7 @@ struct Image : tfanet_image {
 
 struct Options {
   std::string backend = "auto";
-  int32_t threads = 0;         // of a single run; 0: all cores
+  int32_t threads = 0;         // of a single run; 0: all cores that the process may use
   int32_t cache = 0;           // sentences that are remembered; 0: 256, negative: none
   std::string onnxruntime;     // file of the library; empty: where the system finds it
   std::string op_library;      // file; empty: beside this library; "none": none
@@ -76,6 +77,7 @@ struct Options {
   std::string tensorrt;        // file of TensorRT; empty: where the system finds it
   std::string plugin_library;  // file of libtfanet_trt.so; empty: beside this library
   std::string host_code;       // name of an engine that may run code for the CPU; empty: none
+  std::optional<std::string> digest;  // of the bundle that is meant; none: any is taken
 };
 
 // Floats of the caller's in the memory of the process, or of the GPU; see tfanet_array.
@@ -135,11 +137,17 @@ class Runtime {
     const auto text = [](const std::string& value) {
       return value.empty() ? nullptr : value.c_str();
     };
-    const tfanet_options plain = {
-        sizeof plain,           text(options.backend),     options.threads,
-        options.cache,          text(options.onnxruntime), text(options.op_library),
-        options.device,         text(options.tensorrt),    text(options.plugin_library),
-        text(options.host_code)};
+    const tfanet_options plain = {sizeof plain,
+                                  text(options.backend),
+                                  options.threads,
+                                  options.cache,
+                                  text(options.onnxruntime),
+                                  text(options.op_library),
+                                  options.device,
+                                  text(options.tensorrt),
+                                  text(options.plugin_library),
+                                  text(options.host_code),
+                                  options.digest ? options.digest->c_str() : nullptr};
     tfanet_runtime* handle = nullptr;
     const tfanet_status status = tfanet_open(path.c_str(), &plain, &handle);
     handle_.reset(handle);  // it holds the message, and is closed in any case

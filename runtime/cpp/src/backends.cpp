@@ -6,6 +6,7 @@
 #include <future>
 #include <vector>
 
+#include "cores.h"
 #include "engine_session.h"
 #include "error.h"
 #include "libraries.h"
@@ -124,7 +125,7 @@ bool Opener::consider(Kind kind, const std::string& backend, const std::string& 
     const bool cannot_run =
         error.status == TFANET_MISSING_DEPENDENCY || (kind == Kind::kEngine && unfit);
     if (!any || last || !cannot_run) throw;
-    passed_over_ += join(name, ": ", error.what(), "\n");
+    passed_over_ += join(visible(name), ": ", error.what(), "\n");
     return false;
   }
   running_.passed_over = passed_over_;
@@ -176,7 +177,8 @@ Running Opener::open(const std::string& backend) {
 Running Opener::open_engine(const Json& record) const {
   Running running;
   running.backend = text_of(record, "target");
-  running.engine = text_of(record, "name");
+  const std::string name = text_of(record, "name");
+  running.engine = visible(name);
   running.device = std::make_shared<const Device>(options_.device);
   const auto library = std::make_shared<const EngineLibrary>(running.backend, options_.tensorrt);
   running.version = library->version();
@@ -184,8 +186,8 @@ Running Opener::open_engine(const Json& record) const {
   if (text_of(record, "plugin") == "library") {
     library->load_plugins(find_plugin_library(options_.plugin_library));
   }
-  EngineChoice choice{library, running.device, running.engine, false};
-  choice.host_code = options_.host_code != nullptr && options_.host_code == running.engine;
+  EngineChoice choice{library, running.device, name, false};
+  choice.host_code = options_.host_code != nullptr && options_.host_code == name;
   const auto load = [&](const char* graph) {
     const FileBytes plan = read_engine(bundle_, record["files"][graph].get<std::string>());
     return std::make_unique<const EngineSession>(choice, plan, join(bundle_.path, "/", graph));
@@ -235,6 +237,10 @@ Running open_backend(const Bundle& bundle, const tfanet_options& options,
   if (options.threads < 0) {
     fail(TFANET_INVALID_ARGUMENT, "threads is ", options.threads,
          ": give 1 or more, or 0 for all cores");
+  }
+  if (options.threads > kMaxThreads) {
+    fail(TFANET_INVALID_ARGUMENT, "threads is ", options.threads, ", the limit is ",
+         grouped(kMaxThreads), ": give the number of cores, or 0 for all of them");
   }
   return Opener(bundle, options, op_library)
       .open(options.backend != nullptr ? options.backend : "auto");

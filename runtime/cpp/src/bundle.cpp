@@ -174,29 +174,47 @@ FileBytes verified(const std::string& root, const std::string& name, const Json&
   return bytes;
 }
 
-}  // namespace
+// The 64 digits in lower case.
+std::string checked_digest(const char* given) {
+  std::string digest = given;
+  const bool good =
+      digest.size() == 64 && digest.find_first_not_of("0123456789abcdefABCDEF") == digest.npos;
+  if (!good) {
+    fail(TFANET_INVALID_ARGUMENT, "digest is ",
+         first_characters(repr(std::string_view(digest)), 80),
+         ": give the 64 hexadecimal digits that `tfanet info` prints");
+  }
+  for (char& c : digest) c = static_cast<char>(c >= 'A' && c <= 'F' ? c - 'A' + 'a' : c);
+  return digest;
+}
 
-Bundle open_bundle(const char* given) {
-  const std::string path = tidy(given);
+FileBytes read_manifest_file(const std::string& root, std::string& sha256) {
+  const std::string path = root + "/" + kManifest;
   struct stat facts;
-  if (::stat(path.c_str(), &facts) != 0 || !S_ISDIR(facts.st_mode)) {
-    fail(TFANET_BAD_BUNDLE, path, " is not a bundle directory: make one with `tfanet export`");
+  if (::stat(path.c_str(), &facts) != 0 || !S_ISREG(facts.st_mode)) {
+    fail(TFANET_BAD_BUNDLE, root, " holds no ", kManifest, ": it is not a bundle");
   }
-  Bundle bundle;
-  bundle.path = resolved(path);
-  const std::string manifest_path = bundle.path + "/" + kManifest;
-  if (::stat(manifest_path.c_str(), &facts) != 0 || !S_ISREG(facts.st_mode)) {
-    fail(TFANET_BAD_BUNDLE, bundle.path, " holds no ", kManifest, ": it is not a bundle");
-  }
-  const OwnFile file(bundle.path, kManifest);
+  const OwnFile file(root, kManifest);
   if (file.size() > kMaxManifestBytes) {
-    fail(TFANET_BAD_BUNDLE, manifest_path, " has ", grouped(file.size()), " bytes, the limit is ",
+    fail(TFANET_BAD_BUNDLE, path, " has ", grouped(file.size()), " bytes, the limit is ",
          grouped(kMaxManifestBytes));
   }
-  std::string unused;
-  const FileBytes bytes = file.read(unused);
-  const auto* text = reinterpret_cast<const char*>(bytes.data.get());
-  bundle.manifest = read_manifest(text, bytes.size, manifest_path);
+  return file.read(sha256);
+}
+
+// A bundle from its manifest's bytes. `expected`: its digest, or nothing.
+Bundle read_bundle(const std::string& root, const FileBytes& content, const std::string& found,
+                   const std::string& expected) {
+  Bundle bundle;
+  bundle.path = root;
+  bundle.digest = found;
+  if (!expected.empty() && found != expected) {
+    fail(
+        TFANET_BAD_BUNDLE, content.path, " has the digest ", found, ", expected ", expected,
+        ": it is another bundle, or it was altered; take the bundle from where you got the digest");
+  }
+  const auto* text = reinterpret_cast<const char*>(content.data.get());
+  bundle.manifest = read_manifest(text, content.size, content.path);
   // The files are read side by side, where there are cores for it; what is wrong with the first one
   // is reported, as in Python.
   std::vector<std::pair<FileBytes*, std::future<FileBytes>>> waiting;
@@ -214,6 +232,30 @@ Bundle open_bundle(const char* given) {
     if (place != nullptr) *place = std::move(bytes);
   }
   return bundle;
+}
+
+}  // namespace
+
+Bundle open_bundle(const char* given, const char* digest) {
+  const std::string expected = digest != nullptr ? checked_digest(digest) : "";
+  const std::string path = tidy(given);
+  struct stat facts;
+  if (::stat(path.c_str(), &facts) != 0 || !S_ISDIR(facts.st_mode)) {
+    fail(TFANET_BAD_BUNDLE, path, " is not a bundle directory: make one with `tfanet export`");
+  }
+  const std::string root = resolved(path);
+  for (int more = 2;; --more) {
+    std::string found, now;
+    const FileBytes content = read_manifest_file(root, found);
+    try {
+      return read_bundle(root, content, found, expected);
+    } catch (const Error& error) {
+      // Where an engine is added in this moment, its new manifest is read.
+      if (more == 0 || error.status != TFANET_BAD_BUNDLE) throw;
+      read_manifest_file(root, now);
+      if (now == found) throw;
+    }
+  }
 }
 
 FileBytes read_engine(const Bundle& bundle, const std::string& name) {

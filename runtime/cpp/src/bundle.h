@@ -41,13 +41,15 @@ struct FileBytes {
 };
 
 struct Bundle {
-  std::string path;  // absolute, without links
+  std::string path;    // absolute, without links
+  std::string digest;  // of the manifest: its SHA-256
   Manifest manifest;
   FileBytes image, text, tokenizer;
 };
 
-// Throws BAD_BUNDLE, naming the file or field and what to do.
-Bundle open_bundle(const char* path);
+// Throws BAD_BUNDLE, naming the file or field and what to do. `digest`: of the bundle that is
+// meant, or null; throws INVALID_ARGUMENT where it is none.
+Bundle open_bundle(const char* path, const char* digest);
 
 // An engine file of an open bundle. Throws BAD_BUNDLE where it was altered since.
 FileBytes read_engine(const Bundle& bundle, const std::string& name);

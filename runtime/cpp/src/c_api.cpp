@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "error.h"
 #include "handle.h"
+#include "onnxruntime.h"
 
 namespace tfanet {
 namespace {
@@ -113,18 +114,20 @@ const char* tfanet_error(const tfanet_runtime* runtime) {
 
 tfanet_status tfanet_open(const char* path, const tfanet_options* options, tfanet_runtime** out) {
   if (out == nullptr) return TFANET_INVALID_ARGUMENT;
-  *out = new (std::nothrow) tfanet_runtime;
-  if (*out == nullptr) return TFANET_OUT_OF_MEMORY;
-  tfanet_runtime& runtime = **out;
-  const auto report = [&](tfanet_status, const char* message) { runtime.errors.set(message); };
+  *out = nullptr;
+  const auto report = [&](tfanet_status, const char* message) {
+    if (*out != nullptr) (*out)->errors.set(message);
+  };
   return caught(
       [&] {
+        *out = new tfanet_runtime;
+        keep_onnxruntime_quiet();
         require(path, "path");
         tfanet_options chosen{};
         if (options != nullptr) {
           chosen = taken(options, offsetof(tfanet_options, device), "options");
         }
-        runtime.predictor = std::make_unique<Predictor>(path, chosen);
+        (*out)->predictor = std::make_unique<Predictor>(path, chosen);
       },
       report);
 }
@@ -161,6 +164,7 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
     facts.passed_over = running.passed_over.c_str();
     facts.min_batch = static_cast<int32_t>(running.batches.lowest);
     facts.max_batch = static_cast<int32_t>(running.batches.highest);
+    facts.digest = predictor.digest().c_str();
     give(facts, info, "info");
   });
 }
@@ -279,8 +283,8 @@ tfanet_status tfanet_preprocess(tfanet_runtime* runtime, const tfanet_image* ima
   return call(runtime, [&](Predictor& predictor) {
     require(tensor, "tensor");
     const tfanet_image picture = taken_image(image);
-    check_image(picture);
     const Manifest& manifest = predictor.manifest();
+    check_image(picture, manifest);
     require_length(count, size_t{3} * static_cast<size_t>(manifest.height * manifest.width),
                    "count");
     image_to_tensor(picture, manifest, tensor);

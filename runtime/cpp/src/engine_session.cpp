@@ -36,12 +36,12 @@ ONNXTensorElementDataType type_of(const engines::Tensor& tensor) {
 EngineLibrary::EngineLibrary(const std::string& target, const char* file) : target_(target) {
   const char* own =
       is_rtx(target) ? "libtfanet_backend_tensorrt_rtx.so" : "libtfanet_backend_tensorrt.so";
-  const char* setting = is_rtx(target) ? "TENSORRT_RTX_ROOT" : "TENSORRT_ROOT";
-  const std::string path = find_beside({own});
+  const char* root = is_rtx(target) ? "TENSORRT_RTX_ROOT" : "TENSORRT_ROOT";
+  const std::string path = find_beside(own);
   if (path.empty()) {
     fail(TFANET_MISSING_DEPENDENCY, own,
          " does not lie beside libtfanet_runtime.so: build it with ", "the library's headers (-D",
-         setting, "=DIR)");
+         root, "=DIR)");
   }
   // Never unloaded, as TensorRT itself.
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -49,7 +49,7 @@ EngineLibrary::EngineLibrary(const std::string& target, const char* file) : targ
   if (symbol == nullptr) {
     fail(TFANET_MISSING_DEPENDENCY, path, " cannot be loaded (", ::dlerror(), "): build it again");
   }
-  if (file == nullptr) file = std::getenv("TFANET_TENSORRT");
+  if (file == nullptr) file = setting("TFANET_TENSORRT");
   if (file != nullptr && *file == '\0') file = nullptr;
   const engines::Say say = [](void* user, const char* message) {
     auto* self = static_cast<EngineLibrary*>(user);

@@ -3,7 +3,6 @@
 
 #include <exception>
 #include <string>
-#include <utility>
 
 #include "tfanet.h"
 
@@ -12,9 +11,14 @@ namespace tfanet {
 inline constexpr char kNoMemory[] =
     "memory is exhausted: free some, or give a smaller picture or batch";
 
+// The text with what drives a terminal, or turns its lines around, written as Python's repr does:
+// in messages that quote files, names and paths.
+std::string visible(const std::string& text);
+
 class Error : public std::exception {
  public:
-  Error(tfanet_status status, std::string message) : status(status), message_(std::move(message)) {}
+  Error(tfanet_status status, const std::string& message)
+      : status(status), message_(visible(message)) {}
   const char* what() const noexcept override { return message_.c_str(); }
 
   const tfanet_status status;

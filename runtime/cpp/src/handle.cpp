@@ -28,18 +28,21 @@ void Gate::close() {
 }
 
 void ErrorLog::set(const char* message) noexcept {
+  const std::lock_guard<std::mutex> lock(mutex_);
   try {
-    const std::lock_guard<std::mutex> lock(mutex_);
     messages_[std::this_thread::get_id()] = message;
   } catch (...) {
-    // Without memory for the message, the status has to say it all.
+    const auto last = messages_.find(std::this_thread::get_id());
+    if (last != messages_.end()) last->second.clear();
+    lost_ = true;
   }
 }
 
 const char* ErrorLog::get() const noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = messages_.find(std::this_thread::get_id());
-  return found != messages_.end() ? found->second.c_str() : "no call of this thread has failed";
+  if (found != messages_.end() && !found->second.empty()) return found->second.c_str();
+  return lost_ ? kNoMemory : "no call of this thread has failed";
 }
 
 void Worker::add(Job job) {

@@ -50,6 +50,7 @@ class ErrorLog {
  private:
   mutable std::mutex mutex_;
   std::map<std::thread::id, std::string> messages_;
+  bool lost_ = false;  // there was no memory for one
 };
 
 // Runs jobs one by one, in order. Its thread starts with the first job.

@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -73,6 +75,10 @@ const Json& member(const Json& object, const char* name) {
 }
 
 Json parse(const char* data, size_t size, const std::string& path) {
+  // The parser would take it for the end.
+  if (const size_t end = ::strnlen(data, size); end < size) {
+    fail(TFANET_BAD_BUNDLE, path, " is not JSON (byte ", end, " is zero): export again");
+  }
   const auto limit_depth = [&](int depth, Json::parse_event_t, Json&) {
     if (depth > kMaxDepth) {
       fail(TFANET_BAD_BUNDLE, path, " is not JSON (nested more than ", kMaxDepth,
@@ -235,7 +241,7 @@ Manifest read_manifest(const char* bytes, size_t size, const std::string& path) 
   read_text(data["text"], manifest, path);
   check_files(data, path);
   const Json& preset = member(data["model"], "preset");
-  manifest.preset = preset.is_string() ? preset.get<std::string>() : "";
+  manifest.preset = preset.is_string() ? visible(preset.get<std::string>()) : "";
   manifest.dynamic_batch = data["dynamic_batch"].get<bool>();
   manifest.files = data["files"];
   manifest.engines = data["engines"];

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "cores.h"
 #include "error.h"
 #include "onnxruntime.h"
 
@@ -41,7 +42,9 @@ OnnxSession::OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const F
   check(api.CreateSessionOptions(&made));
   const OrtPointer<OrtSessionOptions> options(made, api.ReleaseSessionOptions);
   check(api.SetSessionLogSeverityLevel(made, kOrtLogLevel));
-  if (choice.threads > 0) check(api.SetIntraOpNumThreads(made, choice.threads));
+  // Where ONNX Runtime chooses the number itself, it also ties each thread to a core, which may be
+  // one that this process is kept from.
+  check(api.SetIntraOpNumThreads(made, choice.threads > 0 ? choice.threads : allowed_cores()));
   if (device_ != nullptr) append_providers(made, choice.provider);
   if (!choice.op_library.empty()) {
     try {

@@ -1,12 +1,15 @@
 #include "onnxruntime.h"
 
 #include <dlfcn.h>
+#include <stdlib.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <cstdio>
+#include <mutex>
 #include <string_view>
 
 #include "error.h"
+#include "libraries.h"
 
 namespace tfanet {
 namespace {
@@ -25,7 +28,7 @@ bool tells_of_memory(const std::string& message) {
 }
 
 const OrtApiBase* load(const char* path) {
-  if (path == nullptr) path = std::getenv("TFANET_ONNXRUNTIME");
+  if (path == nullptr) path = setting("TFANET_ONNXRUNTIME");
   std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
   if (path != nullptr && *path != '\0') names = {path};
   std::string cause;
@@ -42,6 +45,11 @@ const OrtApiBase* load(const char* path) {
 }
 
 }  // namespace
+
+void keep_onnxruntime_quiet() {
+  static std::once_flag once;
+  std::call_once(once, [] { ::setenv("ORT_DISABLE_TELEMETRY", "1", 0); });
+}
 
 OnnxRuntime::OnnxRuntime(const char* path) {
   const OrtApiBase* base = load(path);

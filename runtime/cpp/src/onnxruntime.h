@@ -20,6 +20,11 @@ using OrtPointer = std::unique_ptr<T, void(ORT_API_CALL*)(T*)>;
 // Errors come back as statuses; a library does not print them too.
 inline constexpr OrtLoggingLevel kOrtLogLevel = ORT_LOGGING_LEVEL_FATAL;
 
+// Without this, ONNX Runtime from 1.29 on reports to its makers over the network; only a variable
+// of the environment stops it, and it is read when the library is loaded. One that the user has set
+// stands. Other threads must not read the environment meanwhile: this is called before any of ours.
+void keep_onnxruntime_quiet();
+
 class OnnxRuntime {
  public:
   // `path` may be null: then $TFANET_ONNXRUNTIME, or the library's usual names. Throws
@@ -50,7 +55,7 @@ struct OnnxChoice {
   const char* provider = nullptr;        // such as "CUDAExecutionProvider"; null: the CPU
   std::shared_ptr<const Device> device;  // of the provider
   std::string op_library;                // empty: none
-  int32_t threads = 0;                   // 0: all cores
+  int32_t threads = 0;                   // 0: all cores that the process may use
 };
 
 // Makes the operators of a library known to ONNX Runtime, which does that when the first session

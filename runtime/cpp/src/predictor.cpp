@@ -64,7 +64,7 @@ void SentenceCache::add(const std::string& text, SharedSentence sentence) {
 }
 
 Predictor::Predictor(const char* path, const tfanet_options& options)
-    : bundle_(open_bundle(path)),
+    : bundle_(open_bundle(path, options.digest)),
       cache_(options.cache < 0 ? 0
                                : static_cast<size_t>(options.cache == 0 ? kCache : options.cache)) {
   // The tokenizer is read beside the graphs. What is wrong with it is reported first, as in Python.
@@ -152,7 +152,7 @@ SharedSentence Predictor::encode_cached(std::string_view text) {
 
 Prepared Predictor::prepare(const tfanet_image& image) const {
   Watch watch;
-  check_image(image);
+  check_image(image, manifest());
   Prepared prepared;
   prepared.width = image.width;
   prepared.height = image.height;
@@ -240,7 +240,7 @@ std::vector<Prediction> Predictor::predict_batch(
   const size_t count = sentences.size();
   const size_t group = std::min(kBatch, static_cast<size_t>(running_.batches.highest));
   const size_t tensor_size = 3 * plane();
-  for (size_t i = 0; i < image_count; ++i) check_image(images[i]);
+  for (size_t i = 0; i < image_count; ++i) check_image(images[i], manifest());
   std::vector<float> tensors(std::min(group, count) * tensor_size);
   std::vector<Prediction> out(count);
   Timings all;

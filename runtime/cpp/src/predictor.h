@@ -74,6 +74,7 @@ class Predictor {
   const Manifest& manifest() const { return bundle_.manifest; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& path() const { return bundle_.path; }
+  const std::string& digest() const { return bundle_.digest; }
   const std::string& op_library() const { return op_library_; }
   const Running& running() const { return running_; }
 

@@ -96,7 +96,7 @@ TFANET_INLINE float sigmoid(float x) {
 
 }  // namespace
 
-void check_image(const tfanet_image& image) {
+void check_image(const tfanet_image& image, const Manifest& manifest) {
   if (image.pixels == nullptr) {
     fail(TFANET_INVALID_ARGUMENT, "image.pixels is a null pointer: give the address of the pixels");
   }
@@ -108,6 +108,17 @@ void check_image(const tfanet_image& image) {
   if (width * height > kMaxPixels) {
     fail(TFANET_BAD_IMAGE, "the image is ", width, "x", height, " pixels, the limit is ",
          grouped(kMaxPixels), ": reduce it first");
+  }
+  if (std::max(width, height) > kMaxSide) {
+    fail(TFANET_BAD_IMAGE, "the image is ", width, "x", height, " pixels, a side may have at most ",
+         grouped(kMaxSide), ": reduce it first");
+  }
+  // The picture at the model's width, and the logits at the picture's: 4 bytes a pixel each.
+  const int64_t needed = 4 * std::max(height * manifest.width, manifest.height * width);
+  if (needed > kMaxResizeBytes) {
+    fail(TFANET_BAD_IMAGE, "the image is ", width, "x", height, " pixels, too long for a model of ",
+         manifest.width, "x", manifest.height, ": resizing it would take ", grouped(needed),
+         " bytes, the limit is ", grouped(kMaxResizeBytes), ": reduce it first");
   }
   const int64_t row = width * bytes_per_pixel(image.format);
   if (image.stride != 0 && image.stride < row) {

@@ -35,26 +35,48 @@ std::string listed(char open, const Items& items, char close, Print print) {
 
 }  // namespace
 
+std::string visible(const std::string& text) {
+  const auto byte_at = [&](size_t at) {
+    return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u;
+  };
+  std::string out;
+  for (size_t at = 0, length = 1; at < text.size(); at += length, length = 1) {
+    const unsigned first = byte_at(at), second = byte_at(at + 1), third = byte_at(at + 2);
+    unsigned point = first;
+    if (first == 0xC2 && second >= 0x80 && second < 0xA0) {
+      point = second;
+      length = 2;
+    } else if (first == 0xE2 && (second & 0xFE) == 0x80 && (third & 0xC0) == 0x80) {
+      point = 0x2000 + ((second & 0x3F) << 6) + (third & 0x3F);
+      length = 3;
+    }
+    const bool control = point < 0x20 || point == 0x7F || length == 2;
+    // These end lines, or turn them around.
+    const bool layout =
+        (point >= 0x2028 && point <= 0x202E) || (point >= 0x2066 && point <= 0x2069);
+    if (!control && !layout) {
+      out.append(text, at, length);
+    } else if (point == '\n' || point == '\r' || point == '\t') {
+      out += {'\\', point == '\n' ? 'n' : point == '\r' ? 'r' : 't'};
+    } else {
+      char digits[8];
+      std::snprintf(digits, sizeof digits, point < 0x100 ? "\\x%02x" : "\\u%04x", point);
+      out += digits;
+    }
+  }
+  return out;
+}
+
 std::string repr(std::string_view text) {
   const bool double_quotes =
       text.find('\'') != text.npos && text.find('"') == std::string_view::npos;
   const char quote = double_quotes ? '"' : '\'';
   std::string out(1, quote);
   for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == quote || c == '\\') {
-      out += {'\\', c};
-    } else if (c == '\n' || c == '\r' || c == '\t') {
-      out += {'\\', c == '\n' ? 'n' : c == '\r' ? 'r' : 't'};
-    } else if (byte < 0x20 || byte == 0x7F) {
-      char code[5];
-      std::snprintf(code, sizeof code, "\\x%02x", byte);
-      out += code;
-    } else {
-      out += c;
-    }
+    if (c == quote || c == '\\') out += '\\';
+    out += c;
   }
-  return out + quote;
+  return visible(out + quote);
 }
 
 std::string repr(const Json& value) {

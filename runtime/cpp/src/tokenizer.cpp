@@ -218,13 +218,14 @@ size_t Tokenizer::encode(std::string_view sentence, int64_t* ids, float* mask) c
 }
 
 CodePoints check_text(std::string_view sentence) {
-  CodePoints text = from_utf8(sentence);
-  if (std::all_of(text.begin(), text.end(), is_python_space)) {
-    fail(TFANET_BAD_TEXT, "the sentence is empty: say what to segment");
-  }
+  // First, for a size may be given that goes beyond the text.
   if (sentence.size() > kMaxTextBytes) {
     fail(TFANET_BAD_TEXT, "the sentence has ", sentence.size(), " bytes, the limit is ",
          kMaxTextBytes, ": shorten it");
+  }
+  CodePoints text = from_utf8(sentence);
+  if (std::all_of(text.begin(), text.end(), is_python_space)) {
+    fail(TFANET_BAD_TEXT, "the sentence is empty: say what to segment");
   }
   return text;
 }

@@ -1,5 +1,7 @@
 #include "tokenizer_file.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -247,6 +249,11 @@ const int32_t* Vocabulary::find(std::string_view token) const {
 }
 
 TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size) {
+  // The parser would take it for the end.
+  if (const size_t end = ::strnlen(data, size); end < size) {
+    fail(TFANET_BAD_BUNDLE, path, " is not a tokenizer file (byte ", end,
+         " is zero): copy it again");
+  }
   Reader reader;
   reader.text.reserve(size);
   reader.tokens.reserve(size / 30);
