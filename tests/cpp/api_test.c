@@ -49,6 +49,10 @@ static void null_arguments(tfanet_runtime* runtime) {
   CHECK(tfanet_get_info(runtime, NULL) == TFANET_INVALID_ARGUMENT && SAYS("info"));
   CHECK(tfanet_encode(runtime, NULL, 0, &sentence) == TFANET_INVALID_ARGUMENT && SAYS("text"));
   CHECK(tfanet_encode(runtime, "a", 1, NULL) == TFANET_INVALID_ARGUMENT && SAYS("out"));
+  CHECK(tfanet_encode(runtime, "a", SIZE_MAX - 1, &sentence) == TFANET_BAD_TEXT);
+  CHECK(SAYS("bytes, the limit is 4096") && sentence == NULL);
+  CHECK(tfanet_predict_text(runtime, &image, "a", SIZE_MAX / 2, &prediction) == TFANET_BAD_TEXT);
+  CHECK(tfanet_tokenize(runtime, "a", SIZE_MAX - 1, ids, numbers, 8, NULL) == TFANET_BAD_TEXT);
   CHECK(tfanet_tokenize(runtime, "a", 1, NULL, numbers, 8, NULL) == TFANET_INVALID_ARGUMENT);
   CHECK(tfanet_tokenize(runtime, "a", 1, ids, NULL, 8, NULL) == TFANET_INVALID_ARGUMENT);
   CHECK(tfanet_tokenize(runtime, "a", 1, ids, numbers, 7, NULL) == TFANET_INVALID_ARGUMENT);
@@ -117,6 +121,12 @@ static void bad_images(tfanet_runtime* runtime) {
   image = good_image();
   image.pixels = NULL;
   CHECK(try_image(runtime, image) == TFANET_INVALID_ARGUMENT && SAYS("image.pixels"));
+  image = good_image();
+  image.width = 65536;
+  CHECK(try_image(runtime, image) == TFANET_BAD_IMAGE && SAYS("at most 65,535"));
+  image = good_image();
+  image.height = 65536;
+  CHECK(try_image(runtime, image) == TFANET_BAD_IMAGE && SAYS("at most 65,535"));
   static const int64_t strides[] = {1, 3 * WIDTH - 1, -1, -3 * WIDTH, INT64_MIN};
   for (size_t i = 0; i < sizeof strides / sizeof *strides; ++i) {
     image = good_image();
@@ -184,6 +194,14 @@ static void bad_options(const char* bundle) {
   options.size = sizeof options;
   options.threads = -1;
   CHECK(tfanet_open(bundle, &options, &runtime) == TFANET_INVALID_ARGUMENT && SAYS("threads"));
+  tfanet_close(runtime);
+  options.threads = 100000;
+  CHECK(tfanet_open(bundle, &options, &runtime) == TFANET_INVALID_ARGUMENT);
+  CHECK(SAYS("threads is 100000, the limit is 1,024"));
+  tfanet_close(runtime);
+  options.threads = 0;
+  options.digest = "0123";
+  CHECK(tfanet_open(bundle, &options, &runtime) == TFANET_INVALID_ARGUMENT && SAYS("digest"));
   tfanet_close(runtime);
   CHECK(tfanet_open(NULL, NULL, &runtime) == TFANET_INVALID_ARGUMENT && SAYS("path"));
   tfanet_close(runtime);

@@ -86,6 +86,13 @@ void mistakes(const tfanet::Runtime& runtime, const std::string& bundle) {
   THROWS(TFANET_INVALID_ARGUMENT, "backend is 'gpu': choose auto, tensorrt",
          tfanet::Runtime(bundle, options));
   options = {};
+  options.digest = "";
+  THROWS(TFANET_INVALID_ARGUMENT, "digest is ''", tfanet::Runtime(bundle, options));
+  options.digest = std::string(64, '0');
+  THROWS(TFANET_BAD_BUNDLE, "expected 0000", tfanet::Runtime(bundle, options));
+  options.digest = runtime.info().digest;
+  CHECK(tfanet::Runtime(bundle, options).info().digest == *options.digest);
+  options = {};
   options.onnxruntime = "/no/such/library.so";
   THROWS(TFANET_MISSING_DEPENDENCY, "/no/such/library.so", tfanet::Runtime(bundle, options));
 }

@@ -63,7 +63,9 @@ class Image(Structure):
 class Options(Structure):
     _fields_ = [
         ("size", c_size_t), ("backend", c_char_p), ("threads", c_int32), ("cache", c_int32),
-        ("onnxruntime", c_char_p), ("op_library", c_char_p),
+        ("onnxruntime", c_char_p), ("op_library", c_char_p), ("device", c_int32),
+        ("tensorrt", c_char_p), ("plugin_library", c_char_p), ("host_code", c_char_p),
+        ("digest", c_char_p),
     ]  # fmt: skip
 
 
@@ -72,7 +74,9 @@ class Info(Structure):
         ("size", c_size_t), ("backend", c_char_p), ("backend_version", c_char_p),
         ("op_library", c_char_p), ("bundle", c_char_p), ("model", c_char_p),
         ("image_width", c_int32), ("image_height", c_int32), ("text_length", c_int32),
-        ("threshold", c_float), ("dynamic_batch", c_int32),
+        ("threshold", c_float), ("dynamic_batch", c_int32), ("engine", c_char_p),
+        ("device", c_char_p), ("passed_over", c_char_p), ("min_batch", c_int32),
+        ("max_batch", c_int32), ("digest", c_char_p),
     ]  # fmt: skip
 
 
@@ -344,6 +348,13 @@ def compile_program(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     return compile_one
 
 
+def json_headers() -> list[str]:
+    """The compiler's option for nlohmann-json where CMake has fetched it."""
+    cache = ROOT / "build" / "native" / "CMakeCache.txt"
+    found = re.search(r"^TFANET_JSON_FOUND:PATH=(.*json/usr/include)$", cache.read_text(), re.M)
+    return [f"-isystem{found[1]}"] if found else []
+
+
 @pytest.fixture(scope="session")
 def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a file of this folder with the sources that it tests from the inside."""
@@ -361,7 +372,8 @@ def compile_parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         subprocess.run(
             [
                 compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror",
-                f"-I{CPP / 'include'}", f"-I{CPP / 'src'}", str(Path(__file__).parent / source),
+                f"-I{CPP / 'include'}", f"-I{CPP / 'src'}", *json_headers(),
+                str(Path(__file__).parent / source),
                 *sources, "-o", str(program), *map(str, flags),
             ],
             check=True,

@@ -112,15 +112,17 @@ MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
 ]  # fmt: skip
 
 
-def assert_same_refusal(path: Path | str, open_runtime: Callable) -> str:
+def assert_same_refusal(
+    path: Path | str, open_runtime: Callable, status: str = "BAD_BUNDLE", **options: Any
+) -> str:
     """Both runtimes refuse the bundle with the same sentence, which is returned."""
     with pytest.raises(TfanetError) as expected:
-        Predictor(path, threads=1)
+        Predictor(path, threads=1, **options)
     with pytest.raises(Exception, match=r"\w") as caught:
-        open_runtime(path)
+        open_runtime(path, **options)
     assert str(caught.value) == str(expected.value)
     kind = MissingDependencyError, "MISSING_DEPENDENCY"
-    assert caught.value.status == (kind[1] if expected.errisinstance(kind[0]) else "BAD_BUNDLE")
+    assert caught.value.status == (kind[1] if expected.errisinstance(kind[0]) else status)
     return str(expected.value)
 
 
@@ -391,6 +393,27 @@ def test_sha256_of_all_lengths(bundle: Path, seal: Callable, open_runtime: Calla
         facts = json.loads((bundle / "manifest.json").read_text())["files"]["tokenizer.json"]
         assert facts["sha256"] == hashlib.sha256(text).hexdigest()
         open_runtime(bundle).close()
+
+
+def test_digest(bundle: Path, open_runtime: Callable) -> None:
+    """It is Python's; any other is refused in its words, before the manifest is read."""
+    path = bundle / "manifest.json"
+    digest = Predictor(bundle, threads=1).info()["digest"]
+    assert open_runtime(bundle).info().digest.decode() == digest
+    assert open_runtime(bundle, digest=digest.upper()).info().digest.decode() == digest
+    content = path.read_bytes()
+    for place in (0, len(content) // 2, len(content) - 1):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        assert digest in assert_same_refusal(bundle, open_runtime, digest=digest)
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "abc", "g" * 64, "0" * 65, "0" * 64 + "\n", "'\x1b\\" * 40, "é" * 64]
+)
+def test_digests_that_are_none(digest: str, shared_bundle: Path, open_runtime: Callable) -> None:
+    assert_same_refusal(shared_bundle, open_runtime, "INVALID_ARGUMENT", digest=digest)
 
 
 def test_copied_bundle_opens(shared_bundle: Path, tmp_path: Path, open_runtime: Callable) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -137,6 +138,18 @@ def test_backend_by_name(
     result = segment(program, *arguments, "tensorrt")
     assert result.returncode == 3
     assert "holds no tensorrt engine: `tfanet engine --bundle" in result.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_digest(program: str, segment: Callable, shared_bundle: Path, tmp_path: Path) -> None:
+    picture().save(tmp_path / "good.png")
+    arguments = shared_bundle, tmp_path / "good.png", TEXT, tmp_path / "mask.png"
+    digest = hashlib.sha256((shared_bundle / "manifest.json").read_bytes()).hexdigest()
+    assert segment(program, *arguments).stdout.endswith(f" ms, bundle {digest}\n")
+    assert segment(program, *arguments, "auto", digest).returncode == 0
+    result = segment(program, *arguments, "auto", "0" * 64)
+    assert result.returncode == 1
+    assert f"manifest.json has the digest {digest}, expected 0000" in result.stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from PIL import Image as PillowImage
 
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
-from tfanet.runtime.preprocess import image_to_tensor, logits_to_mask
+from tfanet.runtime.bundle import file_facts
+from tfanet.runtime.preprocess import ImageError, image_to_tensor, logits_to_mask
 
 HANGS = 3600  # seconds: a guard against waiting for ever, not a measure of anything
 TEXT = "the red circle left of the star"
@@ -156,6 +158,58 @@ def test_scores_of_all_logits(
         assert native.score == pytest.approx(expected.score, rel=3e-7)
         seen.add(native.score == 0)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("size", [(65_536, 2), (2, 65_536), (32_000_000, 2), (2, 32_000_000)])
+def test_long_pictures_are_refused(
+    size: tuple[int, int], image_of: Any, open_runtime: Callable, python: Predictor,
+    shared_bundle: Path,
+) -> None:  # fmt: skip
+    """In Python's words; no pixel is read, so none need be there."""
+    with pytest.raises(ImageError) as expected:
+        python(PillowImage.new("RGB", size), TEXT)
+    image = image_of(picture((2, 2), "RGB"), "RGB")
+    image.width, image.height = size
+    with pytest.raises(Exception, match="a side may have at most 65,535") as caught:
+        open_runtime(shared_bundle).predict(image, TEXT)
+    assert str(caught.value) == str(expected.value)
+    assert caught.value.status == "BAD_IMAGE"
+
+
+def test_the_longest_pictures(
+    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+) -> None:
+    for size in ((65_535, 3), (3, 65_535)):
+        pixels = picture(size, "RGB")
+        native = open_runtime(shared_bundle).predict(image_of(pixels, "RGB"), TEXT)
+        assert_equal(native, python(as_pillow(pixels, "RGB"), TEXT))
+
+
+@pytest.mark.parametrize("size", [(4, 40_000), (40_000, 4)])
+def test_resizes_that_take_too_much_are_refused(
+    size: tuple[int, int], image_of: Any, open_runtime: Callable, bundle: Path
+) -> None:
+    """With a model of 16,000 pixels a side, whose own tensors would be made behind that."""
+    model = onnx.load(bundle / "image.onnx")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for axis in value.type.tensor_type.shape.dim[2:]:
+            axis.dim_value = 16_000
+    onnx.save(model, bundle / "image.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["preprocessing"]["size"] = [16_000, 16_000]
+    manifest["files"]["image.onnx"] = file_facts(bundle / "image.onnx")
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ImageError) as expected:
+        Predictor(bundle, threads=1)(PillowImage.new("RGB", size), TEXT)
+    runtime, image = open_runtime(bundle), image_of(picture((2, 2), "RGB"), "RGB")
+    image.width, image.height = size
+    for call in (lambda: runtime.predict(image, TEXT), lambda: runtime.preprocess(image)):
+        with pytest.raises(
+            Exception, match=r"resizing it would take 2,560,000,000 bytes"
+        ) as caught:
+            call()
+        assert str(caught.value) == str(expected.value)
+        assert caught.value.status == "BAD_IMAGE"
 
 
 def test_gaps_between_rows(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:

@@ -143,6 +143,7 @@ def test_cut_as_in_python(open_runtime: Callable, shared_bundle: Path, python: A
         b"a" * 4097,
         "é".encode() * 2049,
         b" " * 5000,
+        b"\xff" * 5000,
         b"ok \xf8\x88\x80\x80\x80",
         b"\xe0\x9f\x80",
         b"\xf1\x80\x80",
