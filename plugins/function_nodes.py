@@ -15,7 +15,7 @@ left out of every shape where all nodes of the model have N = 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +87,16 @@ class Nodes:
         return self._constants[key]
 
     def graph(
-        self, name: str, inputs: Sequence[str], outputs: Sequence[str], elem: int
+        self, name: str, inputs: Sequence[str], outputs: Mapping[str, int], elem: int
     ) -> GraphProto:
-        """These nodes as the body of a Scan; shapes come from the Scan's own operands."""
+        """These nodes as the body of a Scan; sizes come from the Scan's own operands.
 
-        def typed(names: Sequence[str]) -> list[Any]:
-            return [helper.make_tensor_value_info(n, elem, None) for n in names]
-
-        return helper.make_graph(self.nodes, name, typed(inputs), typed(outputs))
+        The rank of each output is told: ONNX Runtime before 1.24 wants to know it, and can't infer
+        it without optimisation where an operand's shape is computed.
+        """
+        taken = [helper.make_tensor_value_info(n, elem, None) for n in inputs]
+        made = [helper.make_tensor_value_info(n, elem, [None] * r) for n, r in outputs.items()]
+        return helper.make_graph(self.nodes, name, taken, made)
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -245,6 +247,7 @@ def _sequential(body: _Body) -> str:
     channels = f("Div", f("Shape", "A", start=0, end=1), body.groups)
     states = [] if single else [f("Shape", "A", start=1, end=2)]
     at_rest = body.join(body.batch_groups, channels, *states)
+    state = 3 + len(states)  # rank of (b, G, e, N)
     zero = helper.make_tensor("zero", elem, [1], [0])
     still = f("ConstantOfShape", body.join(at_rest, body.chunks), value=zero)
 
@@ -254,9 +257,9 @@ def _sequential(body: _Body) -> str:
         decayed = g("Mul", g("Exp", g("Mul", dt_t, A)), h)
         after = g("Add", decayed, g("Mul", w_t, b_t), out=[f"{prefix}after"])
         if not with_output:
-            return g.graph("last_state", [h, dt_t, w_t, b_t], [after], elem)
+            return g.graph("last_state", [h, dt_t, w_t, b_t], {after: state + 1}, elem)
         y_t = body.sum_states(g, g("Mul", after, c_t), -2)
-        return g.graph("output", [h, dt_t, w_t, b_t, c_t], [after, y_t], elem)
+        return g.graph("output", [h, dt_t, w_t, b_t, c_t], {after: state + 1, y_t: 4}, elem)
 
     own = f("Scan", still, dt, weight, B, num_scan_inputs=3, body=step("own_", False))
     decay = f("Exp", f("Mul", f("ReduceSum", dt, f.constant([0]), keepdims=0), A))
@@ -272,7 +275,7 @@ def _sequential(body: _Body) -> str:
         num_scan_inputs=2,
         scan_input_axes=[-1, -1],
         scan_output_axes=[-1],
-        body=g.graph("carry", names, [after, before], elem),
+        body=g.graph("carry", names, {after: state, before: state}, elem),
     )
     f(
         "Scan",

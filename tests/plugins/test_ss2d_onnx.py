@@ -275,11 +275,16 @@ def test_export_writes_one_node(library: Path) -> None:
         assert error(run(model, x, runtime), expected(x)) < 1e-6
 
 
-def test_lowest_supported_runtime(library: Path, tmp_path: Path) -> None:
-    x = arrays(2, 24, 9, 12, 4, 2)
-    models = {kind: attach(make_model(x), kind) for kind in ("sequential", "parallel")}
-    results = run_in_lowest(models, {"u": x["u"]}, library, tmp_path)
-    assert len(results) == 4
+@pytest.mark.parametrize(("states", "constant"), [(1, True), (2, True), (2, False)])
+def test_lowest_supported_runtime(
+    library: Path, tmp_path: Path, states: int, constant: bool
+) -> None:
+    x = arrays(2, 24, 9, 12, 4, states)
+    model = make_model(x, constant)
+    models = {kind: attach(model, kind) for kind in ("sequential", "parallel")}
+    models["split"] = split_ss2d(models["sequential"])
+    results = run_in_lowest(models, x if not constant else {"u": x["u"]}, library, tmp_path)
+    assert len(results) == 12
     for result in results:
         assert error(result, expected(x)) < 1e-6
 
