@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfanet.checkpoint import load_weights
-from tfanet.errors import InputError
-from tfanet.export.factory import load_factory, reason
+from tfanet.errors import InputError, MissingDependencyError
+from tfanet.export.factory import current_folder, load_factory, reason
 from tfanet.export.input_spec import BATCH, InputSpec, draw, parse_inputs
 from tfanet.export.loading import loading_instructions
 from tfanet.export.model_parity import ModelCase, check_file, compare_original, to_array
@@ -33,7 +33,8 @@ from tfanet.export.write import check_output, new_file
 from tfanet.plugins import attach, exportable
 from tfanet.plugins.function_body import KINDS, count_scan_nodes
 from tfanet.plugins.function_nodes import DOMAIN
-from tfanet.plugins.standins import Standins
+from tfanet.plugins.standin_import import Standins
+from tfanet.plugins.standins import in_extension
 
 __all__ = ["export_onnx"]
 
@@ -95,7 +96,8 @@ def export_onnx(
 
     Returns:
         path, size, opset, function, inputs, outputs; nodes: total and the names of the scans;
-        routed: entry points that our operator stands in for; parity: cases and max_rel_error;
+        routed: entry points that our operator stands in for; standins: packages that stand-ins of
+        ours were imported for, each with the reason; parity: cases and max_rel_error;
         original: the model's own code beside our operator, where it runs here; library: where ours
         is; loading: what to type, by runtime.
 
@@ -110,9 +112,8 @@ def export_onnx(
     specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
     report = progress or (lambda *_: None)
     standins = Standins()
-    standins.add()
     try:
-        module = load_factory(model) if isinstance(model, str) else model
+        module = _load(model, standins)
         if checkpoint is not None:
             load_weights(module, checkpoint)
         flat = _Flat(module.cpu().eval(), specs)
@@ -125,6 +126,7 @@ def export_onnx(
             cases = list(_make_cases(flat, specs))
             report("exporting", 2, STEPS)
             graph = _trace(flat, specs, list(outputs), opset, routed)
+        used = standins.used()
     finally:
         standins.remove()
     scans = [n.name or n.output[0] for n in graph.graph.node if n.domain == DOMAIN]
@@ -144,6 +146,7 @@ def export_onnx(
         "outputs": graph_interface(graph.graph.output),
         "nodes": {"total": len(graph.graph.node), "scans": scans},
         "routed": list(routed),
+        "standins": used,
         "parity": parity,
         "original": own,
         "library": None if library is None else str(library),
@@ -158,13 +161,32 @@ def _check_options(function: str, opset: int) -> None:
         raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
 
 
+def _load(model: nn.Module | str, standins: Standins) -> nn.Module:
+    """The model, which may need stand-ins; a package mamba_ssm in the current folder is its own."""
+    if not isinstance(model, str):
+        standins.add()
+        return model
+    with current_folder():
+        standins.add()
+        try:
+            with standins.loading():
+                return load_factory(model)
+        except (InputError, MissingDependencyError) as error:
+            cause = error.__cause__
+            package = str(getattr(cause, "name", None) or "").partition(".")[0]
+            why = standins.reason(package)
+            if isinstance(cause, ImportError) and why is not None:
+                raise InputError(f"{error}; {package} is a stand-in here ({why})") from cause
+            raise
+
+
 class _Spy(TorchDispatchMode):
-    """Sees whether our operator is called."""
+    """Sees whether our operator is called, other than by a project's code through an extension."""
 
     seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= func is torch.ops.tfanet.selective_scan.default
+        self.seen |= func is torch.ops.tfanet.selective_scan.default and not in_extension()
         return func(*args, **(kwargs or {}))
 
 

@@ -26,8 +26,10 @@ from torch import nn
 
 from tfanet.errors import InputError
 
-from . import entry_points, standins
+from . import entry_points, mamba_block
 from .cross_scan import cross_merge, cross_scan
+from .standin_import import Standins
+from .standins import OTHER_SCANS
 
 __all__ = ["exportable", "install", "uninstall"]
 
@@ -92,6 +94,8 @@ _FAMILIES = (
         ("causal_conv1d_fn", "causal_conv1d_ref"),
         ("CausalConv1dFn",),
     ),
+    _Family(mamba_block.layer_norm_fn, ("layer_norm_fn",)),
+    _Family(mamba_block.rms_norm_fn, ("rms_norm_fn",)),
     _Family(
         cross_scan,
         ("cross_scan_fn",),
@@ -129,6 +133,10 @@ _METHODS = (
     ),
 )
 _BY_NAME = {name: f for f in _FAMILIES for name in (*f.functions, *f.classes)}
+# Names that other code uses for other things: unlike parameters there mean nothing.
+_COMMON_NAMES = (
+    *("causal_conv1d_fn", "causal_conv1d_ref", "layer_norm_fn", "rms_norm_fn", "window_reverse"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class _Route:
 
     original: Any
     replacement: Function
-    family: _Family
+    family: _Family | None = None  # None: another scan, whose failure is explained
 
     @property
     def name(self) -> str:
@@ -177,7 +185,8 @@ def install(standins: bool = False) -> tuple[str, ...]:
     Args:
         standins: first make `mamba_ssm`, `causal_conv1d` and the `selective_scan_cuda*` extensions
             importable where they are not: a model that imports them at its top then loads, runs
-            and exports on a CPU. Checkpoints fit: parameters have the official names.
+            and exports on a CPU. Checkpoints fit: parameters have the official names. A package
+            that is there is used, over stand-ins of what it needs.
 
     Returns:
         the names of the entry points that are routed.
@@ -235,7 +244,8 @@ class _Routing:
                     route.original.apply = staticmethod(route.replacement)  # type: ignore[attr-defined]
             self._swap({key: route.replacement for key, route in self._routes.items()})
             self._route_methods()
-            return tuple(sorted([*(r.name for r in self._routes.values()), *self._methods]))
+            ours = (r.name for r in self._routes.values() if r.family is not None)
+            return tuple(sorted([*ours, *self._methods]))
 
     def _route_methods(self) -> None:
         for module, kind, name, replacement in _METHODS:
@@ -285,7 +295,7 @@ class _Routing:
 
 
 _routing = _Routing()
-_standins = standins.Standins()
+_standins = Standins()
 
 
 def _namespaces() -> Iterator[dict[str, Any]]:
@@ -313,20 +323,27 @@ def _find_routes() -> list[_Route]:
     routes, unchecked = [], []
     trusted: set[tuple[Function, str]] = set()  # families proved right, by module that holds one
     for key, value in found.items():
-        route = _route(value)
-        if route is None:
+        family = _BY_NAME.get(value.__name__)
+        if family is None:
+            routes.append(_Route(value, _explained(value)))
             continue
-        verdict = _behaves(route)
+        unlike = _unlike(value, family)
+        if unlike is not None:
+            if value.__name__ not in _COMMON_NAMES:
+                _warn(value, f"has the name of a known entry point, but {unlike}")
+            continue
+        route = _Route(value, _replacement(value, family), family)
+        verdict = _behaves(route, family)
         if verdict is None:
-            unchecked.append(route)
+            unchecked.append((route, family))
         elif verdict:
             routes.append(route)
-            trusted.update((_order(route.family), holder) for holder in holders[key])
+            trusted.update((_order(family), holder) for holder in holders[key])
         elif "cross" in value.__name__.lower():
             _warn(value, "goes over the map in another order than VMamba's")
-    for route in unchecked:
+    for route, family in unchecked:
         # A Triton kernel can't run here; the PyTorch form that stands beside it has been compared.
-        beside = ((_order(route.family), h) for h in holders[id(route.original)])
+        beside = ((_order(family), h) for h in holders[id(route.original)])
         if trusted.intersection(beside):
             routes.append(route)
         else:
@@ -335,41 +352,63 @@ def _find_routes() -> list[_Route]:
 
 
 def _is_entry_point(value: Any) -> bool:
-    if not issubclass(type(value), FunctionType | type) or value.__name__ not in _BY_NAME:
+    if not issubclass(type(value), FunctionType | type):
         return False
-    if value.__module__.startswith("tfanet.plugins."):
+    family = _BY_NAME.get(value.__name__)
+    if family is None and value.__name__ not in OTHER_SCANS:
+        return False
+    if value.__module__.startswith("tfanet.plugins.") or hasattr(value, "_tfanet_route"):
         return False  # our own, and stand-ins
-    family = _BY_NAME[value.__name__]
     if isinstance(value, FunctionType):
-        return value.__name__ in family.functions and not hasattr(value, "_tfanet_route")
-    return value.__name__ in family.classes and issubclass(value, torch.autograd.Function)
+        return family is None or value.__name__ in family.functions
+    return (
+        family is not None
+        and value.__name__ in family.classes
+        and issubclass(value, torch.autograd.Function)
+    )
 
 
-def _route(value: Any) -> _Route | None:
-    """The route of an entry point; None where its parameters are not the family's."""
-    family = _BY_NAME[value.__name__]
-    target = inspect.signature(family.implementation).parameters
+def _parameters(value: Any, family: _Family) -> tuple[list[inspect.Parameter], list[str], bool]:
+    """The named parameters of an entry point, what the family calls them, and whether more come."""
     signature = inspect.signature(getattr(value, "forward", value))
     parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return named, [_known(p.name, family) for p in named], open_ended
 
-    def known(name: str) -> str:
-        return name if name in target else family.aliases.get(name, name)
 
-    names = [known(p.name) for p in named]
+def _known(name: str, family: _Family) -> str:
+    target = inspect.signature(family.implementation).parameters
+    return name if name in target else family.aliases.get(name, name)
+
+
+def _unlike(value: Any, family: _Family) -> str | None:
+    """In words, the first parameter by which an entry point is not of the family; else None."""
+    named, names, _ = _parameters(value, family)
+    target = inspect.signature(family.implementation).parameters
+    for name, parameter in target.items():
+        if parameter.default is parameter.empty and name not in names:
+            return f"no parameter {name!r}"
+    for name, parameter in zip(names, named, strict=True):
+        if name not in {*target, *family.ignored} and parameter.default is parameter.empty:
+            return f"a parameter {parameter.name!r}, which that does not have"
+    return None
+
+
+def _replacement(value: Any, family: _Family) -> Function:
+    """What stands in for an entry point, with its own parameters."""
+    named, names, open_ended = _parameters(value, family)
+    target = inspect.signature(family.implementation).parameters
     defaults = {n: p.default for n, p in zip(names, named, strict=True) if p.default is not p.empty}
-    required = {n for n, p in target.items() if p.default is p.empty}
     understood = {*target, *family.ignored}
-    if not required.issubset(names) or any(n not in understood | {*defaults} for n in names):
-        return None
     label = f"{value.__module__}.{value.__qualname__}"
 
     @functools.wraps(value, updated=())
     def routed(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names) and not open_ended:
             raise TypeError(f"{label}() takes {len(names)} arguments, {len(args)} were given")
-        given = {**dict(zip(names, args, strict=False)), **{known(n): kwargs[n] for n in kwargs}}
+        given = {**dict(zip(names, args, strict=False))}
+        given.update({_known(n, family): kwargs[n] for n in kwargs})
         for n, argument in given.items():
             if n not in understood and argument is not defaults.get(n):
                 raise InputError(
@@ -380,7 +419,25 @@ def _route(value: Any) -> _Route | None:
         return family.implementation(**{n: v for n, v in values.items() if n in target})
 
     routed._tfanet_route = True  # type: ignore[attr-defined]
-    return _Route(value, routed, family)
+    return routed
+
+
+def _explained(value: Any) -> Function:
+    """Mamba-2's function as it is; where it can't run here, the error says why."""
+    label = f"{value.__module__}.{value.__qualname__}"
+
+    @functools.wraps(value, updated=())
+    def routed(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return value(*args, **kwargs)
+        except Exception as error:  # whatever a kernel without its device raises
+            raise InputError(
+                f"{label} is Mamba-2's or Mamba-3's scan, another one than tfanet::SelectiveScan, "
+                "and can't run here: use its PyTorch form, which is exported as standard operators"
+            ) from error
+
+    routed._tfanet_route = True  # type: ignore[attr-defined]
+    return routed
 
 
 def _without_cache(method: Function, replacement: Function) -> Function:
@@ -398,13 +455,13 @@ def _without_cache(method: Function, replacement: Function) -> Function:
     return routed
 
 
-def _behaves(route: _Route) -> bool | None:
+def _behaves(route: _Route, family: _Family) -> bool | None:
     """Whether an original gives what its replacement does; None where that must be seen elsewhere.
 
     Families without a probe are trusted: no code is known that gives their names another meaning.
     So is a cross-scan that has VMamba's flags in its signature, where it can't run here.
     """
-    probe = route.family.probe
+    probe = family.probe
     if probe is None:
         return True
     call = getattr(route.original, "apply", route.original)
@@ -425,6 +482,8 @@ def _order(family: _Family) -> Function:
 
 
 def _warn(value: Any, reason: str) -> None:
+    what = "call tfanet.plugins.selective_scan in it if it is a selective scan"
+    hint = "" if "cross" in value.__name__.lower() else f"; {what}"
     warnings.warn(
-        f"{value.__module__}.{value.__qualname__} {reason}: it is left as it is", stacklevel=6
+        f"{value.__module__}.{value.__qualname__} {reason}: it is left as it is{hint}", stacklevel=6
     )

@@ -317,14 +317,36 @@ def test_what_the_operator_does_not_know_is_refused(monkeypatch: pytest.MonkeyPa
             fork.selective_scan_fn(*x.values(), True, None, 1)
 
 
-def test_a_function_with_other_parameters_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def other(states, gates):
-        return states
+@pytest.mark.parametrize(
+    ("signature", "words"),
+    [
+        ("states, gates", "but no parameter 'u': it is left as it is; call tfanet.plugins"),
+        ("u, delta, A, B", "but no parameter 'C': it is left as it is"),
+        ("u, dt, A, B, C, mask, D=None", "but a parameter 'mask', which that does not have: it is"),
+    ],
+)
+def test_a_function_with_other_parameters_is_left_alone_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, signature: str, words: str
+) -> None:
+    function = eval(f"lambda {signature}: None")
+    fork = module(monkeypatch, "other_meaning", selective_scan_fn=function)
+    pattern = rf"other_meaning.selective_scan_fn has the name of a known entry point, {words}"
+    with pytest.warns(UserWarning, match=pattern):
+        kept, names = under_exportable(lambda: fork.selective_scan_fn is function)
+    assert kept and not any(name.startswith("other_meaning") for name in names)
 
-    fork = module(monkeypatch, "other_meaning", selective_scan_fn=other)
-    with exportable() as names:
-        assert fork.selective_scan_fn is other
-    assert not any(name.startswith("other_meaning") for name in names)
+
+def test_a_norm_or_a_window_of_another_meaning_is_left_alone_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other(values):
+        return values
+
+    fork = module(monkeypatch, "other_norm", rms_norm_fn=other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with exportable():
+            assert fork.rms_norm_fn is other
 
 
 def under_exportable(call: Any) -> tuple[Any, tuple[str, ...]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,8 +212,8 @@ def test_the_standin_block_both_ways_is_two_blocks(standins: None) -> None:
         torch.testing.assert_close(both(x), expected)
     with pytest.raises(InputError, match="whole sequences only"):
         one(x, inference_params=object())
-    with pytest.raises(InputError, match="bimamba_type is 'v3'"):
-        Mamba(8, bimamba_type="v3")
+    with pytest.raises(InputError, match="bimamba_type is 'v4'"):
+        Mamba(8, bimamba_type="v4")
 
 
 def test_extension_standins_answer_as_the_extensions(standins: None) -> None:
@@ -247,6 +245,96 @@ def test_extension_standins_answer_as_the_extensions(standins: None) -> None:
         selective_scan_cuda.bwd(u)
 
 
+@pytest.mark.parametrize("places", [("silu",), (None, "silu"), (None, None, False, None, "silu")])
+def test_an_activation_in_the_places_of_older_releases(standins: None, places: Any) -> None:
+    from causal_conv1d import causal_conv1d_fn
+
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, 7), torch.randn(3, 4), torch.randn(3)
+    wanted = torch.zeros(2, 3, 7, dtype=torch.float64)
+    for t in range(7):
+        for k in range(4):
+            if t - 3 + k >= 0:
+                wanted[..., t] += weight[:, k].double() * x[..., t - 3 + k].double()
+    wanted = wanted + bias.double()[:, None]
+    wanted = wanted * torch.sigmoid(wanted)
+    assert error(causal_conv1d_fn(x, weight, bias, *places), wanted) < 1e-6
+    with pytest.raises(InputError, match="'silu' by its place and 'swish' by name"):
+        causal_conv1d_fn(x, weight, bias, "silu", activation="swish")
+    with pytest.raises(InputError, match="activation is 'gelu'"):
+        causal_conv1d_fn(x, weight, bias, "gelu")
+
+
+def test_the_convolution_extension_in_every_release(standins: None) -> None:
+    import causal_conv1d_cuda
+
+    x, weight, bias = torch.randn(2, 3, 7), torch.randn(3, 4), torch.randn(3)
+    plain = entry_points.causal_conv1d(x, weight, bias)
+    out = torch.empty_like(x)
+    for rest in ((), (None,), (None, None, None), (None, None, out, None)):
+        for silu in (True, False):
+            got = causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, *rest, silu)
+            torch.testing.assert_close(got, F.silu(plain) if silu else plain)
+    torch.testing.assert_close(out, plain)
+    with pytest.raises(InputError, match="9 arguments are given"):
+        causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, *[None] * 5, True)
+    with pytest.raises(InputError, match="one step after the other"):
+        causal_conv1d_cuda.causal_conv1d_update(x, x, weight)
+
+
+def test_norms_take_the_places_of_both_releases(standins: None) -> None:
+    from mamba_ssm.ops.triton.layer_norm import layer_norm_fn, rms_norm_fn
+
+    torch.manual_seed(0)
+    x, more, weight, bias = (torch.randn(n, dtype=torch.float64) for n in (8, 8, 8, 8))
+    total = x + more
+    rms = total / (total.square().mean() + 0.25).sqrt() * weight + bias
+    centred = total - total.mean()
+    layer = centred / (centred.square().mean() + 0.25).sqrt() * weight + bias
+    calls = (
+        (rms_norm_fn, rms, (True, False, 0.25)),
+        (rms_norm_fn, rms, (None, None, None, 0.25, 0.0, None, True, False, False)),
+        (layer_norm_fn, layer, (0.25, True, False, False)),
+        (layer_norm_fn, rms, (0.25, True, False, True)),
+        (layer_norm_fn, layer, (None, None, None, 0.25, 0.0, None, True, False, False)),
+        (layer_norm_fn, rms, (None, None, None, 0.25, 0.0, None, True, False, True, False)),
+    )
+    for norm, expected, rest in calls:
+        y, residual = norm(x, weight, bias, more, *rest)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(residual, total)
+    with pytest.raises(InputError, match="rms_norm_fn: the argument 'dropout_p'"):
+        rms_norm_fn(x, weight, bias, dropout_p=0.1)
+    with pytest.raises(InputError, match="layer_norm_fn: the argument 'x1'"):
+        layer_norm_fn(x, weight, bias, more, x)
+
+
+MAMBA_2 = (
+    ("mamba_ssm", "Mamba2"),
+    ("mamba_ssm", "Mamba3"),
+    ("mamba_ssm.modules.mamba2", "Mamba2"),
+    ("mamba_ssm.modules.mamba2_simple", "Mamba2Simple"),
+    ("mamba_ssm.modules.ssd_minimal", "ssd_minimal_discrete"),
+    ("mamba_ssm.modules.mamba3", "Mamba3"),
+    ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"),
+    ("mamba_ssm.ops.triton.ssd_combined", "mamba_split_conv1d_scan_combined"),
+    ("mamba_ssm.ops.triton.ssd_chunk_scan", "chunk_scan"),
+    ("mamba_ssm.ops.triton.layernorm_gated", "RMSNorm"),
+    ("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined", "mamba3_siso_combined"),
+    ("mamba_ssm.ops.tilelang.mamba3.mamba3_mimo", "mamba3_mimo"),
+)
+
+
+@pytest.mark.parametrize(("module", "name"), MAMBA_2)
+def test_mamba_2_is_refused_wherever_it_is_imported_from(
+    standins: None, module: str, name: str
+) -> None:
+    with pytest.raises(ImportError, match=f"no {name}: Mamba-2 and Mamba-3 use other scans"):
+        exec(f"from {module} import {name}", {})
+    with pytest.raises(ImportError, match=f"no {name}"):
+        getattr(importlib.import_module(module), name)
+
+
 def test_what_standins_leave_out_is_refused(standins: None) -> None:
     from causal_conv1d import causal_conv1d_fn
     from mamba_ssm.utils.hf import load_state_dict_hf
@@ -255,21 +343,3 @@ def test_what_standins_leave_out_is_refused(standins: None) -> None:
         causal_conv1d_fn(torch.zeros(1, 2, 5), torch.zeros(2, 4), seq_idx=torch.zeros(1, 5))
     with pytest.raises(MissingDependencyError, match="downloads nothing"):
         load_state_dict_hf("state-spaces/mamba-130m")
-
-
-def test_a_package_that_loads_is_kept_and_a_broken_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "causal_conv1d").mkdir()
-    (tmp_path / "causal_conv1d" / "__init__.py").write_text("real = True\n")
-    (tmp_path / "mamba_ssm").mkdir()
-    (tmp_path / "mamba_ssm" / "__init__.py").write_text("import a_missing_kernel\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        install(standins=True)
-        assert importlib.import_module("causal_conv1d").real
-        assert hasattr(importlib.import_module("mamba_ssm"), "Mamba")
-    finally:
-        uninstall()
-        sys.modules.pop("causal_conv1d", None)
-    assert "mamba_ssm" not in sys.modules

@@ -70,6 +70,10 @@ def _text(report: dict[str, Any]) -> str:
         if original["compared"]
         else f"The model's own code was not compared: {original['reason']}."
     )
+    standins = [
+        f"A stand-in of tfanet was used for {name}: {why}."
+        for name, why in report["standins"].items()
+    ]
     skipped = [f"Not run: {name}: {why}" for name, why in report["parity"]["skipped"].items()]
     loading = [
         f"{runtime}\n{''.join(f'    {line}{chr(10)}' for line in lines.splitlines())}"
@@ -81,7 +85,7 @@ def _text(report: dict[str, Any]) -> str:
         "\n".join(f"    {name}" for name in scans),
         "",
         table(("compared with PyTorch", "backend", "largest relative error"), rows),
-        "\n".join([own, *skipped]),
+        "\n".join([own, *standins, *skipped]),
         "",
         "\n".join(loading).rstrip(),
     ]
