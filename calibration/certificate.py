@@ -79,7 +79,7 @@ def guarded(
         The layers to give back, every layer's sensitivity, and the certificate's accuracy.
     """
     bundle = source.bundle
-    original = {name: load(bundle.file(name)) for name in GRAPHS}
+    original = {name: load(bundle.file(name), bundle.read(name)) for name in GRAPHS}
     baseline = measure_metrics(original, items, bundle, progress=progress, stage="evaluating FP32")
     del original
     sensitivity = measure_sensitivity(
@@ -150,7 +150,7 @@ def recheck(
             f"{guard.data} holds other pictures or sentences than the certificate was measured "
             "with: give the same dataset"
         )
-    models = {name: load(bundle.file(name)) for name in GRAPHS}
+    models = {name: load(bundle.file(name), bundle.read(name)) for name in GRAPHS}
     measured = measure_metrics(models, items, bundle, progress=progress)
     report = []
     for metric, max_drop in accuracy["max_drop"].items():

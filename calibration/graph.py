@@ -24,14 +24,18 @@ LARGE = 1024  # elements: a constant that shapes depend on is smaller
 _QDQ = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
-def load(path: str | Path) -> ModelProto:
+def load(path: str | Path, content: bytes | None = None) -> ModelProto:
     """Read an ONNX file; of 2-D scans the projection stands apart, which can be quantised.
+
+    Args:
+        content: the file's bytes, where they were read and compared already.
 
     Raises:
         InputError: where it cannot be read.
     """
     try:
-        return split_ss2d(onnx.load(path))
+        model = onnx.load(path) if content is None else onnx.load_from_string(content)
+        return split_ss2d(model)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} can't be read as an ONNX model: {error}") from error
 

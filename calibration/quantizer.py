@@ -76,7 +76,7 @@ def quantize_bundle(
     models, certificate, layers = _quantize(opened, known, guard, target, progress)
     # FP32 is timed as the file ships, its 2-D scans fused: that is what the user has today.
     speed = measure_speed(
-        {name: onnx.load(opened.file(name)) for name in GRAPHS},
+        {name: onnx.load_from_string(opened.read(name)) for name in GRAPHS},
         models,
         opened,
         precision=known.precision,

@@ -65,7 +65,8 @@ class CalibrationSet:
         """
         facts = bundle.manifest.preprocessing
         size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
-        tokenizer = TextTokenizer(bundle.file("tokenizer.json"), bundle.manifest.text["length"])
+        path, length = bundle.file("tokenizer.json"), bundle.manifest.text["length"]
+        tokenizer = TextTokenizer(path, length, bundle.read(path.name))
         for item in self.items:
             image = image_to_tensor(load_image(item.ref.image_path), size, mean, std)
             yield np.ascontiguousarray(image[None]), *tokenizer([item.sentence])

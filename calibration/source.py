@@ -54,7 +54,8 @@ class Source:
                 "already, start from the FP32 bundle"
             )
         models = {
-            name: _compact(to_linear(fold_weights(load(opened.file(name))))) for name in GRAPHS
+            name: _compact(to_linear(fold_weights(load(opened.file(name), opened.read(name)))))
+            for name in GRAPHS
         }
         return cls(opened, models, {name: _named(models[name], name) for name in GRAPHS})
 

@@ -331,9 +331,7 @@ def range_feeds(
 def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs from the cases of the parity check."""
     text, image = [], []
-    session = open_session(
-        bundle.file("text.onnx"), None, content=partial(bundle.read, "text.onnx")
-    )
+    session = _session(bundle, "text.onnx", None)
     for case in cases:
         words, features = session.run(None, {"token_ids": case.token_ids})
         text.append({"token_ids": case.token_ids})

@@ -63,13 +63,23 @@ class Backend:
         return (math.inf, MAX_ROUNDED_SHARE) if self.rounds else (MAX_REL_ERROR, MAX_PIXEL_SHARE)
 
 
-def file_backends(text: Path, image: Path) -> dict[str, Backend]:
-    """ONNX Runtime on two files, with our operator library and with the function body in them."""
+def file_backends(
+    text: Path, image: Path, read: Callable[[str], bytes] | None = None
+) -> dict[str, Backend]:
+    """ONNX Runtime on two files, with our operator library and with the function body in them.
+
+    Args:
+        read: gives the checked bytes of each by its name, where it is a bundle's.
+    """
+
+    def load(path: Path, library: Path | None) -> Any:
+        content = None if read is None else partial(read, path.name)
+        return open_session(path, library, content=content)
 
     def run(find_library: Callable[[], Path | None]) -> Running:
         library = find_library()
         try:
-            graphs = open_session(text, library), open_session(image, library)
+            graphs = load(text, library), load(image, library)
         except MissingDependencyError as error:  # the folder may be one that goes away
             raise MissingDependencyError(str(error).replace(f"{image.parent}/", "")) from error
         return Running("onnxruntime-cpu", *graphs, "", (1, MAX_BATCH))
@@ -82,7 +92,7 @@ def file_backends(text: Path, image: Path) -> dict[str, Backend]:
 
 def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
     """`file_backends`, ONNX Runtime on a GPU, and the bundle's engines."""
-    backends = file_backends(bundle.file("text.onnx"), bundle.file("image.onnx"))
+    backends = file_backends(bundle.file("text.onnx"), bundle.file("image.onnx"), bundle.read)
 
     def cuda() -> Running:
         return open_graphs(bundle, "onnxruntime-cuda", Options(op_library=ort_library_path()))

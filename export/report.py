@@ -143,7 +143,8 @@ def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
     facts, text = bundle.manifest.preprocessing, bundle.manifest.text
     picture = load_image(path)
     size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
-    ids, mask = TextTokenizer(bundle.file("tokenizer.json"), text["length"])(sentence)
+    file = bundle.file("tokenizer.json")
+    ids, mask = TextTokenizer(file, text["length"], bundle.read(file.name))(sentence)
     image = image_to_tensor(picture, size, mean, std)[None]
     return _Sample(sentence, picture, Case(Path(path).name, image, ids, mask))
 
