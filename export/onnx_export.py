@@ -203,6 +203,11 @@ def _strip(model: ModelProto) -> None:
 
 def _strip_graph(graph: GraphProto) -> None:
     graph.doc_string = ""
+    # A weight tells its type and shape itself: where both do, other tools change only one.
+    weights = {tensor.name for tensor in graph.initializer}
+    noted = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(noted)
     del graph.metadata_props[:]
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.doc_string = ""

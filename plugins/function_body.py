@@ -244,6 +244,7 @@ def _unify(model: ModelProto, kind: str) -> tuple[Pattern, _Bodies]:
     bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
     pattern = replace(
         measured,
+        casts=True,  # other tools may change the element types of what is around a node
         D=bias or any(_given(n, _D) for n in scans),
         delta_bias=bias,
         z=gate,

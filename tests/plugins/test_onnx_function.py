@@ -126,6 +126,21 @@ def test_other_element_types(onnx_scans: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_body_follows_when_another_tool_makes_the_model_half(
+    onnx_scans: Any, kind: str
+) -> None:
+    """As float16 converters do, which change values and weights and leave functions alone."""
+    case = onnx_scans.chain(onnx_scans.Scan(length=70, states=2, optional=("D", "delta_bias", "z")))
+    model = attach(case.model, kind)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    check(model)
+    result = onnx_scans.run(model, {n: a.astype(np.float16) for n, a in case.feeds.items()})
+    assert result.dtype == np.float16
+    assert onnx_scans.error(result, case.expected) < 2e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "features",
