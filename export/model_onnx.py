@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,21 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfanet.checkpoint import load_weights
-from tfanet.errors import InputError, MissingDependencyError
+from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.diagnosis import (
+    Watch,
+    check_repeatable,
+    explain,
+    next_size,
+    open_sizes,
+    why_not,
+)
 from tfanet.export.factory import current_folder, load_factory, reason
 from tfanet.export.input_spec import BATCH, InputSpec, draw, parse_inputs
 from tfanet.export.loading import loading_instructions
-from tfanet.export.model_parity import ModelCase, check_file, compare_original, to_array
+from tfanet.export.model_parity import Exact, ModelCase, check_file, compare_original, to_array
 from tfanet.export.onnx_export import (
     EXAMPLE_BATCH,
     IR_VERSION,
@@ -34,7 +41,6 @@ from tfanet.plugins import attach, exportable
 from tfanet.plugins.function_body import KINDS, count_scan_nodes
 from tfanet.plugins.function_nodes import DOMAIN
 from tfanet.plugins.standin_import import Standins
-from tfanet.plugins.standins import in_extension
 
 __all__ = ["export_onnx"]
 
@@ -98,32 +104,42 @@ def export_onnx(
         path, size, opset, function, inputs, outputs; nodes: total and the names of the scans;
         routed: entry points that our operator stands in for; standins: packages that stand-ins of
         ours were imported for, each with the reason; parity: cases and max_rel_error;
+        weights: the level of the checkpoint that they were taken from, None without one;
         original: the model's own code beside our operator, where it runs here; library: where ours
         is; loading: what to type, by runtime.
 
     Raises:
         InputError: for a bad option, a model that can't be found, run or exported, that holds no
-            scan, or an output that exists. MissingDependencyError: for a package that it needs.
+            scan, draws random numbers, fixes a size, or an output that exists.
+        MissingDependencyError: for a package that it needs.
         GateError: where a result differs by more than 1e-4, or the model's own code by more than
-            1e-3; nothing is written then.
+            1e-3; nothing is written then. A model that computes in 16 bits is run in float64 too:
+            the graph may be twice as far from that as PyTorch's own run is, or the type's step.
     """
     _check_options(function, opset)
     target = check_output(output, overwrite=overwrite)
+    level = None
     specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
     report = progress or (lambda *_: None)
     standins = Standins()
     try:
         module = _load(model, standins)
         if checkpoint is not None:
-            load_weights(module, checkpoint)
+            level = load_weights(module, checkpoint)
         flat = _Flat(module.cpu().eval(), specs)
         report("running the model", 1, STEPS)
         first = draw([spec.resized({BATCH: 1}) for spec in specs], SEED)
         original = _run_original(flat, first)
         with exportable() as routed:
-            outputs = _run(flat, first, specs)
+            watch = Watch()
+            outputs = _run(flat, first, specs, watch)
+            if not watch.scans:
+                raise InputError(_no_scan(routed))
+            exact = Exact.of(flat, first, watch.low) if watch.low else None
+            make_case = partial(_make_case, flat, exact, specs)
+            cases = [make_case(sizes, seed) for seed, sizes in enumerate(_chosen_sizes(specs))]
+            check_repeatable(outputs, cases[0], watch)
             own = compare_original(original, outputs)
-            cases = list(_make_cases(flat, specs))
             report("exporting", 2, STEPS)
             graph = _trace(flat, specs, list(outputs), opset, routed)
         used = standins.used()
@@ -135,7 +151,14 @@ def export_onnx(
     with new_file(target, overwrite=overwrite) as part:
         _save(graph, part)
         report("comparing with PyTorch", 3, STEPS)
-        library, parity = check_file(part, cases, list(outputs))
+        try:
+            library, parity = check_file(part, cases, list(outputs))
+        except GateError as error:
+            with exportable():
+                fault = why_not(part, graph, list(outputs), specs, make_case, watch)
+            if fault is None:
+                raise
+            raise InputError(f"{fault}; nothing was written") from error
         report("writing", 4, STEPS)
     return {
         "path": str(target),
@@ -147,6 +170,7 @@ def export_onnx(
         "nodes": {"total": len(graph.graph.node), "scans": scans},
         "routed": list(routed),
         "standins": used,
+        "weights": level,
         "parity": parity,
         "original": own,
         "library": None if library is None else str(library),
@@ -180,29 +204,24 @@ def _load(model: nn.Module | str, standins: Standins) -> nn.Module:
             raise
 
 
-class _Spy(TorchDispatchMode):
-    """Sees whether our operator is called, other than by a project's code through an extension."""
-
-    seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= func is torch.ops.tfanet.selective_scan.default and not in_extension()
-        return func(*args, **(kwargs or {}))
-
-
 def _run_original(flat: _Flat, values: Sequence[Tensor]) -> dict[str, Tensor] | str:
     """The model's own outputs, or why there are none to compare with."""
     try:
-        with torch.no_grad(), _Spy() as spy:
+        with torch.no_grad(), Watch() as watch:
             outputs = flat.call(values)
     except Exception as error:  # most kernels want a GPU, and say so in many ways
         return reason(error)
-    return "it calls our operator itself, or through a stand-in" if spy.seen else outputs
+    return "it calls our operator itself, or through a stand-in" if watch.direct else outputs
 
 
-def _run(flat: _Flat, values: Sequence[Tensor], specs: Sequence[InputSpec]) -> dict[str, Tensor]:
+def _run(
+    flat: _Flat,
+    values: Sequence[Tensor],
+    specs: Sequence[InputSpec],
+    watch: AbstractContextManager[Any] | None = None,
+) -> dict[str, Tensor]:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watch or nullcontext():
             outputs = flat.call(values)
     except Exception as error:
         given = ", ".join(map(str, specs))
@@ -213,24 +232,25 @@ def _run(flat: _Flat, values: Sequence[Tensor], specs: Sequence[InputSpec]) -> d
     return outputs
 
 
-def _make_cases(flat: _Flat, specs: Sequence[InputSpec]) -> Iterator[ModelCase]:
-    """Random inputs of batch 1 and 2, and of every open axis at another size."""
-    sizes = {name: spec.sizes[axis] for spec in specs for axis, name in spec.axes}
+def _chosen_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+    """Batch 1 and 2, and every open axis at another size."""
+    sizes = open_sizes(specs)
     chosen = [{BATCH: 1}, {BATCH: 2}] if BATCH in sizes else [{}]
-    others = {name: _next_size(size) for name, size in sizes.items() if name != BATCH}
-    if others:
-        chosen.append({**chosen[0], **others})
-    for seed, sizes in enumerate(chosen):
-        resized = [spec.resized(sizes) for spec in specs]
-        values = draw(resized, seed)
-        expected = tuple(map(to_array, _run(flat, values, resized).values()))
-        name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "as given"
-        yield ModelCase(name, values, expected)
+    others = {name: next_size(size) for name, size in sizes.items() if name != BATCH}
+    return [*chosen, {**chosen[0], **others}] if others else chosen
 
 
-def _next_size(size: int) -> int:
-    """The next size that is divisible by what this one is, up to 32: 224 to 256, 50 to 52."""
-    return size + min(size & -size, 32)
+def _make_case(
+    flat: _Flat, exact: Exact | None, specs: Sequence[InputSpec], sizes: dict[str, int], seed: int
+) -> ModelCase:
+    """Random inputs of these sizes, and what PyTorch gives for them."""
+    resized = [spec.resized(sizes) for spec in specs]
+    values = draw(resized, seed)
+    expected = tuple(map(to_array, _run(flat, values, resized).values()))
+    name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "as given"
+    if exact is None:
+        return ModelCase(name, values, expected)
+    return ModelCase(name, values, expected, exact.run(values), exact.facts)
 
 
 def _trace(
@@ -243,51 +263,20 @@ def _trace(
     try:
         graph = export_graph(flat, example, names, outputs, shapes, opset)
     except Exception as error:
-        raise InputError(f"the model can't be exported: {_explain(error, specs)}") from error
+        raise InputError(f"the model can't be exported: {explain(error, specs)}") from error
     finally:
         logging.disable(logging.NOTSET)
     if not count_scan_nodes(graph):
-        known = ", ".join(routed) if routed else "none is imported"
-        raise InputError(
-            f"the model holds no selective scan: no known entry point was called ({known}); call "
-            "tfanet.plugins.selective_scan in it, or export it with torch.onnx"
-        )
+        raise InputError(_no_scan(routed))
     return graph
 
 
-def _explain(error: BaseException, specs: Sequence[InputSpec]) -> str:
-    """The cause of an exporter's error in one line, in terms of the user's inputs and files."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    fixed = re.search(
-        r"static shape of (\d+) for dimension inputs\['values'\]\[(\d+)\].shape\[(\d+)", text
+def _no_scan(routed: Sequence[str]) -> str:
+    known = ", ".join(routed) if routed else "none is imported"
+    return (
+        f"the model holds no selective scan: no known entry point was called ({known}); call "
+        "tfanet.plugins.selective_scan in it, or export it with torch.onnx"
     )
-    if fixed is not None:
-        spec, axis = specs[int(fixed[2])], int(fixed[3])
-        how = (
-            "--no-dynamic-batch" if dict(spec.axes).get(axis) == BATCH else "a size without a name"
-        )
-        return (
-            f"its code fixes axis {axis} of the input {spec.name!r}, which was to stay open, at "
-            f"{fixed[1]}: give {how}"
-        )
-    place = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+)', text)
-    where = f" ({place[1]}, line {place[2]})" if place else _place(error)
-    if "data-dependent" in text:
-        return f"its control flow depends on values of the inputs{where}; use torch.where there"
-    return f"{reason(error)}{where}"
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the user's code that an error went through last."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if not re.search(r"[/\\](torch|tfanet|export|plugins|onnx\w*)[/\\]", f.filename)
-    ]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def _save(graph: onnx.ModelProto, path: Path) -> None:

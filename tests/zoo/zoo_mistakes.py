@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,3 +58,67 @@ def not_a_model():
 
 def fails():
     raise ValueError("no weights here")
+
+
+class Before(nn.Module):
+    """A module of the model that the exporter meets by its name."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def no_operator():
+    return Scan(before=Before(lambda x: x + torch.linalg.svdvals(x.mean((0, 1)))[0]))
+
+
+def takes_sizes_as_numbers():
+    return Scan(before=lambda x: x / int(np.prod(x.shape)))
+
+
+def draws_gumbel_noise():
+    return Scan(before=lambda x: x + torch.nn.functional.gumbel_softmax(x, hard=True))
+
+
+def drops_in_evaluation():
+    return Scan(before=lambda x: torch.nn.functional.dropout(x, 0.5))
+
+
+def seeds_itself():
+    def noise(x):
+        torch.manual_seed(0)
+        return x + torch.rand_like(x)
+
+    return Scan(before=noise)
+
+
+def counts_its_calls():
+    class Counter(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    return Scan(before=Counter())
+
+
+def rounds_inside():
+    """Float32 outside, float16 in one place, as under autocast."""
+    return Scan(before=lambda x: (x.half() * 3).to(x.dtype))
+
+
+def wrong_in_the_graph_of_16_bits():
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scan = Scan()
+
+        def forward(self, x):
+            y = self.scan(x)
+            return y + y.abs().max() / 64 if torch.compiler.is_exporting() else y
+
+    return Wrong()

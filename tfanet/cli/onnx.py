@@ -61,8 +61,18 @@ def run_onnx(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _text(report: dict[str, Any]) -> str:
     scans = report["nodes"]["scans"]
+    rounds = report["parity"]["reference"] != "PyTorch"
     rows = [
-        (c["name"], c["backend"], f"{c['max_rel_error']:.1e}") for c in report["parity"]["cases"]
+        (
+            *(c["name"], c["backend"], f"{c['max_rel_error']:.1e}"),
+            *([f"{c['pytorch_error']:.1e}" if "pytorch_error" in c else "-"] if rounds else []),
+        )
+        for c in report["parity"]["cases"]
+    ]
+    header = [
+        f"compared with {report['parity']['reference']}",
+        *("backend", "largest relative error"),
+        *(["PyTorch's own"] if rounds else []),
     ]
     original = report["original"]
     own = (
@@ -84,7 +94,7 @@ def _text(report: dict[str, Any]) -> str:
         f"{report['nodes']['total']} nodes, of which {len(scans)} tfanet::SelectiveScan:",
         "\n".join(f"    {name}" for name in scans),
         "",
-        table(("compared with PyTorch", "backend", "largest relative error"), rows),
+        table(header, rows),
         "\n".join([own, *standins, *skipped]),
         "",
         "\n".join(loading).rstrip(),
