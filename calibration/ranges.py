@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
-from tfanet.errors import InputError
+from tfanet.errors import InputError, shown
 from tfanet.export.write import new_file
 
 from .grid import GRIDS
@@ -19,6 +19,7 @@ __all__ = ["SCHEMA_VERSION", "Calibration", "GraphRanges", "diff"]
 
 SCHEMA_VERSION = 2
 MAX_BYTES = 16 << 20
+LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Calibration:
             raise InputError(f"{source} is larger than {MAX_BYTES:,} bytes: it is no calibration")
         try:
             document = json.loads(source.read_bytes())
+            json.dumps(document, allow_nan=False)  # nor does JSON know infinity, though Python does
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source} is not JSON ({error}): calibrate again") from error
         if not isinstance(document, Mapping) or document.get("schema_version") != SCHEMA_VERSION:
@@ -150,25 +152,50 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
     for name in ("preset", "image_size", "fingerprint", "weights"):
         if name not in model:
             raise InputError(f"{path}: the model lacks '{name}': calibrate again")
-    if document["precision"] not in GRIDS:
+        kind = _is_size if name == "image_size" else _is_text
+        _admit(kind(model[name]), path, f"the model's '{name}'", model[name])
+    if not _is_text(document["precision"]) or document["precision"] not in GRIDS:
         raise InputError(
-            f"{path}: the precision is {document['precision']!r}, expected one of "
+            f"{path}: the precision is {shown(document['precision'])}, expected one of "
             f"{', '.join(GRIDS)}: calibrate again"
         )
+    _admit(_is_text(document["observer"]), path, "the observer", document["observer"])
     if not isinstance(data.get("sent_ids"), list):
         raise InputError(f"{path}: the data lack 'sent_ids': calibrate again")
+    _admit(all(map(_is_index, data["sent_ids"])), path, "'sent_ids'", data["sent_ids"])
+    count = data.get("count", 0)
+    _admit(_is_index(count), path, "the data's 'count'", count)
     for name, ranges in graphs.items():
-        parts = [part.name for part in fields(GraphRanges)]
-        if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
-            raise InputError(f"{path}: the ranges of {name} are not {', '.join(parts)}")
-        for value, amax in ranges["amax"].items():
-            if not _is_range(amax):
-                raise InputError(
-                    f"{path}: the range of '{value}' is {amax!r}, expected a number of 0 or more"
-                )
-        for value, split in (*ranges["outliers"].items(), *ranges["regions"].items()):
-            if not _is_split(split, value in ranges["outliers"]):
-                raise InputError(f"{path}: the split of '{value}' makes no sense: calibrate again")
+        _check_ranges(name, ranges, path)
+
+
+def _check_ranges(name: str, ranges: Any, path: Path) -> None:
+    parts = [part.name for part in fields(GraphRanges)]
+    if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
+        raise InputError(f"{path}: the ranges of {shown(name)} are not {', '.join(parts)}")
+    for part in parts:
+        if not isinstance(ranges[part], Mapping):
+            raise InputError(f"{path}: '{part}' of {shown(name)} is no JSON object")
+    for value, amax in ranges["amax"].items():
+        if not _is_range(amax):
+            raise InputError(
+                f"{path}: the range of {shown(value)} is {shown(amax)}, expected a number of 0 or "
+                "more"
+            )
+    for value, steps in ranges["smooth"].items():
+        whole = isinstance(steps, list) and all(_is_whole(n) and abs(n) < 64 for n in steps)
+        _admit(whole, path, f"'smooth' of {value!r:.60}", steps)
+    for value, means in ranges["means"].items():
+        numbers = isinstance(means, list) and all(map(_is_number, means))
+        _admit(numbers, path, f"'means' of {value!r:.60}", means)
+    for value, split in (*ranges["outliers"].items(), *ranges["regions"].items()):
+        if not _is_split(split, value in ranges["outliers"]):
+            raise InputError(f"{path}: the split of {shown(value)} makes no sense: calibrate again")
+
+
+def _admit(fits: bool, path: Path, what: str, value: Any) -> None:
+    if not fits:
+        raise InputError(f"{path}: {what} is {shown(value)}, which makes no sense: calibrate again")
 
 
 def _is_split(split: Any, apart: bool) -> bool:
@@ -176,18 +203,40 @@ def _is_split(split: Any, apart: bool) -> bool:
     if not isinstance(split, list) or len(split) != 2:
         return False
     if not apart:
-        return _is_range(split[0]) and isinstance(split[1], int) and 0 <= split[1] < 32
+        return _is_range(split[0]) and _is_whole(split[1]) and 0 <= split[1] < 32
     channels, ends = split
     return (
         isinstance(channels, list)
         and bool(channels)
-        and all(isinstance(channel, int) and channel >= 0 for channel in channels)
+        and all(map(_is_index, channels))
         and isinstance(ends, list)
         and len(ends) == 2
         and all(map(_is_range, ends))
     )
 
 
-def _is_range(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 1000
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is [H, W]."""
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_index, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_index(value: Any) -> bool:
+    return _is_whole(value) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a float32 may hold it; a whole number may be too long to become a float."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return number and abs(value) <= LARGEST
+
+
+def _is_range(value: Any) -> bool:
+    return _is_number(value) and value >= 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -76,7 +79,6 @@ def test_mistakes_are_one_line_that_names_the_value(capsys, tmp_path, monkeypatc
 
 
 def test_a_missing_package_exits_with_3_and_says_what_to_install(capsys, monkeypatch):
-    import sys
 
     monkeypatch.setitem(sys.modules, "tfanet.cost", None)
     code, _, err = run(capsys, "info", "--preset", "tfanet-tiny")
@@ -116,6 +118,25 @@ def test_info_prints_the_ablation_rows(capsys):
     assert code == 0
     for paper in ("248.00", "262.98", "268.46", "201.55", "207.60", "311.30"):
         assert paper in out
+
+
+def test_a_reader_that_stops_is_no_error():
+    """`tfanet info ... | head`: the pipe is closed before anything is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-P", "-m", "tfanet", "info", "--preset", "tfanet-tiny", "--json"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_that_the_terminal_has_no_form_for_are_escaped(capsys, monkeypatch):
+    def shows(_):
+        """Facts."""
+        return {}, "a \ud800 b"
+
+    monkeypatch.setattr("tfanet.cli.inspect.run_info", shows)
+    assert run(capsys, "info", "--preset", "x") == (0, "a \\ud800 b\n", "")
 
 
 def test_table_aligns_its_columns():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 from tfanet import __version__
 from tfanet.cli import calibrate, data, deploy, export, inspect, onnx, train
-from tfanet.errors import TfanetError
+from tfanet.errors import TfanetError, plain
 
 __all__ = ["main"]
 
@@ -55,14 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    print(json.dumps(result, indent=2, sort_keys=True) if args.json else text)
+    return _show(json.dumps(result, indent=2, sort_keys=True) if args.json else text)
+
+
+def _show(text: str) -> int:
+    """Print a result; names of files may hold what the terminal's encoding has no form for."""
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough, as in `| head`: no error, and nothing more to be flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"tfanet: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"tfanet: error: {plain(' '.join(str(message).split()))}", file=sys.stderr)
     return code
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"tfanet: warning: {message}", file=sys.stderr)
+    print(f"tfanet: warning: {plain(str(message))}", file=sys.stderr)
