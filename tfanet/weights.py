@@ -206,5 +206,5 @@ def _load(model: nn.Module, state: State, path: Path) -> None:
         ) from error
     # One parameter under two names is often saved under one.
     loaded = {id(value) for name, value in own.items() if name not in missing}
-    _refuse(path, "lacks", [name for name in missing if id(own.get(name)) not in loaded])
-    _refuse(path, "has the unknown", unexpected)
+    _refuse(path, "lacks", sorted(n for n in missing if id(own.get(n)) not in loaded))
+    _refuse(path, "has the unknown", sorted(unexpected))

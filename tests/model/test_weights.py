@@ -152,7 +152,7 @@ MISFITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "nothing": (lambda s: s.clear(), r"holds no weights by name"),
     "another": (
         lambda s: (s.clear(), s.update(a=torch.zeros(1))),
-        r"lacks 0\.weight and 7 more: it is of another model",
+        r"lacks 0\.bias and 7 more: it is of another model",
     ),
 }
 
