@@ -45,12 +45,15 @@ def correct(
     layers: Iterable[Layer],
     means: Mapping[str, np.ndarray],
     grid: Grid = grids.INT8,
+    *,
+    pairs: bool = False,
 ) -> ModelProto:
     """A copy of the FP32 `model` with the biases of `layers` corrected, to be quantised next.
 
     Args:
         layers: those that will be quantised; others and those without a bias are left alone.
         means: E[x] of each channel by value name, (channels,), along `mean_axis`.
+        grid, pairs: as for `quantize_weight`.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -62,7 +65,8 @@ def correct(
         name = bias_of(graph, layer)
         if not name:
             continue
-        shift = _shift(graph, layer, np.asarray(means[layer.inputs[0]], np.float64), grid)
+        rounded = quantize_weight(graph.array(layer.weight), layer.axis, grid, pairs=pairs)
+        shift = _shift(graph, layer, np.asarray(means[layer.inputs[0]], np.float64), *rounded)
         bias = numpy_helper.to_array(tensors[name])
         if shift.shape == bias.shape:
             corrected = (bias - shift).astype(bias.dtype)
@@ -70,10 +74,11 @@ def correct(
     return result
 
 
-def _shift(graph: Graph, layer: Layer, mean: np.ndarray, grid: Grid) -> np.ndarray:
+def _shift(
+    graph: Graph, layer: Layer, mean: np.ndarray, q: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
     """Mean of the quantised result minus that of the exact one, by output channel."""
     weight = graph.array(layer.weight).astype(np.float64)
-    q, scale = quantize_weight(graph.array(layer.weight), layer.axis, grid)
     shape = [-1 if i == layer.axis else 1 for i in range(weight.ndim)]
     error = q.astype(np.float64) * scale.reshape(shape) - weight
     if layer.op != "Conv":

@@ -219,7 +219,7 @@ def apply(
 
     Args:
         source: from `prepare`. keep_float: names of layers that stay in floating point.
-        unsigned: uint8 activations of INT8, for ONNX Runtime on x86; see `qdq`.
+        unsigned: INT8 in the form for ONNX Runtime; see `qdq`.
 
     Returns:
         The Q/DQ models by file name.
@@ -237,7 +237,7 @@ def apply(
         layers = [layer for layer in source.layers[name] if layer.name not in keep_float]
         # Weights of split channels are rounded by steps of their own, which `correct` cannot know.
         whole = {v: np.array(m) for v, m in ranges.means.items() if v not in ranges.outliers}
-        model = correct(source.models[name], layers, whole, grid)
+        model = correct(source.models[name], layers, whole, grid, pairs=unsigned)
         model, layers, amax = rewrite(model, layers, ranges)
         result[name] = quantize(model, layers, amax, grid=grid, unsigned=unsigned)
     return result

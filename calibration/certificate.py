@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError
 from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.integer import instructions
 
 from .accuracy import measure_metrics
 from .graph import load
@@ -124,13 +125,15 @@ def recheck(
 
     Returns:
         For each bounded metric: metric, certified and measured (percent), allowed (the least that
-        passes).
+        passes), and the integer instructions of both processors, certified_with (None where the
+        certificate does not say) and measured_with.
 
     Raises:
         InputError: where the certificate holds no accuracy, or the data are other ones.
         GateError: where a metric is below what the certificate allows.
     """
-    accuracy = bundle.manifest.parity.get("certificate", {}).get("accuracy")
+    certificate = bundle.manifest.parity.get("certificate", {})
+    accuracy = certificate.get("accuracy")
     if not accuracy:
         raise InputError(
             f"{bundle.path} has no measured accuracy in its certificate: export it again with "
@@ -167,6 +170,8 @@ def recheck(
                 "certified": certified,
                 "measured": measured[metric],
                 "allowed": allowed,
+                "certified_with": certificate.get("integer_instructions"),
+                "measured_with": instructions(),
             }
         )
     return report

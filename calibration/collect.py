@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.plugins import ort_library_path
+from tfanet.runtime import integer
 from tfanet.runtime.session import open_session
 
 from .graph import Graph
@@ -59,6 +60,7 @@ def open_model(
 
     It goes through files, since a model in memory may not exceed 2 GB on its way; weights go beside
     the graph, from where they are mapped and not copied. The files are gone when it is open.
+    Integer layers that this processor would compute wrong run in floating point.
 
     Args:
         added: nodes, constants and outputs on top of the model's.
@@ -73,7 +75,13 @@ def open_model(
         if added is not None:
             light.graph.MergeFrom(added)
         path.write_bytes(light.SerializeToString())
-        return open_session(path, library, threads)
+        return open_session(path, library, threads, as_floats=_needs_floats(model))
+
+
+def _needs_floats(model: ModelProto) -> bool:
+    if integer.is_exact() or not any(n.op_type == "DequantizeLinear" for n in model.graph.node):
+        return False
+    return bool(integer.overflowing(model.SerializeToString()))
 
 
 def _without_weights(model: ModelProto, weights: Path) -> ModelProto:

@@ -7,20 +7,23 @@ in FP32. A range is quantised once, however many layers read it.
 TensorRT takes signed activations only. ONNX Runtime's kernels for x86 take unsigned ones, and it
 turns signed pairs into unsigned ones by itself, but not where several nodes read a value: such
 convolutions then run in floating point. For it the same steps are written as uint8 around 128, and
-values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step. It would also
-convert a whole table of embeddings in each run, so rows are looked up before DQ there; TensorRT
-takes INT8 constants in front of DQ alone.
+values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step. Its kernels for
+x86 without VNNI add two products in 16 bits, so a channel's steps are as wide as its two largest
+weights of one sign need together (`tfanet.runtime.integer`): about 7 bits, and the same result on
+every processor. It would also convert a whole table of embeddings in each run, so rows are looked
+up before DQ there; TensorRT takes INT8 constants in front of DQ alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from tfanet.errors import InputError
+from tfanet.runtime.integer import pair_sums
 
 from . import grid as grids
 from .graph import Graph
@@ -33,19 +36,21 @@ _NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
 
 
 def quantize_weight(
-    weight: np.ndarray, axis: int, grid: Grid = grids.INT8
+    weight: np.ndarray, axis: int, grid: Grid = grids.INT8, *, pairs: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per output channel.
 
     Args:
         weight: float, any rank. axis: of the output channels.
+        pairs: no two products of a channel with uint8 activations leave 16 bits together.
 
     Returns:
         q of the grid's dtype and the same shape, and scale (channels,) float32, with
         weight ≈ q * scale along `axis`.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = grid.step(np.abs(weight).max(axis=others))
+    # Two numbers that sum to 127 steps are rounded to 128 at most, `integer.PAIR`.
+    scale = grid.step(pair_sums(weight, axis) if pairs else np.abs(weight).max(axis=others))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     return grid.encode(weight.astype(np.float32) / scale.reshape(shape)), scale
 
@@ -78,7 +83,8 @@ def quantize(
         layers: those of `find_layers` that are to be quantised; "weights" ones are stored in INT8
             only, "float" ones are left alone.
         amax: largest magnitude by value name, for `activation_ranges`.
-        grid: INT8 or FP8. unsigned: write INT8 activations as uint8, for ONNX Runtime on x86.
+        grid: INT8 or FP8. unsigned: write INT8 activations as uint8, and weights of which no pair
+            of products leaves 16 bits, for ONNX Runtime.
 
     Raises:
         InputError: where the model is quantised already or its opset is too old for the grid, or a
@@ -96,7 +102,8 @@ def quantize(
     layers = [layer for layer in layers if layer.precision in (INT8, WEIGHTS)]
     if grid != grids.INT8:  # its products have float results, and three bits are few for a sum
         layers = [replace(layer, output="") for layer in layers]
-    writer = _Writer(graph, amax, grid, unsigned)
+    computed = {layer.weight for layer in layers if layer.precision == INT8}
+    writer = _Writer(graph, amax, grid, unsigned, computed)
     for layer in layers:
         node = _find(graph, layer)
         if layer.op == "Gather" and unsigned:
@@ -120,8 +127,16 @@ def quantize(
 class _Writer:
     """Collects new nodes and constants, and puts them in place once at the end."""
 
-    def __init__(self, graph: Graph, amax: Mapping[str, float], grid: Grid, unsigned: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        amax: Mapping[str, float],
+        grid: Grid,
+        unsigned: bool,
+        computed: Collection[str],
+    ) -> None:
         self.graph, self.amax, self.grid, self.unsigned = graph, amax, grid, unsigned
+        self.computed = computed  # weights that a quantised layer reads
         self.behind: dict[str, list[NodeProto]] = {}  # by the value that they read
         self.first: list[NodeProto] = []  # read constants only
         self.stored: dict[tuple[str, int], str] = {}
@@ -150,8 +165,10 @@ class _Writer:
         key = (layer.weight, layer.axis)
         if key not in self.stored:
             # What is only stored keeps the even steps, which lose less.
-            grid = self.grid if layer.precision == INT8 else grids.INT8
-            q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis, grid)
+            computed = layer.weight in self.computed
+            grid = self.grid if computed else grids.INT8
+            weight, pairs = self.graph.array(layer.weight), computed and self.unsigned
+            q, scale = quantize_weight(weight, layer.axis, grid, pairs=pairs)
             base = layer.weight if (layer.weight, 1 - layer.axis) not in self.stored else node.name
             inputs = [self.constant(f"{base}.q", q), self.constant(f"{base}.scale", scale)]
             self.first.append(

@@ -1,6 +1,7 @@
 """`quantize_bundle`: an FP32 bundle and a calibration to a quantised bundle with its certificate.
 
-The same inputs give the same bytes of every file that the manifest lists, and of the manifest.
+The same inputs give the same bytes of every file that the manifest lists, and on processors with
+the same integer instructions of the manifest.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from tfanet.errors import InputError
+from tfanet.errors import GateError, InputError
 from tfanet.export.write import check_target, new_bundle
 from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, file_facts
+from tfanet.runtime.integer import instructions, overflowing
 
 from . import grid as grids
 from .calibrator import apply, measure_ranges, prepare
@@ -54,8 +56,9 @@ def quantize_bundle(
         bundle: FP32. output: the new bundle's directory. overwrite: replace a bundle that is there.
         calibration: of this model, or of another checkpoint of the same shape.
         guard: bound the loss; without it nothing is evaluated and the certificate says so.
-        target: "any" for signed activations, which every runtime takes; "onnxruntime" for unsigned
-            ones, which its x86 kernels run faster.
+        target: "any" for signed activations and 8-bit weights, which every runtime takes, and
+            ONNX Runtime runs in floating point on x86 without VNNI; "onnxruntime" for its integer
+            kernels, with the same result on every processor.
         threads: of the latency measurement.
         finish: called with the whole bundle before it takes its place, to add engines, say.
 
@@ -131,6 +134,7 @@ def _quantize(
     certificate = {
         "precision": calibration.precision,
         "target": target,
+        "integer_instructions": instructions(),
         "calibration": {
             "observer": calibration.observer,
             "splits": {
@@ -188,6 +192,8 @@ def _write(
     for name, model in models.items():
         (work / name).write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(work / name), full_check=True)
+        if certificate["target"] == "onnxruntime":
+            _check_pairs(work / name)
     (work / "tokenizer.json").write_bytes(bundle.read("tokenizer.json"))
     manifest = replace(
         bundle.manifest,
@@ -199,6 +205,15 @@ def _write(
     )
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     write_timing(work, speed)
+
+
+def _check_pairs(path: Path) -> None:
+    """The proof on the written file that it means the same on every processor."""
+    if weight := overflowing(path.read_bytes()):
+        raise GateError(
+            f"two products with the weight '{weight}' can leave 16 bits: on x86 without VNNI the "
+            "graph would be wrong, so nothing was written; this is a fault of tfanet, report it"
+        )
 
 
 def _share(source: Source, kept: tuple[str, ...]) -> float:

@@ -15,7 +15,7 @@ from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.bundle import PRECISIONS, Bundle
 from tfanet.runtime.device import Device
 from tfanet.runtime.engine import MODULES, EngineError, EngineGraph
-from tfanet.runtime.session import open_session
+from tfanet.runtime.session import open_session, runs_as_floats
 
 __all__ = ["BACKENDS", "Graph", "Options", "Running", "open_graphs"]
 
@@ -60,7 +60,8 @@ class Running:
 
     Attributes:
         backend: one of BACKENDS. engine: the engine's name, or None. scan: what runs the scan.
-        batches: the smallest and largest batch of a run.
+        batches: the smallest and largest batch of a run. int8: what INT8 graphs run in, "integers"
+            or "floating point"; None where they hold none, or are an engine's.
         passed_over: better backends that cannot run here, and why.
     """
 
@@ -69,6 +70,7 @@ class Running:
     image: Graph
     scan: str
     batches: tuple[int, int]
+    int8: str | None = None
     engine: str | None = None
     device: str | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
@@ -175,11 +177,16 @@ def _onnxruntime(bundle: Bundle, backend: str, provider: str, options: Options) 
         return open_session(bundle.file(name), library, options.threads, *place, content)
 
     text, image = map(load, GRAPHS)
+    int8 = None
+    if bundle.manifest.precision == "int8":
+        as_floats = any(map(runs_as_floats, (text, image)))
+        int8 = "floating point" if as_floats else "integers"
     return Running(
         backend,
         text,
         image,
         scan="function body" if library is None else "operator library",
         batches=(1, MAX_BATCH if bundle.manifest.dynamic_batch else 1),
+        int8=int8,
         device=None if backend.endswith("cpu") else Device.open(options.device).name,
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tfanet.errors import InputError
 
-__all__ = ["check_self_contained"]
+__all__ = ["Buffer", "check_self_contained", "fields", "varint"]
 
 # The messages of onnx.proto that can hold a tensor: number of a field -> message in that field.
 CHILDREN: dict[str, dict[int, str]] = {
@@ -34,7 +35,9 @@ CHILDREN: dict[str, dict[int, str]] = {
     "TensorProto": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of TensorProto
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+VARINT, LENGTH_DELIMITED = 0, 2
+_FIXED = {1: 8, 5: 4}  # bytes by wire type
+Buffer = bytes | mmap.mmap
 
 
 def check_self_contained(path: Path, content: bytes | BinaryIO) -> None:
@@ -64,36 +67,52 @@ def check_self_contained(path: Path, content: bytes | BinaryIO) -> None:
         )
 
 
-def _has_external_data(data: bytes | mmap.mmap) -> bool:
+def _has_external_data(data: Buffer) -> bool:
     """Walks the messages that can hold tensors, and steps over the contents of all others."""
     waiting = [("ModelProto", 0, len(data))]
     while waiting:
         message, position, end = waiting.pop()
         children, is_tensor = CHILDREN[message], message == "TensorProto"
-        while position < end:
-            tag, position = _varint(data, position)
-            field, wire = tag >> 3, tag & 7
-            if wire == VARINT:
-                value, position = _varint(data, position)
-                if is_tensor and field == DATA_LOCATION and value:
-                    return True
-            elif wire == LENGTH_DELIMITED:
-                size, position = _varint(data, position)
+        for field, wire, value in fields(data, position, end):
+            if is_tensor and field == DATA_LOCATION and wire == VARINT and value:
+                return True
+            if wire == LENGTH_DELIMITED:
                 if is_tensor and field == EXTERNAL_DATA:
                     return True
                 if field in children:
-                    waiting.append((children[field], position, position + size))
-                position += size
-            elif wire in (FIXED64, FIXED32):
-                position += 8 if wire == FIXED64 else 4
-            else:
-                raise ValueError(f"wire type {wire}")
-        if position != end:
-            raise ValueError("a field crosses the end of its message")
+                    waiting.append((children[field], *value))
     return False
 
 
-def _varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+def fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, Any]]:
+    """Number, wire type and value of each field of the message between two positions.
+
+    The value is an integer, or (position, end) of bytes; of fixed sizes too.
+
+    Raises:
+        ValueError, IndexError: where the bytes are no message.
+    """
+    while position < end:
+        tag, position = varint(data, position)
+        wire = tag & 7
+        value: Any
+        if wire == VARINT:
+            value, position = varint(data, position)
+        elif wire in _FIXED:
+            value = position, position + _FIXED[wire]
+            position = value[1]
+        elif wire == LENGTH_DELIMITED:
+            size, position = varint(data, position)
+            value = position, position + size
+            position += size
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position > end:
+            raise ValueError("a field crosses the end of its message")
+        yield tag >> 3, wire, value
+
+
+def varint(data: Buffer, position: int) -> tuple[int, int]:
     """A base-128 number and the position behind it."""
     value = shift = 0
     while True:

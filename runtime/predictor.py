@@ -113,7 +113,7 @@ class Predictor:
         self._lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
-        """The backend, why better ones were passed over, what runs the scan, and the model."""
+        """The backend, why better ones were passed over, what runs the scan and INT8, the model."""
         running = self._running
         return {
             "backend": running.backend,
@@ -123,6 +123,7 @@ class Predictor:
             "passed_over": running.passed_over,
             "op_library": None if self._library is None else str(self._library),
             "scan": running.scan,
+            "int8": running.int8,
             "bundle": str(self.bundle.path),
             "digest": self.bundle.digest,
             "model": self.bundle.manifest.model["preset"],

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.runtime.integer import needs_floats
 
-__all__ = ["MAX_THREADS", "Shapes", "check_interface", "open_session", "thread_count"]
+__all__ = [
+    "MAX_THREADS",
+    "Shapes",
+    "check_interface",
+    "open_session",
+    "runs_as_floats",
+    "thread_count",
+]
 
 MAX_THREADS = 1024  # ONNX Runtime ends the process where it cannot start as many as it is told
 
 _OPERATORS = ("SelectiveScan", "SS2DScan", "SS2D")  # no name before a longer one that it begins
+_AS_FLOATS = ("session.disable_quant_qdq", "1")
 Shapes = dict[str, tuple[int | None, ...]]  # None: any size
 
 
@@ -24,6 +33,8 @@ def open_session(
     provider: str = "CPUExecutionProvider",
     device: int = 0,
     content: Callable[[], bytes] | None = None,
+    *,
+    as_floats: bool | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
@@ -33,6 +44,8 @@ def open_session(
         op_library: libtfanet_ort.so, or None to run the function body.
         threads: of a single run on the CPU; None takes every core that this process may use.
         provider: "CPUExecutionProvider", or "CUDAExecutionProvider" on the GPU `device`.
+        as_floats: compute Q/DQ nodes as they stand, and make no integer layers of them. By default
+            where this processor would compute those wrong, see `integer`.
 
     Raises:
         MissingDependencyError: without onnxruntime or the provider, or where the model holds an
@@ -70,6 +83,8 @@ def open_session(
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
     model = str(path) if content is None else content()
+    if needs_floats(path if content is None else model) if as_floats is None else as_floats:
+        options.add_session_config_entry(*_AS_FLOATS)
     try:
         try:
             session = onnxruntime.InferenceSession(model, options, providers=providers)
@@ -78,7 +93,7 @@ def open_session(
                 raise
             # It fuses FP8 Q/DQ nodes as if they were INT8, and then refuses its own graph. As they
             # stand it computes them.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            options.add_session_config_entry(*_AS_FLOATS)
             session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
         message = _first_line(error)
@@ -96,6 +111,14 @@ def open_session(
             "CUDA and cuDNN are of the versions that this onnxruntime wants"
         )
     return session
+
+
+def runs_as_floats(session: Any) -> bool:
+    """Whether a session of `open_session` computes Q/DQ nodes as they stand."""
+    try:
+        return session.get_session_options().get_session_config_entry(_AS_FLOATS[0]) == "1"
+    except RuntimeError:  # no such entry
+        return False
 
 
 def thread_count(threads: int | None = None) -> int:

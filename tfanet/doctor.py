@@ -10,6 +10,7 @@ from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import MissingDependencyError
+from tfanet.runtime.integer import describe, instructions
 
 __all__ = ["diagnose"]
 
@@ -38,8 +39,9 @@ def diagnose() -> dict[str, Any]:
     """Facts about this machine, as plain JSON data.
 
     Returns:
-        `machine`: Python, platform and cores; `packages`: version or None by name; `backends`:
-        for each, `available` and, where it is not, the `reason` with the next step.
+        `machine`: Python, platform, cores and integer instructions; `int8`: what INT8 graphs do
+        here; `packages`: version or None by name; `backends`: for each, `available` and, where it
+        is not, the `reason` with the next step.
     """
     return {
         "machine": {
@@ -48,7 +50,9 @@ def diagnose() -> dict[str, Any]:
             "platform": platform.platform(terse=True),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
+            "integer_instructions": instructions(),
         },
+        "int8": describe(),
         "packages": {name: _version(name) for name in PACKAGES},
         "backends": {
             "PyTorch (scan kernel)": _backend(_torch_reason()),

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from saturation import fake, fake_weight
 
 from tfanet.calibration.graph import Graph
 from tfanet.calibration.placement import INT8, find_layers
@@ -15,20 +16,6 @@ from tfanet.calibration.qdq import activation_ranges, quantize, quantize_weight
 from tfanet.errors import InputError
 
 RNG = np.random.default_rng(5)
-
-
-def fake(x: np.ndarray, amax: float, positive: bool = False) -> np.ndarray:
-    """What INT8 makes of values: the nearest of 255 (or, from 0 up, 256) evenly spaced ones."""
-    if positive:
-        scale = np.float32(amax) / np.float32(127) * np.float32(127 / 255)
-        return np.clip(np.rint(x / scale), 0, 255) * scale
-    scale = np.float32(amax) / np.float32(127)
-    return np.clip(np.rint(x / scale), -128, 127) * scale
-
-
-def fake_weight(w: np.ndarray, axis: int) -> np.ndarray:
-    rows = np.moveaxis(w, axis, 0)
-    return np.moveaxis(np.stack([fake(row, float(np.abs(row).max())) for row in rows]), 0, axis)
 
 
 def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -88,11 +75,11 @@ def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, tools,
     image = RNG.standard_normal((2, 4, 6, 5)).astype(np.float32)
 
     x = fake(1 / (1 + np.exp(-image)), 1.0, unsigned)
-    r1 = np.maximum(convolve(x, fake_weight(w["w1"], 0), w["b1"]), 0)
-    c2 = convolve(fake(r1, 9.0, unsigned), fake_weight(w["w2"], 0), w["b2"])
+    r1 = np.maximum(convolve(x, fake_weight(w["w1"], 0, pairs=unsigned), w["b1"]), 0)
+    c2 = convolve(fake(r1, 9.0, unsigned), fake_weight(w["w2"], 0, pairs=unsigned), w["b2"])
     r2 = np.maximum(x + fake(c2, 25.0), 0)
     t = fake(r2.transpose(0, 2, 3, 1), 20.0)
-    expected = np.log1p(np.exp(t @ fake_weight(w["w3"], 1)))
+    expected = np.log1p(np.exp(t @ fake_weight(w["w3"], 1, pairs=unsigned)))
 
     step = 9.0 / 127  # a value at the middle of two steps may fall either way
     actual = tools.run(got, image=image)[0]

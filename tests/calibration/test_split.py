@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from saturation import fake, fake_weight
 
 from tfanet.calibration import Calibration, calibrate, quantize_bundle
 from tfanet.calibration.accuracy import logits
@@ -80,14 +81,6 @@ def test_a_split_model_is_the_same_in_floating_point(text, tools):
     assert tools.run(model, x=x)[0].shape == (2, 7, 5)  # the original is untouched
 
 
-def fake(x: np.ndarray, amax: float) -> np.ndarray:
-    return np.clip(np.rint(x / (amax / 127)), -128, 127) * (amax / 127)
-
-
-def fake_weight(w: np.ndarray) -> np.ndarray:
-    return np.stack([fake(column, float(np.abs(column).max())) for column in w.T], 1)
-
-
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
     model, layers, w = text
@@ -97,12 +90,12 @@ def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
     wide = (x * w["gain"])[0].astype(np.float64)
     outer = [3, 8, 11, 14]
     inner = [c for c in range(16) if c not in outer]
-    b = fake(wide[:, inner], 4.0) @ fake_weight(w["w2"][inner])
-    b = b + fake(wide[:, outer], 120.0) @ fake_weight(w["w2"][outer])
+    b = fake(wide[:, inner], 4.0) @ fake_weight(w["w2"][inner], 1, pairs=unsigned)
+    b = b + fake(wide[:, outer], 120.0) @ fake_weight(w["w2"][outer], 1, pairs=unsigned)
     y, z, _ = tools.run(quantised, x=x)
     np.testing.assert_allclose(y[0], 1 / (1 + np.exp(-b)), atol=2e-3)
-    a = fake(wide[:, inner], 4.0) @ fake_weight(w["w1"][inner])
-    a = a + fake(wide[:, outer], 120.0) @ fake_weight(w["w1"][outer])
+    a = fake(wide[:, inner], 4.0) @ fake_weight(w["w1"][inner], 1, pairs=unsigned)
+    a = a + fake(wide[:, outer], 120.0) @ fake_weight(w["w1"][outer], 1, pairs=unsigned)
     g = tools.run(
         tools.make_model(
             [helper.make_node("Gelu", ["a"], ["g"])], {"a": [7, 12]}, {"g": [7, 12]}, {}
@@ -111,7 +104,9 @@ def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
     )[0]
     crowd = np.clip(g, -5, 5)
     rounded = fake(crowd, 5.0) + fake(g - crowd, 80.0)
-    np.testing.assert_allclose(z[0], np.tanh(rounded @ fake_weight(w["w3"])), atol=0.02)
+    np.testing.assert_allclose(
+        z[0], np.tanh(rounded @ fake_weight(w["w3"], 1, pairs=unsigned)), atol=0.02
+    )
     plain = quantize(model, layers, RANGES.amax, unsigned=unsigned)
     exact = tools.run(model, x=x)
     before = np.abs(tools.run(plain, x=x)[0] - exact[0]).mean()

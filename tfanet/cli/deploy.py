@@ -170,7 +170,11 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
             (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
             for row in checked
         ]
-        return checked, table(("metric", "certified", "measured here", "least"), rows)
+        text = table(("metric", "certified", "measured here", "least"), rows)
+        made, here = checked[0]["certified_with"], checked[0]["measured_with"]
+        if made != here:
+            text += f"\n\ncertified with {made or 'unknown'} instructions, measured with {here}"
+        return checked, text
     from tfanet.export.parity import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())

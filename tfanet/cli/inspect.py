@@ -121,7 +121,8 @@ def run_doctor(args: argparse.Namespace) -> tuple[Any, str]:
         if not facts["available"]
     )
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
-    return report, f"{machine}\n\n{packages}\n\n{backends}\n\n{missing}".rstrip()
+    int8 = f"INT8: {report['int8']}"
+    return report, f"{machine}\n{int8}\n\n{packages}\n\n{backends}\n\n{missing}".rstrip()
 
 
 def _preset_text(facts: dict[str, Any]) -> str:
