@@ -105,21 +105,23 @@ class _Writer:
             self.nodes.append(helper.make_node("Identity", [y], list(node.output)))
             return
         patches = self.patches(values, node, q.shape, zero)
-        y = self.product(patches, q.transpose(2, 3, 1, 0).reshape(-1, len(q)), zero, scale, 4)
+        w = np.moveaxis(q, 1, -1).reshape(len(q), -1).T
+        y = self.product(patches, w, zero, scale, q.ndim)
         if len(node.input) > 2:
             y = self.add("Add", [y, node.input[2]])
-        self.nodes.append(helper.make_node("Transpose", [y], list(node.output), perm=[0, 3, 1, 2]))
+        back = [0, q.ndim - 1, *range(1, q.ndim - 1)]
+        self.nodes.append(helper.make_node("Transpose", [y], list(node.output), perm=back))
 
     def patches(self, values: str, node: NodeProto, shape: Sequence[int], zero: np.float32) -> str:
         """(B, H, W, kernel rows * columns * channels); outside the picture lies the zero point."""
-        _, channels, rows, columns = shape
-        size = channels * rows * columns
-        pick = np.eye(size, dtype=np.float32).reshape(size, rows, columns, channels)
+        _, channels, *places = shape
+        size = int(np.prod(shape[1:]))
+        pick = np.eye(size, dtype=np.float32).reshape(size, *places, channels)
         inputs = [self.add("Sub", [values, self.constant(zero)])]
-        inputs.append(self.constant(np.ascontiguousarray(pick.transpose(0, 3, 1, 2))))
+        inputs.append(self.constant(np.ascontiguousarray(np.moveaxis(pick, -1, 1))))
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         moved = self.add("Add", [self.add("Conv", inputs, **kept), self.constant(zero)])
-        return self.add("Transpose", [moved], perm=[0, 2, 3, 1])
+        return self.add("Transpose", [moved], perm=[0, *range(2, len(shape)), 1])
 
     def product(
         self, values: str, w: np.ndarray, zero: np.float32, scale: np.ndarray, rank: int

@@ -110,6 +110,8 @@ typedef struct tfanet_info {
   const char* passed_over;           /* better backends that cannot run here: "name: why" lines */
   int32_t min_batch, max_batch;      /* of one run */
   const char* digest;                /* SHA-256 of manifest.json, as 64 digits; see README.md */
+  const char* int8; /* what INT8 graphs run in: "integers", or "floating point" where
+                       this processor's integers would saturate; NULL: none */
 } tfanet_info;
 
 typedef enum tfanet_memory { TFANET_HOST = 0, TFANET_DEVICE = 1 } tfanet_memory;

@@ -9,6 +9,7 @@
 #include "cores.h"
 #include "engine_session.h"
 #include "error.h"
+#include "integer.h"
 #include "libraries.h"
 #include "onnxruntime.h"
 #include "python_text.h"
@@ -211,9 +212,11 @@ Running Opener::open_provider(const Provider& provider) {
     running.device = std::make_shared<const Device>(options_.device);
   }
   if (!op_library_.empty()) note_operators(onnxruntime_, op_library_);
-  const OnnxChoice choice{provider.name, running.device, op_library_, options_.threads};
+  const OnnxChoice choice{provider.name, running.device, op_library_, options_.threads, false};
   const auto load = [&](const FileBytes& file) {
-    return std::make_unique<const OnnxSession>(onnxruntime_, file, choice);
+    OnnxChoice its_own = choice;
+    its_own.as_floats = needs_floats(file.data.get(), file.size);
+    return std::make_unique<const OnnxSession>(onnxruntime_, file, its_own);
   };
   // On the CPU one graph is made beside the other; what is wrong with the text's is reported first.
   const auto when =
@@ -227,6 +230,13 @@ Running Opener::open_provider(const Provider& provider) {
   }
   running.text = text.get();
   running.batches = {1, bundle_.manifest.dynamic_batch ? kMaxBatch : 1};
+  if (bundle_.manifest.precision == "int8") {
+    const auto in_floats = [](const FileBytes& file) {
+      return needs_floats(file.data.get(), file.size);
+    };
+    running.int8 =
+        in_floats(bundle_.text) || in_floats(bundle_.image) ? "floating point" : "integers";
+  }
   return running;
 }
 

@@ -18,8 +18,9 @@ struct Running {
   std::string engine;                    // name of the bundle's engine, or empty
   std::shared_ptr<const Device> device;  // null: the CPU
   std::unique_ptr<const Session> text, image;
-  Batches batches;          // of image.onnx
-  std::string passed_over;  // better ones that cannot run here, and why: a line for each
+  Batches batches;             // of image.onnx
+  const char* int8 = nullptr;  // what an INT8 bundle's graphs run in; null: they hold none
+  std::string passed_over;     // better ones that cannot run here, and why: a line for each
 };
 
 // Throws INVALID_ARGUMENT for an unknown backend or GPU; MISSING_DEPENDENCY or BAD_BUNDLE where the

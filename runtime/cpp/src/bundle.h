@@ -20,7 +20,7 @@ inline constexpr std::array<std::string_view, 5> kPrecisions = {"int8", "fp8", "
 
 // What the runtime computes with.
 struct Manifest {
-  std::string preset;
+  std::string preset, precision;
   int32_t height = 0, width = 0;  // of the model's input
   std::array<double, 3> mean{}, std{};
   float threshold = 0;

@@ -165,6 +165,7 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
     facts.min_batch = static_cast<int32_t>(running.batches.lowest);
     facts.max_batch = static_cast<int32_t>(running.batches.highest);
     facts.digest = predictor.digest().c_str();
+    facts.int8 = running.int8;
     give(facts, info, "info");
   });
 }

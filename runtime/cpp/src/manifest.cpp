@@ -241,6 +241,7 @@ Manifest read_manifest(const char* bytes, size_t size, const std::string& path) 
   read_text(data["text"], manifest, path);
   check_files(data, path);
   const Json& preset = member(data["model"], "preset");
+  manifest.precision = data["precision"].get<std::string>();
   manifest.preset = preset.is_string() ? visible(preset.get<std::string>()) : "";
   manifest.dynamic_batch = data["dynamic_batch"].get<bool>();
   manifest.files = data["files"];

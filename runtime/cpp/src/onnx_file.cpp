@@ -36,55 +36,60 @@ Message child(Message message, uint64_t field) {
 
 constexpr uint64_t kExternalData = 13, kDataLocation = 14;  // fields of a tensor
 
-struct NotOnnx {};
-
-// A base-128 number; moves `position` behind it.
-uint64_t varint(const unsigned char* data, size_t size, size_t& position) {
-  uint64_t value = 0;
-  for (int shift = 0; shift <= 63; shift += 7) {
-    if (position >= size) throw NotOnnx{};
-    const uint64_t byte = data[position++];
-    value |= (byte & 0x7F) << shift;
-    if (byte < 0x80) return value;
-  }
-  throw NotOnnx{};
-}
-
 // Walks the messages that can hold tensors, and steps over the contents of all others.
 bool has_external_data(const unsigned char* data, size_t size) {
   struct Part {
     Message message;
-    size_t position, end;
+    Fields fields;
   };
-  std::vector<Part> waiting = {{kModel, 0, size}};
+  std::vector<Part> waiting = {{kModel, {data, 0, size}}};
   while (!waiting.empty()) {
-    auto [message, position, end] = waiting.back();
+    auto [message, fields] = waiting.back();
     waiting.pop_back();
-    while (position < end) {
-      const uint64_t tag = varint(data, end, position);
-      const uint64_t field = tag >> 3, wire = tag & 7;
-      uint64_t length = 0;
-      if (wire == 0) {
-        const uint64_t value = varint(data, end, position);
-        if (message == kTensor && field == kDataLocation && value != 0) return true;
-      } else if (wire == 2) {
-        length = varint(data, end, position);
-        if (message == kTensor && field == kExternalData) return true;
-      } else if (wire == 1 || wire == 5) {
-        length = wire == 1 ? 8 : 4;
-      } else {
-        throw NotOnnx{};
+    while (fields.next()) {
+      const bool is_tensor = message == kTensor;
+      if (fields.is_number()) {
+        if (is_tensor && fields.number == kDataLocation && fields.value != 0) return true;
+      } else if (fields.is_bytes()) {
+        if (is_tensor && fields.number == kExternalData) return true;
+        const Message inner = child(message, fields.number);
+        if (inner != kNone) waiting.push_back({inner, fields.inside()});
       }
-      if (length > end - position) throw NotOnnx{};
-      const Message inner = wire == 2 ? child(message, field) : kNone;
-      if (inner != kNone) waiting.push_back({inner, position, position + length});
-      position += length;
     }
   }
   return false;
 }
 
 }  // namespace
+
+uint64_t Fields::varint() {
+  uint64_t value = 0;
+  for (int shift = 0; shift <= 63; shift += 7) {
+    if (position_ >= end_) throw NotOnnx{};
+    const uint64_t byte = data_[position_++];
+    value |= (byte & 0x7F) << shift;
+    if (byte < 0x80) return value;
+  }
+  throw NotOnnx{};
+}
+
+bool Fields::next() {
+  if (position_ >= end_) return false;
+  const uint64_t tag = varint();
+  number = tag >> 3;
+  wire_ = tag & 7;
+  value = 0;
+  if (wire_ == 0) {
+    value = varint();
+    return true;
+  }
+  if (wire_ != 1 && wire_ != 2 && wire_ != 5) throw NotOnnx{};
+  const uint64_t length = wire_ == 2 ? varint() : wire_ == 1 ? 8 : 4;
+  if (length > end_ - position_) throw NotOnnx{};
+  begin_ = position_;
+  position_ += length;
+  return true;
+}
 
 void check_self_contained(const std::string& path, const unsigned char* data, size_t size) {
   if (size == 0) {

@@ -45,6 +45,10 @@ OnnxSession::OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const F
   // Where ONNX Runtime chooses the number itself, it also ties each thread to a core, which may be
   // one that this process is kept from.
   check(api.SetIntraOpNumThreads(made, choice.threads > 0 ? choice.threads : allowed_cores()));
+  const auto as_floats = [&] {
+    check(api.AddSessionConfigEntry(made, "session.disable_quant_qdq", "1"));
+  };
+  if (choice.as_floats) as_floats();
   if (device_ != nullptr) append_providers(made, choice.provider);
   if (!choice.op_library.empty()) {
     try {
@@ -67,7 +71,7 @@ OnnxSession::OnnxSession(std::shared_ptr<const OnnxRuntime> onnxruntime, const F
       if (!contains(error.what(), "float8")) throw;
       // ONNX Runtime fuses FP8 Q/DQ nodes as if they were INT8, and then refuses its own graph. As
       // they stand it computes them.
-      check(api.AddSessionConfigEntry(made, "session.disable_quant_qdq", "1"));
+      as_floats();
       create();
     }
   } catch (const Error& error) {

@@ -56,6 +56,7 @@ struct OnnxChoice {
   std::shared_ptr<const Device> device;  // of the provider
   std::string op_library;                // empty: none
   int32_t threads = 0;                   // 0: all cores that the process may use
+  bool as_floats = false;                // Q/DQ nodes as they stand, no integer layers
 };
 
 // Makes the operators of a library known to ONNX Runtime, which does that when the first session
