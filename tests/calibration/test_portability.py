@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import saturation
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from tfanet.calibration import qdq, quantize_bundle, recheck
 from tfanet.calibration.accuracy import logits
@@ -128,34 +128,6 @@ def test_the_check_on_a_file_finds_the_weight_that_would_saturate(forms, prepare
             assert max(saturation.pair_sum(row) for row in rows) > 128
 
 
-def product(q: np.ndarray, *, axis: int | None = 1, raw: bool = True) -> onnx.ModelProto:
-    """x (1, K) uint8 through DQ, times a stored weight (K, N)."""
-    one = np.ones(q.shape[axis if axis is not None else 1], np.float32)
-    weight = numpy_helper.from_array(q, "w")
-    if not raw:
-        weight.ClearField("raw_data")
-        weight.int32_data.extend(q.ravel().tolist())
-    constants = [weight, numpy_helper.from_array(one, "ws")]
-    for name, value in (("xs", np.float32(1)), ("xz", np.uint8(0))):
-        constants.append(numpy_helper.from_array(value, name))
-    along = {} if axis is None else {"axis": axis}
-    nodes = [
-        helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], **along),
-        helper.make_node("MatMul", ["xd", "wd"], ["y"], "product"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, q.shape[0]])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, q.shape[1]])],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
 @pytest.mark.parametrize(
     ("q", "axis", "bad"),
     [
@@ -176,17 +148,17 @@ def product(q: np.ndarray, *, axis: int | None = 1, raw: bool = True) -> onnx.Mo
 def test_pairs_of_one_channel_and_sign_are_bounded(q, axis, bad):
     data = np.array(q, np.int8)
     if axis == 5:  # a file that no checker has seen
-        model = product(data)
+        model = saturation.product(data)
         model.graph.node[1].attribute[0].i = 5
     else:
-        model = product(data, axis=axis)
+        model = saturation.product(data, axis=axis)
     assert integer.overflowing(model.SerializeToString()) == ("w" if bad else "")
 
 
 def test_weights_that_are_stored_otherwise_are_not_taken_on_trust():
-    model = product(np.array([[1], [2]], np.int8), raw=False)
+    model = saturation.product(np.array([[1], [2]], np.int8), raw=False)
     assert integer.overflowing(model.SerializeToString()) == "w"
-    data = product(np.array([[100], [100]], np.int8)).SerializeToString()
+    data = saturation.product(np.array([[100], [100]], np.int8)).SerializeToString()
     for end in range(len(data)):
         try:
             integer.overflowing(data[:end])
@@ -201,15 +173,14 @@ def test_onnx_runtime_saturates_here_exactly_where_the_processor_is_said_to(seed
     q = rng.integers(90, 128, (64, 16)).astype(np.int8) * rng.choice([-1, 1], (1, 16)).astype("i1")
     x = rng.integers(200, 256, (1, 64)).astype(np.uint8)
     path = tmp_path / "product.onnx"
-    path.write_bytes(product(q).SerializeToString())
+    path.write_bytes(saturation.product(q).SerializeToString())
     exact = x.astype(np.int64) @ q.astype(np.int64)
-    here = open_session(path, None).run(None, {"x": x})[0]
+    here = open_session(path, None, as_floats=False).run(None, {"x": x})[0]
     np.testing.assert_array_equal(here, exact if integer.is_exact() else saturation.multiply(x, q))
-    safe = open_session(path, None, as_floats=integer.needs_floats(path.read_bytes())).run(
-        None, {"x": x}
-    )[0]
-    np.testing.assert_array_equal(safe, exact)
-    np.testing.assert_array_equal(open_model(product(q)).run(None, {"x": x})[0], exact)
+    for content in (None, path.read_bytes):
+        safe = open_session(path, None, content=content).run(None, {"x": x})[0]
+        np.testing.assert_array_equal(safe, exact)
+    np.testing.assert_array_equal(open_model(saturation.product(q)).run(None, {"x": x})[0], exact)
 
 
 @pytest.fixture(scope="module")

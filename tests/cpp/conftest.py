@@ -76,7 +76,7 @@ class Info(Structure):
         ("image_width", c_int32), ("image_height", c_int32), ("text_length", c_int32),
         ("threshold", c_float), ("dynamic_batch", c_int32), ("engine", c_char_p),
         ("device", c_char_p), ("passed_over", c_char_p), ("min_batch", c_int32),
-        ("max_batch", c_int32), ("digest", c_char_p),
+        ("max_batch", c_int32), ("digest", c_char_p), ("int8", c_char_p),
     ]  # fmt: skip
 
 

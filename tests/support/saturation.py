@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from tfanet.calibration.graph import Graph
 
@@ -47,6 +47,34 @@ def pair_sum(row: np.ndarray) -> float:
     flat = row.ravel()
     same = (abs(a + b) for a, b in combinations(flat, 2) if (a > 0) == (b > 0))
     return float(max([*np.abs(flat), *same]))
+
+
+def product(q: np.ndarray, *, axis: int | None = 1, raw: bool = True) -> ModelProto:
+    """x (1, K) uint8 through DQ, times a stored weight (K, N)."""
+    one = np.ones(q.shape[axis if axis is not None else 1], np.float32)
+    weight = numpy_helper.from_array(q, "w")
+    if not raw:
+        weight.ClearField("raw_data")
+        weight.int32_data.extend(q.ravel().tolist())
+    constants = [weight, numpy_helper.from_array(one, "ws")]
+    for name, value in (("xs", np.float32(1)), ("xz", np.uint8(0))):
+        constants.append(numpy_helper.from_array(value, name))
+    along = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], **along),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, q.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, q.shape[1]])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    checker.check_model(model, full_check=True)
+    return model
 
 
 def saturating(model: ModelProto) -> ModelProto:

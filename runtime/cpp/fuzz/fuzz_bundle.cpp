@@ -7,6 +7,7 @@
 
 #include "bundle.h"
 #include "error.h"
+#include "integer.h"
 #include "onnx_file.h"
 #include "sha256.h"
 #include "tokenizer.h"
@@ -23,6 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       case 1:
         tfanet::check_self_contained("image.onnx", data + 1, size - 1);
+        tfanet::needs_floats(data + 1, size - 1);
         break;
       case 2:
         tfanet::Tokenizer("tokenizer.json", text, size - 1, 77);

@@ -14,7 +14,6 @@
 
 #include "error.h"
 #include "onnx_file.h"
-#include "python_text.h"
 
 namespace tfanet {
 namespace {
@@ -143,8 +142,8 @@ bool integers_are_exact() {
     if (name == chosen) return is_exact;
     choices += join(choices.empty() ? "" : ", ", std::string(name));
   }
-  fail(TFANET_INVALID_ARGUMENT, "TFANET_INTEGER is ", repr(std::string_view(chosen)),
-       ": choose one of ", choices);
+  fail(TFANET_INVALID_ARGUMENT, "TFANET_INTEGER is ", "'", chosen, "'", ": choose one of ",
+       choices);
 }
 
 // Whether a pair of products with a weight of an integer layer can leave 16 bits.
