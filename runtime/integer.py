@@ -11,11 +11,12 @@ stand, in floating point: slower, and the same masks.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,73 +160,84 @@ def overflowing(data: Buffer) -> str:
         return ""
     dequantised: dict[bytes, tuple[bytes, int]] = {}
     layers: list[list[bytes]] = []
-    tensors: dict[bytes, Mapping[int, list]] = {}
-    for field, _, graph in fields(data, 0, len(data)):
-        if field != 7:
+    tensors: dict[bytes, _Message] = {}
+    for field, wire, graph in fields(data, 0, len(data)):
+        if field != 7 or wire != LENGTH_DELIMITED:
             continue
         for kind, wire, place in fields(data, *graph):
             if wire != LENGTH_DELIMITED or kind not in (1, 5):
                 continue
-            message = _message(data, place)
+            message = _Message(data, place)
             if kind == 5:
-                tensors[_bytes(data, message, 8)] = message
+                tensors[message.bytes(8)] = message
                 continue
-            inputs = [data[a:b] for a, b in message.get(1, ())]
-            op = _bytes(data, message, 4)
-            if op == b"DequantizeLinear":
-                dequantised[_bytes(data, message, 2)] = inputs[0], _axis(data, message)
-            elif op in _LAYERS:
+            inputs = [data[slice(*place)] for place in message.places.get(1, ())]
+            op = message.bytes(4)
+            if op == b"DequantizeLinear" and inputs:
+                dequantised[message.bytes(2)] = inputs[0], _axis(message)
+            elif op in _LAYERS and len(inputs) > 1:
                 layers.append(inputs[:2])
     for inputs in layers:
         if not all(name in dequantised for name in inputs):
             continue
         for name, axis in (dequantised[name] for name in inputs):
             tensor = tensors.get(name)
-            if tensor is not None and not _fits(data, tensor, axis):
+            if tensor is not None and not _fits(tensor, axis):
                 return name.decode("utf-8", "replace")
     return ""
 
 
-def _message(data: Buffer, place: tuple[int, int]) -> dict[int, list]:
-    """Fields by number: integers, or places of bytes."""
-    found: dict[int, list] = {}
-    for field, wire, value in fields(data, *place):
-        if wire in (VARINT, LENGTH_DELIMITED):
-            found.setdefault(field, []).append(value)
-    return found
+class _Message:
+    """Fields of a protobuf message by number: what is a number, and places of bytes."""
+
+    def __init__(self, data: Buffer, place: tuple[int, int]) -> None:
+        self.data = data
+        self.numbers: dict[int, list[int]] = {}
+        self.places: dict[int, list[tuple[int, int]]] = {}
+        kinds: dict[int, dict[int, list[Any]]] = {
+            VARINT: self.numbers,
+            LENGTH_DELIMITED: self.places,
+        }
+        for field, wire, value in fields(data, *place):
+            if wire in kinds:
+                kinds[wire].setdefault(field, []).append(value)
+
+    def number(self, field: int) -> int:
+        """The last one of this field, 0 without one."""
+        return self.numbers.get(field, [0])[-1]
+
+    def bytes(self, field: int) -> bytes:
+        """The last ones of this field, none without any."""
+        return self.data[slice(*self.places[field][-1])] if field in self.places else b""
 
 
-def _bytes(data: Buffer, message: Mapping[int, list], field: int) -> bytes:
-    return data[slice(*message[field][-1])] if field in message else b""
+def _axis(node: _Message) -> int:
+    axis = 1
+    for place in node.places.get(5, ()):
+        attribute = _Message(node.data, place)
+        if attribute.bytes(1) == b"axis":
+            value = attribute.number(3)
+            axis = value - (1 << 64) if value >> 63 else value
+    return axis
 
 
-def _axis(data: Buffer, node: Mapping[int, list]) -> int:
-    for place in node.get(5, ()):
-        attribute = _message(data, place)
-        if _bytes(data, attribute, 1) == b"axis":
-            value = attribute.get(3, [0])[-1]
-            return value - (1 << 64) if value >> 63 else value
-    return 1
-
-
-def _fits(data: Buffer, tensor: Mapping[int, list], axis: int) -> bool:
+def _fits(tensor: _Message, axis: int) -> bool:
     """Whether an initializer is no int8 weight, or one whose pairs stay within 16 bits."""
-    if tensor.get(2, [0])[-1] != _INT8:
+    if tensor.number(2) != _INT8:
         return True
-    raw = tensor.get(9)
+    raw = tensor.bytes(9)
     if not raw:
         return False  # kept in another form than ours: not proved
-    dims = []
-    for value in tensor.get(1, ()):
-        if isinstance(value, tuple):  # packed
-            position, end = value
-            while position < end:
-                number, position = varint(data, position)
-                dims.append(number)
-        else:
-            dims.append(value)
-    start, end = raw[-1]
-    weight = np.frombuffer(data, np.int8, end - start, start).reshape(dims)
-    if not weight.size or (weight.max() <= PAIR // 2 and weight.min() >= -(PAIR // 2)):
+    dims = list(tensor.numbers.get(1, ()))
+    for position, end in tensor.places.get(1, ()):  # packed
+        while position < end:
+            number, position = varint(tensor.data, position)
+            dims.append(number)
+        if position != end:
+            raise ValueError("a number crosses the end of its list")
+    if math.prod(dims) != len(raw):
+        raise ValueError("a tensor's size is not that of its bytes")
+    weight = np.frombuffer(raw, np.int8).reshape(dims)
+    if weight.max() <= PAIR // 2 and weight.min() >= -(PAIR // 2):
         return True
     return -weight.ndim <= axis < weight.ndim and int(pair_sums(weight, axis).max()) <= PAIR

@@ -120,7 +120,7 @@ def varint(data: Buffer, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, position
+            return value & (1 << 64) - 1, position
         shift += 7
         if shift > 63:
             raise ValueError("a number has more than 64 bits")

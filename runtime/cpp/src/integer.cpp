@@ -76,7 +76,21 @@ Tensor read_tensor(Fields fields, std::string_view& name) {
 struct Node {
   std::string_view op, output;
   std::vector<std::string_view> inputs;
-  int64_t axis = 1;
+  std::vector<Fields> attributes;
+
+  int64_t axis() const {
+    int64_t axis = 1;
+    for (Fields attribute : attributes) {
+      std::string_view name;
+      uint64_t value = 0;
+      while (attribute.next()) {
+        if (attribute.number == 1 && attribute.is_bytes()) name = attribute.bytes();
+        if (attribute.number == 3 && attribute.is_number()) value = attribute.value;
+      }
+      if (name == "axis") axis = static_cast<int64_t>(value);
+    }
+    return axis;
+  }
 };
 
 Node read_node(Fields fields) {
@@ -86,14 +100,7 @@ Node read_node(Fields fields) {
     if (fields.number == 1) node.inputs.push_back(fields.bytes());
     if (fields.number == 2) node.output = fields.bytes();
     if (fields.number == 4) node.op = fields.bytes();
-    if (fields.number != 5) continue;
-    std::string_view name;
-    uint64_t value = 0;
-    for (Fields attribute = fields.inside(); attribute.next();) {
-      if (attribute.number == 1 && attribute.is_bytes()) name = attribute.bytes();
-      if (attribute.number == 3 && attribute.is_number()) value = attribute.value;
-    }
-    if (name == "axis") node.axis = static_cast<int64_t>(value);
+    if (fields.number == 5) node.attributes.push_back(fields.inside());
   }
   return node;
 }
@@ -102,12 +109,9 @@ Node read_node(Fields fields) {
 bool pairs_fit(const Tensor& tensor, int64_t axis) {
   const auto* values = reinterpret_cast<const signed char*>(tensor.raw.data());
   const size_t size = tensor.raw.size();
-  const auto small = [](signed char v) { return v <= kPair / 2 && v >= -kPair / 2; };
-  if (std::all_of(values, values + size, small)) return true;
   const auto rank = static_cast<int64_t>(tensor.dims.size());
   if (axis < 0) axis += rank;
-  if (axis < 0 || axis >= rank) return false;
-  uint64_t inner = 1, channels = tensor.dims[static_cast<size_t>(axis)], count = 1;
+  uint64_t inner = 1, count = 1;
   for (int64_t i = 0; i < rank; ++i) {
     const uint64_t dim = tensor.dims[static_cast<size_t>(i)];
     if (dim == 0 || count > size / dim) return false;
@@ -115,6 +119,10 @@ bool pairs_fit(const Tensor& tensor, int64_t axis) {
     if (i > axis) inner *= dim;
   }
   if (count != size) return false;
+  const auto small = [](signed char v) { return v <= kPair / 2 && v >= -kPair / 2; };
+  if (std::all_of(values, values + size, small)) return true;
+  if (axis < 0 || axis >= rank) return false;
+  const uint64_t channels = tensor.dims[static_cast<size_t>(axis)];
   struct Largest {
     int first = 0, second = 0;
     void see(int value) {
@@ -164,7 +172,7 @@ bool overflows(const unsigned char* data, size_t size) {
       } else if (graph.number == 1) {
         Node node = read_node(graph.inside());
         if (node.op == "DequantizeLinear" && !node.inputs.empty()) {
-          dequantised[node.output] = {node.inputs[0], node.axis};
+          dequantised[node.output] = {node.inputs[0], node.axis()};
         } else if ((node.op == "Conv" || node.op == "MatMul" || node.op == "Gemm") &&
                    node.inputs.size() >= 2) {
           node.inputs.resize(2);
