@@ -12,6 +12,7 @@ stand, in floating point: slower, and the same masks.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import platform
 from functools import cache
