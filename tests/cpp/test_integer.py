@@ -19,7 +19,7 @@ from tfanet.runtime import Predictor, integer
 
 @pytest.fixture(scope="module")
 def program(compile_parts: Callable[..., Path]) -> Path:
-    return compile_parts("print_integer.cpp", parts=("integer", "onnx_file"))
+    return compile_parts("print_integer.cpp", parts=("integer", "onnx_file", "python_text", "unicode"))
 
 
 def random_files(folder: Path, count: int) -> list[Path]:
