@@ -19,7 +19,7 @@ from tfanet.runtime.bundle import FILES, Bundle, BundleError
 from tfanet.runtime.engine import EngineGraph
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
 from tfanet.runtime.session import Shapes, check_interface
-from tfanet.runtime.tokenizer import TextTokenizer, check_text
+from tfanet.runtime.tokenizer import TextTokenizer, check_text, listed
 
 __all__ = ["Prediction", "Predictor", "Sentence"]
 
@@ -149,9 +149,8 @@ class Predictor:
         Raises:
             ImageError, TextError: naming what is wrong with the picture or a sentence.
         """
-        if isinstance(text, str | bytes):
-            return self._predict(image, [text])[0]
-        return self._predict(image, list(text))
+        predictions = self._predict(image, listed(text))
+        return predictions[0] if isinstance(text, str | bytes) else predictions
 
     def encode_text(self, text: str) -> Sentence:
         """The features of a sentence, read-only, from the cache where they are.

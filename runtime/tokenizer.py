@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from tfanet.errors import InputError
+from tfanet.runtime.tokenizer_file import END_TOKEN, MAX_FILE_BYTES, START_TOKEN, read_tokenizer
 
-__all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text"]
+__all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text", "listed"]
 
 MAX_TEXT_BYTES = 4096
+MAX_WARNED = 1000  # warnings of cut sentences that are remembered, not to be printed twice
 
 
 class TextError(InputError):
@@ -24,29 +28,28 @@ class TextTokenizer:
     """Calls `tokenizers` and adds what the model fixes: length L, padding and the word mask.
 
     Args:
-        path: a tokenizer.json of CLIP's tokenizer.
+        path: a tokenizer.json of CLIP's tokenizer; another one, or any other setting, is refused.
         length: L, the tokens per sentence, the start and end token included (3 to 77).
         content: the file's bytes, where they were read already; then `path` is for messages only.
     """
 
-    sos_token = "<|startoftext|>"
-    eos_token = "<|endoftext|>"
+    sos_token, eos_token = START_TOKEN, END_TOKEN
 
     def __init__(self, path: str | Path, length: int, content: bytes | None = None) -> None:
         if not 3 <= length <= 77:
             raise InputError(f"the text length is {length}: CLIP has 77 positions, give 3 to 77")
-        try:
-            if content is None:
-                self._tokenizer = Tokenizer.from_file(str(path))
-            else:
-                self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # tokenizers raises plain Exception
-            raise InputError(f"{path} is not a tokenizer file ({error}): copy it again") from error
+        if content is None:
+            try:
+                with open(path, "rb") as file:
+                    content = file.read(MAX_FILE_BYTES + 1)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{path} cannot be read ({reason}): check its path") from error
+        self._tokenizer = read_tokenizer(path, content)
         sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
-        if sos_id is None or eos_id is None:
-            raise InputError(f"{path} lacks CLIP's start and end tokens: use a CLIP tokenizer")
         self.length = length
         self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
+        self._warned: dict[Any, Any] = {}
 
     def __call__(self, texts: str | bytes | Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (n, L) int64 and word mask (n, L) float32, 1 from the start to the end token.
@@ -56,7 +59,7 @@ class TextTokenizer:
         Raises:
             TextError: where a sentence is empty, above 4 KB, or not valid Unicode text.
         """
-        sentences = [texts] if isinstance(texts, str | bytes) else list(texts)
+        sentences = listed(texts)
         if not sentences:
             raise TextError("no sentence was given: pass one or more")
         ids = np.full((len(sentences), self.length), self.pad_id, np.int64)
@@ -74,12 +77,34 @@ class TextTokenizer:
         return ids, mask
 
     def _warn_of_dropped(self, sentence: str, encoding: Encoding, room: int) -> None:
+        """Warns as `warnings.warn` does at the first caller outside of tfanet.
+
+        Python would keep every warning of that line for ever; here the last ones are kept.
+        """
         dropped = sentence[encoding.offsets[room][0] :].strip()
-        warnings.warn(
+        frame = sys._getframe(1)
+        while frame.f_back and str(frame.f_globals.get("__name__")).startswith("tfanet."):
+            frame = frame.f_back
+        if len(self._warned) > MAX_WARNED:
+            self._warned.clear()
+        warnings.warn_explicit(
             f"the sentence has {len(encoding.ids)} tokens, the model takes {room}: "
             f"dropped {dropped!r}",
-            stacklevel=3,
+            UserWarning,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+            frame.f_globals.get("__name__"),
+            self._warned,
         )
+
+
+def listed(texts: Any) -> list[Any]:
+    """A sentence, or several, as a list; raises TextError for what is neither."""
+    if isinstance(texts, str | bytes):
+        return [texts]
+    if isinstance(texts, Iterable):
+        return list(texts)
+    raise TextError(f"the text is a {type(texts).__name__}: give a sentence, or a list of them")
 
 
 def check_text(sentence: object) -> str:

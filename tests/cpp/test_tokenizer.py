@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizer_files import OTHER_TOKENIZERS
 from tokenizers import Tokenizer
 
 import tfanet
@@ -170,28 +171,7 @@ def test_longest_sentence(open_runtime: Callable, long_bundle: Path, reference: 
         assert ids[1:-1].tolist() == (expected + [49407] * ROOM)[:ROOM]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["normalizer"]["normalizers"].pop(), "/normalizers/2/type is missing"),
-        (lambda d: d["model"].update(end_of_word_suffix=""), "/model/end_of_word_suffix is , exp"),
-        (lambda d: d["model"].update(dropout=0.1), "/model/dropout is 0.1, expected null"),
-        (lambda d: d["model"]["vocab"].pop("a</w>"), "lacks the token 'a</w>'"),
-        (lambda d: d["model"]["vocab"].pop("<|endoftext|>"), "lacks CLIP's start and end tokens"),
-        (lambda d: d["model"]["vocab"].update(a="x"), "has a wrong type"),
-        (lambda d: d["model"]["vocab"].update(a=-1), "has a wrong type"),
-        (lambda d: d["model"]["vocab"].update(a=2**40), "a token id is above 2147483647"),
-        (lambda d: d["model"]["vocab"].update(a={}), "a token id is no number"),
-        (lambda d: d["model"]["merges"].append("ab"), "a merge has no space"),
-        (lambda d: d["model"]["merges"].append(["a"]), "a merge has no second part"),
-        (lambda d: d["model"]["merges"].append("a qqqq"), "lacks the token 'qqqq'"),
-        (lambda d: d.update({"model/vocab": d["model"].pop("vocab")}), "lacks CLIP's start"),
-        (lambda d: d.update({"x" * 201: 1}), "a setting has a name of more than 200 bytes"),
-        (lambda d: d.update(x=json.loads("[" * 16 + "]" * 16)), "it is nested too deeply"),
-        (lambda d: d["added_tokens"].append({"content": "x"}), "/added_tokens/2/content is x"),
-        (lambda d: d.update(truncation={"max_length": 5}), "/truncation/max_length is 5"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), OTHER_TOKENIZERS)
 def test_other_tokenizers_are_refused(
     change: Callable[[Any], Any], message: str, bundle: Path, seal: Callable, open_runtime: Callable
 ) -> None:

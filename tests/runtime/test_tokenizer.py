@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import every_change, outcome
+from tokenizer_files import OTHER_TOKENIZERS
 from transformers import CLIPTokenizer
 
 import tfanet
@@ -51,6 +55,11 @@ def test_equals_transformers_on_random_strings(oracle, length):
         assert mask[0].tolist() == [1.0] * valid + [0.0] * (length - valid)
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(ASSET, 8)
+
+
 def test_batches():
     ids, mask = TextTokenizer(ASSET, 10)(["red", "the big star"])
     assert ids.shape == mask.shape == (2, 10)
@@ -61,6 +70,78 @@ def test_batches():
 def test_bad_files_and_lengths(tmp_path):
     with pytest.raises(InputError, match="text length is 78"):
         TextTokenizer(ASSET, 78)
-    (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(InputError, match="not a tokenizer file"):
-        TextTokenizer(tmp_path / "t.json", 10)
+    for path in (tmp_path / "none.json", tmp_path, "\0"):
+        with pytest.raises(InputError, match=r"cannot be read .*: check its path"):
+            TextTokenizer(path, 10)
+
+
+@pytest.mark.parametrize(("change", "message"), OTHER_TOKENIZERS)
+def test_other_tokenizers_are_refused_in_the_words_of_c(change, message):
+    data = json.loads(ASSET.read_text())
+    change(data)
+    with pytest.raises(InputError, match=r"^t\.json ") as caught:
+        TextTokenizer("t.json", 10, json.dumps(data).encode())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a tokenizer file"),
+        (b"\xff", "not a tokenizer file"),
+        ("{}".encode("utf-16"), "not a tokenizer file"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"version": 1, "version": 2}', "a name stands twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": %s}' % (b"9" * 10_000), "not a tokenizer file"),
+        (b" " * (16 << 20) + b"{}", "16,777,218 bytes, the limit is 16,777,216"),
+    ],
+)
+def test_what_is_no_such_document(content, message):
+    with pytest.raises(InputError, match=message):
+        TextTokenizer("t.json", 10, content)
+
+
+def test_files_by_chance():
+    """A changed file either is refused in one line, or means what CLIP's does."""
+    whole = json.loads(ASSET.read_text())
+    words = {token: n for token, n in whole["model"]["vocab"].items() if n < 512 or n > 49405}
+    words |= {"in</w>": 600}
+    whole["model"].update(vocab={}, merges=[])
+    accepted = 0
+    for data in (whole, *every_change(whole)):
+        model = data.get("model")
+        if isinstance(model, dict) and model.get("vocab") == {}:
+            model.update(vocab=words, merges=model.get("merges") or ["i n</w>"])
+        content = json.dumps(data).encode()
+        tokenizer = outcome(lambda: TextTokenizer("t.json", 6, content), InputError)  # noqa: B023
+        if tokenizer is not None:
+            accepted += 1
+            assert tokenizer("in 7")[0].tolist() == [[49406, 600, 278, 49407, 49407, 49407]]
+    assert accepted > 10  # what is not used may be anything
+
+
+def test_warnings_of_cut_sentences_do_not_gather(tokenizer):
+    def kept() -> int:
+        registries = (getattr(m, "__warningregistry__", {}) for m in list(sys.modules.values()))
+        return sum(map(len, [*registries, globals().get("__warningregistry__", {})]))
+
+    before = kept()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for number in range(3000):
+            tokenizer(f"one two three four five six seven eight {number}")
+    assert kept() == before
+    assert len(tokenizer._warned) <= 1001
+
+
+def test_a_cut_sentence_is_told_once_where_it_was_given(tokenizer):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            tokenizer("one two three four five six seven eight nine")
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="dropped"):
+            tokenizer("one two three four five six seven eight nine")

@@ -1,0 +1,234 @@
+"""tokenizer.json of the `tokenizers` library, as far as CLIP's tokenizer goes.
+
+The file comes with a bundle, and `tokenizers` trusts such files: a wrong setting changes the words
+in silence, a padding of 2^31 ends the process. So the file is compared, setting by setting, with
+CLIP's definition, as the C++ code does (runtime/cpp/src/tokenizer_file.cpp), and `tokenizers` is
+given that definition with the file's vocabulary and merges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, Lowercase, Replace
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
+
+from tfanet.errors import InputError
+
+__all__ = ["END_TOKEN", "MAX_FILE_BYTES", "START_TOKEN", "read_tokenizer"]
+
+START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
+MAX_FILE_BYTES = 16 << 20  # CLIP's has 1.5 MB
+MAX_DEPTH, MAX_NAME_BYTES, MAX_ID = 16, 200, 2**31 - 1
+
+_SPACES = r"\s+"
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+_SUFFIX = "</w>"
+# A setting that is absent has this value too where it is marked with "?".
+_CLIP = {
+    "?/truncation": "null",
+    "?/padding": "null",
+    **{
+        f"/added_tokens/{index}/{name}": value
+        for index, token in enumerate((START_TOKEN, END_TOKEN))
+        for name, value in (
+            ("content", token),
+            ("normalized", "false"),
+            ("single_word", "false"),
+            ("lstrip", "false"),
+            ("rstrip", "false"),
+            ("special", "true"),
+        )
+    },
+    "/normalizer/type": "Sequence",
+    "/normalizer/normalizers/0/type": "NFC",
+    "/normalizer/normalizers/1/type": "Replace",
+    "/normalizer/normalizers/1/pattern/Regex": _SPACES,
+    "/normalizer/normalizers/1/content": " ",
+    "/normalizer/normalizers/2/type": "Lowercase",
+    "/pre_tokenizer/type": "Sequence",
+    "/pre_tokenizer/pretokenizers/0/type": "Split",
+    "/pre_tokenizer/pretokenizers/0/pattern/Regex": _WORDS,
+    "/pre_tokenizer/pretokenizers/0/behavior": "Removed",
+    "/pre_tokenizer/pretokenizers/0/invert": "true",
+    "/pre_tokenizer/pretokenizers/1/type": "ByteLevel",
+    "/pre_tokenizer/pretokenizers/1/add_prefix_space": "false",
+    "?/pre_tokenizer/pretokenizers/1/trim_offsets": "true",
+    "?/pre_tokenizer/pretokenizers/1/use_regex": "true",
+    "/model/type": "BPE",
+    "?/model/dropout": "null",
+    "?/model/unk_token": END_TOKEN,
+    "?/model/continuing_subword_prefix": "",
+    "/model/end_of_word_suffix": _SUFFIX,
+    "?/model/fuse_unk": "false",
+    "?/model/byte_fallback": "false",
+    "?/model/ignore_merges": "false",
+}
+# What changes the ids of a sentence; all else in the file is not used.
+_STEERING = (
+    "/added_tokens/",
+    "/normalizer",
+    "/pre_tokenizer",
+    "/model/",
+    "/truncation",
+    "/padding",
+)
+_UNUSED = ("/added_tokens/0/id", "/added_tokens/1/id")  # the vocabulary says them
+Merges = list[tuple[str, str]]
+
+
+def read_tokenizer(path: str | Path, content: bytes) -> Tokenizer:
+    """CLIP's tokenizer with the vocabulary and merges of a file.
+
+    Args:
+        path: its name, for messages. content: its bytes.
+
+    Raises:
+        InputError: where the file is damaged or too large, or any setting differs from CLIP's.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path} has {len(content):,} bytes, the limit is {MAX_FILE_BYTES:,}: use CLIP's "
+            "tokenizer"
+        )
+    try:
+        document = _parse(content)
+        settings = dict(_settings(document))
+        model = document.get("model") if isinstance(document, dict) else None
+        vocabulary, merges = _vocabulary(model), _merges(model)
+        _check_settings(settings, path)
+        _check_tokens(vocabulary, merges, path)
+        return _clip(vocabulary, merges)
+    except RecursionError:
+        _damaged(path, "it is nested too deeply")
+    except InputError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain Exception
+        _damaged(path, str(error), error)
+
+
+def _damaged(path: str | Path, why: str, cause: Exception | None = None) -> NoReturn:
+    raise InputError(f"{path} is not a tokenizer file ({why}): copy it again") from cause
+
+
+def _parse(content: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands twice in one object")
+        return found
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is not a JSON number")
+
+    text = content.decode("utf-8-sig")
+    return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+
+
+def _settings(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Every scalar but those of vocabulary and merges, under its path, like "/model/type"."""
+    if path == "/model/vocab" and isinstance(value, dict):
+        return
+    if path == "/model/merges" and isinstance(value, list):
+        return
+    if not isinstance(value, dict | list):
+        yield path, value if isinstance(value, str) else json.dumps(value)
+        return
+    if depth == MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if len(str(name).encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+            raise ValueError("a setting has a name of more than 200 bytes")
+        # A slash stands for a level alone.
+        yield from _settings(item, f"{path}/{str(name).replace('/', '|')}", depth + 1)
+
+
+def _vocabulary(model: Any) -> dict[str, int]:
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    for number in found.values():
+        if isinstance(number, dict | list):
+            raise ValueError("a token id is no number")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError("the vocabulary or a merge has a wrong type")
+        if number > MAX_ID:
+            raise ValueError(f"a token id is above {MAX_ID}")
+    return found
+
+
+def _merges(model: Any) -> Merges:
+    """Pairs, written as "a b" or, by later versions, as ["a", "b"]."""
+    found = model.get("merges") if isinstance(model, dict) else None
+    merges: Merges = []
+    for merge in found if isinstance(found, list) else ():
+        if isinstance(merge, str):
+            first, space, second = merge.partition(" ")
+            if not space:
+                raise ValueError("a merge has no space")
+        elif not isinstance(merge, list) or not all(isinstance(part, str) for part in merge):
+            raise ValueError("the vocabulary or a merge has a wrong type")
+        elif len(merge) != 2:
+            raise ValueError(f"a merge has {'more parts' if merge[1:] else 'no second part'}")
+        else:
+            first, second = merge
+        merges.append((first, second))
+    return merges
+
+
+def _check_settings(settings: dict[str, str], path: str | Path) -> None:
+    def differs(name: str, found: str, expected: str) -> NoReturn:
+        raise InputError(
+            f"{path} is another tokenizer than CLIP's ({name} is {found:.80}, expected {expected}):"
+            " export the model again"
+        )
+
+    for marked, value in _CLIP.items():
+        name = marked.removeprefix("?")
+        found = settings.pop(name, None)
+        if found is None and name == marked:
+            differs(name, "missing", value)
+        if found is not None and found != value:
+            differs(name, found, value)
+    for name in sorted(settings.keys() - set(_UNUSED)):
+        if name.startswith(_STEERING):
+            differs(name, settings[name], "nothing")
+
+
+def _check_tokens(vocabulary: dict[str, int], merges: Merges, path: str | Path) -> None:
+    if not {START_TOKEN, END_TOKEN} <= vocabulary.keys():
+        raise InputError(f"{path} lacks CLIP's start and end tokens: use a CLIP tokenizer")
+    characters = sorted(ByteLevel.alphabet())
+    needed = [*characters, *(character + _SUFFIX for character in characters)]
+    for first, second in merges:
+        needed += (first, second, first + second)
+    for token in needed:
+        if token not in vocabulary:
+            raise ValueError(f"it lacks the token {token!r:.80}")
+
+
+def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
+    tokenizer = Tokenizer(
+        BPE(
+            vocabulary,
+            merges,
+            unk_token=END_TOKEN,
+            continuing_subword_prefix="",
+            end_of_word_suffix=_SUFFIX,
+        )
+    )
+    tokenizer.normalizer = Normalizers([NFC(), Replace(Regex(_SPACES), " "), Lowercase()])
+    split = Split(Regex(_WORDS), "removed", invert=True)
+    tokenizer.pre_tokenizer = PreTokenizers([split, ByteLevel(add_prefix_space=False)])
+    tokens = [AddedToken(token, normalized=False) for token in (START_TOKEN, END_TOKEN)]
+    tokenizer.add_special_tokens(tokens)
+    return tokenizer
