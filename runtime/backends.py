@@ -155,7 +155,7 @@ def _engine(bundle: Bundle, record: Mapping[str, Any], options: Options) -> Runn
         record["target"],
         text,
         image,
-        scan=record["scan"],
+        scan=str(record.get("scan")),
         batches=image.batches,
         engine=record["name"],
         device=device.name,

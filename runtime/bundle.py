@@ -50,6 +50,7 @@ FILES = ("image.onnx", "text.onnx", "tokenizer.json")
 SCHEMA_VERSION = 1
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_DEPTH = 64  # a manifest has 6
 
 
 class BundleError(InputError):
@@ -91,6 +92,12 @@ class Manifest:
     engines: list[dict[str, Any]]
     parity: dict[str, Any]
 
+    @property
+    def preset(self) -> str:
+        """The model's preset, empty where the manifest names none."""
+        name = self.model.get("preset")
+        return name if isinstance(name, str) else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return asdict(self)
@@ -124,7 +131,7 @@ class Manifest:
                 )
         unknown = sorted(set(data) - set(types))
         if unknown:
-            raise BundleError(f"{path} has the unknown field '{unknown[0]}': it was edited")
+            raise BundleError(f"{path} has the unknown field '{unknown[0]:.80}': it was edited")
         manifest = cls(**data)
         manifest._check(path)
         return manifest
@@ -135,21 +142,26 @@ class Manifest:
         sizes: Any = pre.get("size")
         channels: Any = (pre.get("mean"), pre.get("std"))
         if not (_numbers(sizes, 2, int) and all(0 < side <= 16384 for side in sizes)):
-            raise BundleError(f"{path}: preprocessing.size is {sizes!r}, expected [H, W]")
+            raise BundleError(f"{path}: preprocessing.size is {sizes!r:.60}, expected [H, W]")
         if not all(_numbers(values, 3, (int, float)) for values in channels) or 0 in channels[1]:
             raise BundleError(f"{path}: preprocessing.mean and std must be three numbers each")
-        if not math.isfinite(self.threshold):
-            raise BundleError(f"{path}: threshold is {self.threshold}, expected a finite number")
+        if not _finite(self.threshold):
+            raise BundleError(
+                f"{path}: threshold is {self.threshold!r:.60}, expected a finite number"
+            )
         if pre.get("resize") != "pillow-bilinear" or pre.get("color") != "RGB":
             raise BundleError(f"{path}: preprocessing is not RGB with the resize pillow-bilinear")
-        if not all(isinstance(text.get(k), int) for k in ("length", "pad_id", "sos_id", "eos_id")):
+        names = ("length", "pad_id", "sos_id", "eos_id")
+        if not all(_numbers([text.get(name)], 1, int) for name in names):
             raise BundleError(f"{path}: text lacks length, pad_id, sos_id or eos_id")
         expected = [*FILES, *(name for record in self.engines for name in _engine(record, path))]
         if sorted(self.files) != sorted(expected):
-            raise BundleError(f"{path} lists the files {sorted(self.files)}, expected {expected}")
+            raise BundleError(
+                f"{path} lists the files {sorted(self.files)!s:.300}, expected {expected!s:.300}"
+            )
         for name, facts in self.files.items():
             if not isinstance(facts, Mapping) or set(facts) != {"size", "sha256"}:
-                raise BundleError(f"{path}: the facts of {name} are not size and sha256")
+                raise BundleError(f"{path}: the facts of {name:.80} are not size and sha256")
 
 
 _ENGINE_FIELDS = {
@@ -194,8 +206,15 @@ def _numbers(values: Any, count: int, kind: Any) -> bool:
         isinstance(values, list | tuple)
         and len(values) == count
         and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-        and all(map(math.isfinite, values))
+        and all(map(_finite, values))
     )
+
+
+def _finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 @dataclass(frozen=True)
@@ -260,7 +279,8 @@ class Bundle:
         if digest is not None and digest.lower() != found:
             raise BundleError(_another(path, found, digest))
         try:
-            data = json.loads(content, parse_constant=_no_constant)
+            data = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
+            _check_depth(data)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{path} is not JSON ({error}): export again") from error
         return cls(root, Manifest.from_dict(data, path), found)
@@ -338,7 +358,7 @@ class Bundle:
             size = os.fstat(file.fileno()).st_size
             if size != expected["size"]:
                 raise BundleError(
-                    f"{path} has {size:,} bytes, the manifest says {expected['size']!r}: it is "
+                    f"{path} has {size:,} bytes, the manifest says {expected['size']!r:.40}: it is "
                     "truncated or altered, copy the bundle again"
                 )
             content = file.read(size) if read else None
@@ -419,6 +439,16 @@ def _read_manifest(root: Path) -> bytes:
     return content
 
 
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        lists = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in lists for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} times")
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -427,7 +457,7 @@ def _own_file(root: Path, name: str) -> BufferedReader:
     """A file of a bundle, open, if it is a plain file of the bundle's own."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
-        raise BundleError(f"{root}: the file name {name!r} leaves the bundle")
+        raise BundleError(f"{root}: the file name {name!r:.300} leaves the bundle")
     path = root / name
     try:
         # Looked at before it is opened, for a device must not be opened at all; and again after,
@@ -440,8 +470,12 @@ def _own_file(root: Path, name: str) -> BufferedReader:
         except BaseException:
             os.close(handle)
             raise
+    except BundleError:
+        raise
     except FileNotFoundError:
         raise BundleError(f"{path} is missing: copy the bundle again, with all its files") from None
+    except ValueError as error:  # a zero byte, or a character that no file name has
+        raise BundleError(f"{root}: {name!r:.80} is no file name: export again") from error
     except OSError as error:
         raise BundleError(
             f"{path} cannot be opened ({error.strerror}): make it readable"

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from tfanet.errors import InputError, MissingDependencyError
+from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
 from tfanet.runtime.backends import Options, open_graphs
 from tfanet.runtime.bundle import FILES, Bundle, BundleError
 from tfanet.runtime.engine import EngineGraph
@@ -126,7 +126,7 @@ class Predictor:
             "int8": running.int8,
             "bundle": str(self.bundle.path),
             "digest": self.bundle.digest,
-            "model": self.bundle.manifest.model["preset"],
+            "model": self.bundle.manifest.preset,
             "image_size": list(self.bundle.manifest.preprocessing["size"]),
             "text_length": self.bundle.manifest.text["length"],
         }
@@ -148,6 +148,7 @@ class Predictor:
 
         Raises:
             ImageError, TextError: naming what is wrong with the picture or a sentence.
+            BundleError: where a graph fails in its runtime.
         """
         predictions = self._predict(image, listed(text))
         return predictions[0] if isinstance(text, str | bytes) else predictions
@@ -164,7 +165,7 @@ class Predictor:
                 self._cache.move_to_end(text)
                 return known
         ids, mask = self._tokenizer(text)
-        words, sentence = self._text.run(None, {"token_ids": ids})
+        words, sentence = self._call("text.onnx", {"token_ids": ids})
         encoded = Sentence(words, sentence, mask)
         for array in (words, sentence, mask):
             array.flags.writeable = False  # it may serve other threads from the cache
@@ -183,14 +184,29 @@ class Predictor:
 
         The sentence is used for every image of the batch, as over the frames of a video. An engine
         also takes an image in the memory of its GPU: any array with DLPack or
-        `__cuda_array_interface__`, such as a torch or CuPy one.
+        `__cuda_array_interface__`, such as a torch or CuPy one; its values are not looked at.
+
+        Raises:
+            InputError: for another shape or type, and for inf and NaN in a NumPy array.
         """
         if not isinstance(image, np.ndarray) and not isinstance(self._image, EngineGraph):
             raise InputError(
                 f"the image is a {type(image).__name__}: {self._running.backend} takes NumPy arrays"
             )
-        batch = image.shape[0]
-        return self._run(image, [sentence] * batch)
+        if not isinstance(sentence, Sentence):
+            raise InputError(
+                f"the sentence is a {type(sentence).__name__}: give what `encode_text` gives"
+            )
+        expected = (3, *self.bundle.manifest.preprocessing["size"])
+        shape = tuple(image.shape)
+        if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+            raise InputError(f"the image has shape {shape}, expected {('batch', *expected)}")
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.float32:
+                raise InputError(f"the image is {image.dtype}, expected float32")
+            if not np.isfinite(image).all():
+                raise InputError("the image holds inf or NaN: a mask of it would mean nothing")
+        return self._run(image, [sentence] * shape[0])
 
     def preprocess(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
         """A picture as (3, h, w) float32 for `predict_tensors`, and its own size (H, W)."""
@@ -270,7 +286,27 @@ class Predictor:
             "sentence_feature": stacked("sentence"),
             "word_mask": stacked("mask"),
         }
-        return self._image.run(None, feeds)[0]
+        logits = self._call("image.onnx", feeds)[0]
+        expected = (len(sentences), 1, *self.bundle.manifest.preprocessing["size"])
+        if logits.shape != expected or not np.issubdtype(logits.dtype, np.floating):
+            raise BundleError(
+                f"{self.bundle.file('image.onnx')} gives {logits.dtype} {logits.shape}, the "
+                f"manifest says floats {expected}: export the model again"
+            )
+        return logits
+
+    def _call(self, name: str, feeds: dict[str, Any]) -> list[np.ndarray]:
+        graph = self._text if name == "text.onnx" else self._image
+        try:
+            return graph.run(None, feeds)
+        except TfanetError:
+            raise
+        except Exception as error:  # ONNX Runtime has a class for every status, all bare Exception
+            words = plain(str(error)) or type(error).__name__
+            raise BundleError(
+                f"{self.bundle.file(name)} does not run on {self._running.backend} "
+                f"({words:.300}): look at the bundle with `tfanet parity`, or export it again"
+            ) from error
 
 
 def _library(choice: str | Path | None) -> Path | None:

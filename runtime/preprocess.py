@@ -125,8 +125,9 @@ def image_to_tensor(
     """
     check_resize((image.height, image.width), size)
     pixels = np.asarray(_resize(image, size))
-    scale = (1.0 / (255.0 * np.asarray(std))).astype(np.float32)
-    shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
+    deviation = np.asarray(std, np.float64)
+    scale = (1.0 / (255.0 * deviation)).astype(np.float32)
+    shift = (np.asarray(mean, np.float64) / deviation).astype(np.float32)
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
     planes *= scale[:, None, None]
     planes -= shift[:, None, None]

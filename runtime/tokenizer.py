@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, shown
 from tfanet.runtime.tokenizer_file import END_TOKEN, MAX_FILE_BYTES, START_TOKEN, read_tokenizer
 
 __all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text", "listed"]
@@ -37,7 +37,9 @@ class TextTokenizer:
 
     def __init__(self, path: str | Path, length: int, content: bytes | None = None) -> None:
         if not 3 <= length <= 77:
-            raise InputError(f"the text length is {length}: CLIP has 77 positions, give 3 to 77")
+            raise InputError(
+                f"the text length is {shown(length)}: CLIP has 77 positions, give 3 to 77"
+            )
         if content is None:
             try:
                 with open(path, "rb") as file:
@@ -46,7 +48,8 @@ class TextTokenizer:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(f"{path} cannot be read ({reason}): check its path") from error
         self._tokenizer = read_tokenizer(path, content)
-        sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
+        tokens = (self.sos_token, self.eos_token)
+        sos_id, eos_id = (int(self._tokenizer.token_to_id(token)) for token in tokens)
         self.length = length
         self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
         self._warned: dict[Any, Any] = {}

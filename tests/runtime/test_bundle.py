@@ -6,13 +6,19 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import FUZZ, every_change, mutated, outcome
 
-from tfanet.errors import InputError
+from tfanet.cli.inspect import _manifest_text
+from tfanet.errors import InputError, TfanetError
 from tfanet.runtime import Bundle, BundleError, Predictor
 from tfanet.runtime.backends import Options, open_graphs
+from tfanet.runtime.bundle import file_facts
 
 
 def refused(path: Path, *words: str) -> None:
@@ -68,7 +74,94 @@ def test_bad_fields_are_named(edit, change, words):
     refused(edit(change), "manifest.json", *words)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "nul", "[" * 100_000, "\x00"])
+HUGE = int("9" * 400)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(threshold=HUGE), ("threshold is 999", "finite")),
+        (lambda m: m["preprocessing"].update(mean=[HUGE, 0, 0]), ("mean and std",)),
+        (lambda m: m["preprocessing"].update(size=[HUGE, 32]), ("size is [999", "[H, W]")),
+        (lambda m: m["text"].update(length=True), ("lacks length",)),
+        (lambda m: m["files"]["text.onnx"].update(size=HUGE), ("the manifest says 999",)),
+        (lambda m: rename(m, "a\0b"), (r"'a\x00b' is no file name",)),
+        (lambda m: rename(m, "\ud800"), (r"'\ud800' is no file name",)),
+        (lambda m: rename(m, "n" * 5000), ("nnn", "cannot be opened (File name too long)")),
+        (lambda m: rename(m, "\x1b[2J"), (r"\x1b[2J is missing",)),
+        (lambda m: m.update({"\x1b[2J" * 99: 1}), (r"the unknown field '\x1b[2J",)),
+    ],
+)
+def test_odd_values_are_one_plain_line(edit, change, words):
+    path = edit(change)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 6000
+    for word in words:
+        assert word in message
+
+
+def rename(manifest: dict[str, Any], name: str) -> None:
+    """An engine whose image file has this name."""
+    record = engine()
+    record["files"]["image.onnx"] = name
+    manifest["engines"] = [record]
+    for file in record["files"].values():
+        manifest["files"][file] = {"size": 1, "sha256": ""}
+
+
+def engine() -> dict[str, Any]:
+    return {
+        "name": "fp32", "target": "tensorrt", "precision": "fp32", "library": "tensorrt",
+        "version": "1", "profile": {"min": 1, "opt": 1, "max": 1}, "compute": ["9.0"],
+        "scan": "function body", "files": {"image.onnx": "i.engine", "text.onnx": "t.engine"},
+    }  # fmt: skip
+
+
+def test_every_value_odd_once(bundle):
+    """Refused in one line, or opened; `info` and a predictor say the rest in one line too."""
+    path = bundle / "manifest.json"
+    good = json.loads(path.read_text())
+    good["parity"] = {"max_rel_error": 1e-6, "pixels_changed": 0, "pixels": 9, "cases": []}
+    good["scan"] = {"calls": 2, "function": "sequential"}
+    opened = 0
+    for document in every_change(good):
+        path.write_text(json.dumps(document))
+        found = outcome(lambda: Bundle.open(bundle, verify=False), BundleError)
+        if found is not None:
+            opened += 1
+            assert isinstance(found.manifest.preset, str)
+            text = _manifest_text(found.manifest.to_dict())
+            assert text.replace("\n", "").isprintable()
+    assert opened > 100
+
+
+@settings(FUZZ, max_examples=100)
+@given(data=st.data())
+def test_manifests_by_chance(with_engine, data):
+    """One with an engine, too: refused, or a predictor runs or says in one line why not."""
+    path = with_engine / "manifest.json"
+    good = json.loads((with_engine / "good").read_text())
+    path.write_text(json.dumps(data.draw(mutated(lambda: good))))
+    predictor = outcome(lambda: Predictor(with_engine), TfanetError)
+    if predictor is not None:
+        json.dumps(predictor.info())
+        found = outcome(lambda: predictor(np.zeros((9, 9, 3), np.uint8), "red"), TfanetError)
+        assert found is None or found.mask.shape == (9, 9)
+
+
+@pytest.fixture
+def with_engine(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"engines": [engine()]}
+    for name in ("i.engine", "t.engine"):
+        (bundle / name).write_bytes(b"no engine")
+        manifest["files"][name] = file_facts(bundle / name)
+    (bundle / "good").write_text(json.dumps(manifest))
+    return bundle
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul", "[" * 100_000, "[" * 70 + "]" * 70, "\x00"])
 def test_a_manifest_that_is_not_json(bundle, text):
     (bundle / "manifest.json").write_text(text)
     refused(bundle, "manifest.json")

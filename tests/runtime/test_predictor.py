@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.runtime import Predictor, TextError
+from tfanet.runtime import BundleError, Predictor, Sentence, TextError
 
 SIZE = (32, 48)  # of the bundles that conftest.py makes
 SENTENCES = ["the red one", "a blue square", "left of the star", "big", "small green ring"]
@@ -115,6 +115,8 @@ def test_longer_sentences_are_cut_with_a_warning_that_names_the_words(shared_bun
         ("\ud800", "surrogate"),
         ("x" * 5000, "4096"),
         ([3], "int"),
+        (None, "the text is a NoneType: give a sentence"),
+        (7, "the text is a int"),
         ([], "empty"),
     ],
 )
@@ -171,3 +173,51 @@ def test_the_runtime_never_imports_torch(shared_bundle):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "ran\n", done.stderr
+
+
+def test_a_graph_that_fails_while_it_runs_is_one_line(shared_bundle):
+    predictor = Predictor(shared_bundle)
+    tensor = np.zeros((1, 3, *SIZE), np.float32)
+    good = predictor.encode_text("big")
+    wrong = Sentence(good.words[:, :, :3], good.sentence, good.mask)  # which onnxruntime refuses
+    with pytest.raises(BundleError) as caught:
+        predictor.predict_tensors(tensor, wrong)
+    message = str(caught.value)
+    assert "image.onnx does not run on onnxruntime-cpu (" in message
+    assert message.isprintable() and "tfanet parity" in message
+
+
+def test_a_graph_that_gives_another_size_than_the_manifest_says(shared_bundle, monkeypatch):
+    class Wide:
+        def run(self, names, feeds):
+            return [np.zeros((1, 1, 32, 96), np.float32)]
+
+    predictor = Predictor(shared_bundle)
+    monkeypatch.setattr(predictor, "_image", Wide())
+    with pytest.raises(BundleError, match=r"gives float32 \(1, 1, 32, 96\), the manifest says"):
+        predictor(picture(), "big")
+
+
+def test_a_manifest_without_a_preset(edit, bundle):
+    edit(lambda manifest: manifest["model"].clear())
+    assert Predictor(bundle).info()["model"] == ""
+
+
+@pytest.mark.parametrize(
+    ("tensor", "word"),
+    [
+        (np.full((1, 3, *SIZE), np.inf, np.float32), "inf or NaN"),
+        (np.full((1, 3, *SIZE), np.nan, np.float32), "inf or NaN"),
+        (np.zeros((1, 3, *SIZE)), "float64, expected float32"),
+        (np.zeros((3, *SIZE), np.float32), "shape"),
+        (np.zeros((0, 3, *SIZE), np.float32), "shape"),
+        (np.zeros((1, 3, 8, 8), np.float32), r"expected \('batch', 3, 32, 48\)"),
+        ([1], "takes NumPy arrays"),
+    ],
+)
+def test_tensors_that_are_no_pictures(shared_bundle, tensor, word):
+    predictor = Predictor(shared_bundle)
+    with pytest.raises(InputError, match=word):
+        predictor.predict_tensors(tensor, predictor.encode_text("big"))
+    with pytest.raises(InputError, match="encode_text"):
+        predictor.predict_tensors(np.zeros((1, 3, *SIZE), np.float32), "big")

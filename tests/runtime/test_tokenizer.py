@@ -123,15 +123,17 @@ def test_files_by_chance():
 
 def test_warnings_of_cut_sentences_do_not_gather(tokenizer):
     def kept() -> int:
-        registries = (getattr(m, "__warningregistry__", {}) for m in list(sys.modules.values()))
-        return sum(map(len, [*registries, globals().get("__warningregistry__", {})]))
+        names = (
+            vars(module).get("__warningregistry__", {}) for module in list(sys.modules.values())
+        )
+        return sum(len(found) for found in names if isinstance(found, dict))
 
-    before = kept()
-    with warnings.catch_warnings():
+    before = kept() + len(globals().get("__warningregistry__", {}))
+    with warnings.catch_warnings(record=True):
         warnings.simplefilter("default")
         for number in range(3000):
             tokenizer(f"one two three four five six seven eight {number}")
-    assert kept() == before
+    assert kept() + len(globals().get("__warningregistry__", {})) == before
     assert len(tokenizer._warned) <= 1001
 
 

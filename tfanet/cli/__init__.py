@@ -25,7 +25,7 @@ __all__ = ["main"]
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse exits with 2, which here means a failed gate.
-        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"{self.prog}: error: {plain(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    return _show(json.dumps(result, indent=2, sort_keys=True) if args.json else text)
+    if args.json:
+        return _show(json.dumps(result, indent=2, sort_keys=True))
+    return _show("\n".join(map(plain, text.split("\n"))))  # files must not steer a terminal
 
 
 def _show(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from tfanet.cli.output import Verbs, add_verb, image_size, table
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
+
+# What reading and printing a value of any kind may raise.
+_ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -140,26 +144,41 @@ def _preset_text(facts: dict[str, Any]) -> str:
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
+    """What a manifest says, as far as it says it: only what runtimes compute with was checked."""
+
+    def fact(name: str, write: Callable[[], Any]) -> tuple[str, Any]:
+        try:
+            return name, write()
+        except _ODD:
+            return name, "not given"
+
     size = "x".join(str(side) for side in manifest["preprocessing"]["size"])
     parity = manifest["parity"]
     rows = [
-        ("model", manifest["model"]["preset"]),
+        fact("model", lambda: manifest["model"]["preset"]),
         ("image size", size),
         ("words", manifest["text"]["length"]),
         ("precision", manifest["precision"]),
         ("dynamic batch", "yes" if manifest["dynamic_batch"] else "no"),
-        ("scan nodes", manifest["scan"]["calls"]),
-        ("scan function", manifest["scan"]["function"]),
-        ("largest relative error", f"{parity['max_rel_error']:.1e}"),
-        ("pixels changed", f"{parity['pixels_changed']} of {parity['pixels']}"),
+        fact("scan nodes", lambda: manifest["scan"]["calls"]),
+        fact("scan function", lambda: manifest["scan"]["function"]),
+        fact("largest relative error", lambda: f"{parity['max_rel_error']:.1e}"),
+        fact("pixels changed", lambda: f"{parity['pixels_changed']} of {parity['pixels']}"),
         *((name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()),
     ]
-    certificate = parity.get("certificate")
-    if certificate:
-        kind = certificate["precision"].upper()
-        rows.append((f"arithmetic in {kind}", f"{certificate['share']:.1%}"))
-        accuracy = certificate["accuracy"]
-        for metric in accuracy["max_drop"] if accuracy else ():
-            rows.append((f"{metric} in FP32", f"{accuracy['fp32'][metric]:.2f}"))
-            rows.append((f"{metric} in {kind}", f"{accuracy['quantised'][metric]:.2f}"))
+    if parity.get("certificate"):
+        try:
+            rows += _certificate_rows(parity["certificate"])
+        except _ODD:
+            rows.append(("certificate", "not as `tfanet export` writes it"))
     return table(("fact", "value"), rows)
+
+
+def _certificate_rows(certificate: dict[str, Any]) -> list[tuple[str, Any]]:
+    kind = certificate["precision"].upper()
+    rows = [(f"arithmetic in {kind}", f"{certificate['share']:.1%}")]
+    accuracy = certificate["accuracy"]
+    for metric in accuracy["max_drop"] if accuracy else ():
+        rows.append((f"{metric} in FP32", f"{accuracy['fp32'][metric]:.2f}"))
+        rows.append((f"{metric} in {kind}", f"{accuracy['quantised'][metric]:.2f}"))
+    return rows

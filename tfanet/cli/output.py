@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tfanet.errors import plain
+
 __all__ = [
     "Verbs",
     "add_data_options",
@@ -60,7 +62,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Columns padded to their widest cell; the first is left-aligned, the others right-aligned."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([plain(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -89,6 +91,7 @@ def progress_line() -> Callable[[str, int, int], None]:
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal last
+        stage = plain(stage)
         tenth = 10 * done // max(total, 1)
         if terminal:
             end = "\n" if done >= total else ""
