@@ -48,8 +48,8 @@ class TextTokenizer:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(f"{path} cannot be read ({reason}): check its path") from error
         self._tokenizer = read_tokenizer(path, content)
-        tokens = (self.sos_token, self.eos_token)
-        sos_id, eos_id = (int(self._tokenizer.token_to_id(token)) for token in tokens)
+        sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
+        assert sos_id is not None and eos_id is not None  # they are in every file that is read
         self.length = length
         self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
         self._warned: dict[Any, Any] = {}
