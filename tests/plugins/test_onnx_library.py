@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,22 @@ def test_the_node_is_kept_and_computed(
     assert onnx_scans.error(result, case.expected) < 1e-6
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
     assert [n.op_type for n in nodes] == ["SelectiveScan"] * 2
+
+
+def test_registered_twice_is_registered_once(
+    onnx_scans: Any, library: Path, tmp_path: Path
+) -> None:
+    """By two parts of a program, or by a copy of the library: the domain stands there once."""
+    case = onnx_scans.chain(onnx_scans.Scan())
+    copied = tmp_path / library.name
+    shutil.copy(library, copied)
+    options = options_with(library)
+    for path in (library, copied, library):
+        options.register_custom_ops_library(str(path))
+    for _ in range(2):
+        model = attach(case.model, "none").SerializeToString()
+        (result,) = onnxruntime.InferenceSession(model, options).run(None, case.feeds)
+        assert onnx_scans.error(result, case.expected) < 1e-6
 
 
 @pytest.mark.parametrize("optional", OPTIONAL)

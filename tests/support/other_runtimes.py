@@ -34,7 +34,8 @@ for path in folder.glob("*.onnx"):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if way == "library":
-            options.register_custom_ops_library(str(library))
+            for _ in range(2):  # once more is no error
+                options.register_custom_ops_library(str(library))
         else:
             level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{way}")
             options.graph_optimization_level = level

@@ -81,6 +81,9 @@ OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
 // what this library has a kernel for there, stays.
 constexpr const char* kPartsEntry = "tfanet.ss2d_as_parts";
 
+// Written into the options that hold our operators.
+constexpr const char* kRegisteredEntry = "tfanet.registered";
+
 // The domains of one ONNX Runtime, for sessions with that entry, without it, and with it where it
 // names CUDA. They live as long as the process.
 struct Domains {
@@ -217,11 +220,17 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
     return base->GetApi(1)->CreateStatus(
         ORT_NOT_IMPLEMENTED, "tfanet: ONNX Runtime 1.20 or newer is needed; upgrade it");
   }
+  // Options that hold the operators already, through this library or a copy of it, stay as they
+  // are: ONNX Runtime refuses a session with the same domain twice.
+  int registered = 0;
+  RETURN_IF_ERROR(api->HasSessionConfigEntry(options, kRegisteredEntry, &registered));
+  if (registered != 0) return nullptr;
   const Domains& domains = domains_of(api);
   if (const OrtStatus* problem = domains.problem) {
     return api->CreateStatus(api->GetErrorCode(problem), api->GetErrorMessage(problem));
   }
   OrtCustomOpDomain* domain = nullptr;
   RETURN_IF_ERROR(domains.choose(options, domain));
-  return api->AddCustomOpDomain(options, domain);
+  RETURN_IF_ERROR(api->AddCustomOpDomain(options, domain));
+  return api->AddSessionConfigEntry(options, kRegisteredEntry, "1");
 }
