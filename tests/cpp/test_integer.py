@@ -19,7 +19,8 @@ from tfanet.runtime import Predictor, integer
 
 @pytest.fixture(scope="module")
 def program(compile_parts: Callable[..., Path]) -> Path:
-    return compile_parts("print_integer.cpp", parts=("integer", "onnx_file", "python_text", "unicode"))
+    parts = ("integer", "onnx_file", "python_text", "unicode")
+    return compile_parts("print_integer.cpp", parts=parts)
 
 
 def random_files(folder: Path, count: int) -> list[Path]:
