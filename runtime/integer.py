@@ -60,6 +60,7 @@ _FLAGS = {  # as Linux names what ONNX Runtime asks the processor for
     "dotprod": {"asimddp"},
     "neon": {"asimd"},
 }
+_ARM = ("i8mm", "dotprod", "neon")
 _LAYERS = (b"Conv", b"MatMul", b"Gemm")
 _INT8 = 3  # TensorProto.INT8
 
@@ -80,12 +81,10 @@ def instructions() -> str:
 
 @cache
 def _of_processor() -> str:
-    if platform.machine() in ("arm64", "aarch64"):
-        kinds = ("i8mm", "dotprod", "neon")
-    else:
-        kinds = ("avx512-vnni", "avx-vnni", "avx512", "avx2", "sse")
+    arm = platform.machine() in ("arm64", "aarch64")
     flags = _processor_flags()
-    return next((kind for kind in kinds if _FLAGS[kind] <= flags), "unknown")
+    found = (kind for kind, asked in _FLAGS.items() if asked <= flags and (kind in _ARM) == arm)
+    return next(found, "unknown")
 
 
 def _processor_flags() -> set[str]:
@@ -132,7 +131,7 @@ def pair_sums(weight: np.ndarray, axis: int) -> np.ndarray:
     return np.maximum(high, -low)
 
 
-def needs_floats(model: Path | bytes) -> bool:
+def needs_floats(model: str | Path | bytes) -> bool:
     """Whether an ONNX file's integer layers would come out wrong here: run it without them."""
     if is_exact():
         return False

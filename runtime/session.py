@@ -83,7 +83,7 @@ def open_session(
                 f"({_first_line(error)}): build it with `make native`, or pass op_library=None"
             ) from error
     model = str(path) if content is None else content()
-    if needs_floats(path if content is None else model) if as_floats is None else as_floats:
+    if needs_floats(model) if as_floats is None else as_floats:
         options.add_session_config_entry(*_AS_FLOATS)
     try:
         try:
