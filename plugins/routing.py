@@ -15,9 +15,9 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -26,117 +26,11 @@ from torch import nn
 
 from tfanet.errors import InputError
 
-from . import entry_points, mamba_block
-from .cross_scan import cross_merge, cross_scan
+from .known_names import BY_NAME, COMMON_NAMES, METHODS, Family, Function
 from .standin_import import Standins
 from .standins import OTHER_SCANS
 
 __all__ = ["exportable", "install", "uninstall"]
-
-Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Entry points that mean the same, by the names of functions and of autograd Functions.
-
-    `ignored` parameters choose how a thing is computed, never what. `probe`, for families whose
-    names other code uses for other things, makes arguments to compare results on.
-    """
-
-    implementation: Function
-    functions: tuple[str, ...]
-    classes: tuple[str, ...] = ()
-    aliases: dict[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-    probe: Callable[[], tuple[Any, ...]] | None = None
-
-
-def _map(*shape: int, then: tuple[int, ...] = ()) -> Callable[[], tuple[Any, ...]]:
-    return lambda: (torch.arange(float(torch.Size(shape).numel())).reshape(shape), *then)
-
-
-_FAMILIES = (
-    _Family(
-        entry_points.scan,
-        (
-            "selective_scan_fn",
-            "selective_scan_ref",
-            "selective_scan_torch",
-            "mamba_selective_scan",
-        ),
-        (
-            "SelectiveScan",
-            "SelectiveScanCore",
-            "SelectiveScanCuda",
-            "SelectiveScanFn",
-            "SelectiveScanMamba",
-            "SelectiveScanNRow",
-            "SelectiveScanOflex",
-        ),
-        aliases={"hidden_states": "u", "dt": "delta"},
-        ignored=("nrows", "backnrows", "use_mambapy", "use_associative_scan"),
-    ),
-    _Family(
-        entry_points.inner,
-        (
-            "mamba_inner_fn",
-            "mamba_inner_ref",
-            "mamba_inner_fn_no_out_proj",
-            "bimamba_inner_fn",
-            "bimamba_inner_ref",
-        ),
-        ("MambaInnerFn", "MambaInnerFnNoOutProj", "BiMambaInnerFn"),
-        ignored=("checkpoint_lvl",),
-    ),
-    _Family(
-        entry_points.causal_conv1d,
-        ("causal_conv1d_fn", "causal_conv1d_ref"),
-        ("CausalConv1dFn",),
-    ),
-    _Family(mamba_block.layer_norm_fn, ("layer_norm_fn",)),
-    _Family(mamba_block.rms_norm_fn, ("rms_norm_fn",)),
-    _Family(
-        cross_scan,
-        ("cross_scan_fn",),
-        ("CrossScan", "CrossScanF", "CrossScanTriton", "CrossScanTritonF"),
-        ignored=("force_torch",),
-        probe=_map(1, 2, 2, 3),
-    ),
-    _Family(
-        functools.partial(cross_scan, one_by_one=True),
-        (),
-        ("CrossScanTriton1b1",),
-        probe=_map(1, 4, 2, 2, 3),
-    ),
-    _Family(
-        cross_merge,
-        ("cross_merge_fn",),
-        ("CrossMerge", "CrossMergeF", "CrossMergeTriton", "CrossMergeTritonF"),
-        aliases={"ys": "y", "x": "y"},
-        ignored=("force_torch",),
-        probe=_map(1, 4, 2, 2, 3),
-    ),
-    _Family(
-        entry_points.window_reverse,
-        ("window_reverse",),
-        probe=_map(6, 4, 2, then=(2, 4, 6)),
-    ),
-)
-# Methods, by module, class and name; each with what stands in for it where no cache is given.
-_METHODS = (
-    (
-        "transformers.models.mamba.modeling_mamba",
-        "MambaMixer",
-        "slow_forward",
-        entry_points.mamba_mixer,
-    ),
-)
-_BY_NAME = {name: f for f in _FAMILIES for name in (*f.functions, *f.classes)}
-# Names that other code uses for other things: unlike parameters there mean nothing.
-_COMMON_NAMES = (
-    *("causal_conv1d_fn", "causal_conv1d_ref", "layer_norm_fn", "rms_norm_fn", "window_reverse"),
-)
 
 
 @dataclass(frozen=True)
@@ -145,7 +39,7 @@ class _Route:
 
     original: Any
     replacement: Function
-    family: _Family | None = None  # None: another scan, whose failure is explained
+    family: Family | None = None  # None: another scan, whose failure is explained
 
     @property
     def name(self) -> str:
@@ -248,7 +142,7 @@ class _Routing:
             return tuple(sorted([*ours, *self._methods]))
 
     def _route_methods(self) -> None:
-        for module, kind, name, replacement in _METHODS:
+        for module, kind, name, replacement in METHODS:
             owner: Any = getattr(sys.modules.get(module), kind, object)
             label = f"{module}.{kind}.{name}"
             if label not in self._methods and name in vars(owner):
@@ -323,13 +217,13 @@ def _find_routes() -> list[_Route]:
     routes, unchecked = [], []
     trusted: set[tuple[Function, str]] = set()  # families proved right, by module that holds one
     for key, value in found.items():
-        family = _BY_NAME.get(value.__name__)
+        family = BY_NAME.get(value.__name__)
         if family is None:
             routes.append(_Route(value, _explained(value)))
             continue
         unlike = _unlike(value, family)
         if unlike is not None:
-            if value.__name__ not in _COMMON_NAMES:
+            if value.__name__ not in COMMON_NAMES:
                 _warn(value, f"has the name of a known entry point, but {unlike}")
             continue
         route = _Route(value, _replacement(value, family), family)
@@ -354,7 +248,7 @@ def _find_routes() -> list[_Route]:
 def _is_entry_point(value: Any) -> bool:
     if not issubclass(type(value), FunctionType | type):
         return False
-    family = _BY_NAME.get(value.__name__)
+    family = BY_NAME.get(value.__name__)
     if family is None and value.__name__ not in OTHER_SCANS:
         return False
     if value.__module__.startswith("tfanet.plugins.") or hasattr(value, "_tfanet_route"):
@@ -368,7 +262,7 @@ def _is_entry_point(value: Any) -> bool:
     )
 
 
-def _parameters(value: Any, family: _Family) -> tuple[list[inspect.Parameter], list[str], bool]:
+def _parameters(value: Any, family: Family) -> tuple[list[inspect.Parameter], list[str], bool]:
     """The named parameters of an entry point, what the family calls them, and whether more come."""
     signature = inspect.signature(getattr(value, "forward", value))
     parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
@@ -377,12 +271,12 @@ def _parameters(value: Any, family: _Family) -> tuple[list[inspect.Parameter], l
     return named, [_known(p.name, family) for p in named], open_ended
 
 
-def _known(name: str, family: _Family) -> str:
+def _known(name: str, family: Family) -> str:
     target = inspect.signature(family.implementation).parameters
     return name if name in target else family.aliases.get(name, name)
 
 
-def _unlike(value: Any, family: _Family) -> str | None:
+def _unlike(value: Any, family: Family) -> str | None:
     """In words, the first parameter by which an entry point is not of the family; else None."""
     named, names, _ = _parameters(value, family)
     target = inspect.signature(family.implementation).parameters
@@ -395,7 +289,7 @@ def _unlike(value: Any, family: _Family) -> str | None:
     return None
 
 
-def _replacement(value: Any, family: _Family) -> Function:
+def _replacement(value: Any, family: Family) -> Function:
     """What stands in for an entry point, with its own parameters."""
     named, names, open_ended = _parameters(value, family)
     target = inspect.signature(family.implementation).parameters
@@ -455,7 +349,7 @@ def _without_cache(method: Function, replacement: Function) -> Function:
     return routed
 
 
-def _behaves(route: _Route, family: _Family) -> bool | None:
+def _behaves(route: _Route, family: Family) -> bool | None:
     """Whether an original gives what its replacement does; None where that must be seen elsewhere.
 
     Families without a probe are trusted: no code is known that gives their names another meaning.
@@ -475,7 +369,7 @@ def _behaves(route: _Route, family: _Family) -> bool | None:
     return bool(result.shape == expected.shape and torch.equal(result, expected))
 
 
-def _order(family: _Family) -> Function:
+def _order(family: Family) -> Function:
     """What two families share that go over the map in the same way."""
     implementation = family.implementation
     return implementation.func if isinstance(implementation, functools.partial) else implementation
