@@ -204,7 +204,8 @@ def test_the_schemes_from_the_command_line(capsys, small, shapes, tmp_path, both
     bundle, report = quantize_bundle(small, tmp_path / "b", ranges, target="onnxruntime")
     plain = {"outliers": 0, "regions": 0}
     assert report["certificate"]["calibration"]["splits"] != plain
-    fp8 = ("calibrate", "--precision", "fp8", *argv[1:], "--dual-region", "--output", ranges)
+    other = tmp_path / "fp8.json"
+    fp8 = ("calibrate", "--precision", "fp8", *argv[1:], "--dual-region", "--output", other)
     assert main([str(arg) for arg in fp8]) == 1
     assert "even steps" in capsys.readouterr().err
     with pytest.raises(InputError, match="even steps"):

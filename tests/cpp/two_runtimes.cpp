@@ -55,6 +55,11 @@ struct Fake {
       *found = 0;
       return nullptr;
     };
+    api.AddSessionConfigEntry = [](OrtSessionOptions* options, const char*,
+                                   const char*) noexcept -> OrtStatus* {
+      CHECK(is_of(options, kRuntime));
+      return nullptr;
+    };
     api.AddCustomOpDomain = [](OrtSessionOptions* options,
                                OrtCustomOpDomain* domain) noexcept -> OrtStatus* {
       CHECK(is_of(options, kRuntime) && is_of(domain, kRuntime));
