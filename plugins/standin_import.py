@@ -23,7 +23,7 @@ from tfanet.errors import InputError
 
 from .standins import OTHER_SCANS, PACKAGES, is_other_module, unknown_extension
 
-__all__ = ["Standins"]
+__all__ = ["Standins", "holders"]
 
 _MARK = "__tfanet_standin__"  # in a stand-in module: the package that it is of
 _NOT_INSTALLED = "not installed"
@@ -138,25 +138,7 @@ class Standins:
 
     def used(self) -> dict[str, str]:
         """Why, by name, for each package whose stand-in a module of this process has imported."""
-        ours = {
-            id(member): package
-            for package, modules in PACKAGES.items()
-            for members in modules.values()
-            for member in members.values()
-        }
-        found = set()
-        for name, module in list(sys.modules.items()):
-            held = getattr(module, "__dict__", {})
-            if name.startswith("tfanet.") or _MARK in held:
-                continue
-            for value in list(held.values()):
-                # `type`, not `isinstance`: proxies answer that with a warning or an import.
-                if issubclass(type(value), ModuleType):
-                    package = vars(value).get(_MARK)
-                else:
-                    package = ours.get(id(value))
-                if package is not None:
-                    found.add(package)
+        found = {package for _, package in holders()}
         return {name: _reasons.get(name, _NOT_INSTALLED) for name in sorted(found)}
 
     def reason(self, package: str) -> str | None:
@@ -190,6 +172,28 @@ class Standins:
             f"{package} does: {_reasons[package]}; if it is the project's own, make it importable",
             stacklevel=4,
         )
+
+
+def holders() -> Iterator[tuple[str, str]]:
+    """Modules of this process that hold a part of a stand-in, and the package it stands for."""
+    ours = {
+        id(member): package
+        for package, modules in PACKAGES.items()
+        for members in modules.values()
+        for member in members.values()
+    }
+    for name, module in list(sys.modules.items()):
+        held = getattr(module, "__dict__", {})
+        if name.startswith("tfanet.") or _MARK in held:
+            continue
+        for value in list(held.values()):
+            # `type`, not `isinstance`: proxies answer that with a warning or an import.
+            if issubclass(type(value), ModuleType):
+                package = vars(value).get(_MARK)
+            else:
+                package = ours.get(id(value))
+            if package is not None:
+                yield name, package
 
 
 def _is_standin(package: str, name: str) -> bool:

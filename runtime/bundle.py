@@ -272,7 +272,7 @@ def _read_manifest(root: Path) -> bytes:
 
 
 def _check_depth(data: Any) -> None:
-    level = [data]
+    level = [data] if isinstance(data, dict | list) else []
     for _ in range(MAX_DEPTH + 1):
         lists = (item.values() if isinstance(item, dict) else item for item in level)
         level = [item for items in lists for item in items if isinstance(item, dict | list)]

@@ -205,7 +205,7 @@ def test_function_none_needs_the_library_and_says_so(tmp_path: Path) -> None:
             {},
             r"input 1x4x4 float32: RuntimeError: .*check --input",
         ),
-        ("zoo_mistakes:scan", "1x4x4x4", {}, "selective_scan: A has shape .* dim = 4 as in u$"),
+        ("zoo_mistakes:scan", "1x4x4x4", {}, "selective_scan: A has shape .* dim = 4 as in u"),
         (
             "zoo_mistakes:decides_by_value",
             "1x3x4x4",
