@@ -213,17 +213,21 @@ Running Opener::open_provider(const Provider& provider) {
   }
   if (!op_library_.empty()) note_operators(onnxruntime_, op_library_);
   const OnnxChoice choice{provider.name, running.device, op_library_, options_.threads, false};
-  const auto load = [&](const FileBytes& file) {
+  const auto in_floats = [](const FileBytes& file) {
+    return needs_floats(file.data.get(), file.size);
+  };
+  const bool text_in_floats = in_floats(bundle_.text), image_in_floats = in_floats(bundle_.image);
+  const auto load = [&](const FileBytes& file, bool as_floats) {
     OnnxChoice its_own = choice;
-    its_own.as_floats = needs_floats(file.data.get(), file.size);
+    its_own.as_floats = as_floats;
     return std::make_unique<const OnnxSession>(onnxruntime_, file, its_own);
   };
   // On the CPU one graph is made beside the other; what is wrong with the text's is reported first.
   const auto when =
       provider.name != nullptr ? std::launch::deferred : std::launch::async | std::launch::deferred;
-  auto text = std::async(when, load, std::cref(bundle_.text));
+  auto text = std::async(when, load, std::cref(bundle_.text), text_in_floats);
   try {
-    running.image = load(bundle_.image);
+    running.image = load(bundle_.image, image_in_floats);
   } catch (...) {
     text.get();
     throw;
@@ -231,11 +235,7 @@ Running Opener::open_provider(const Provider& provider) {
   running.text = text.get();
   running.batches = {1, bundle_.manifest.dynamic_batch ? kMaxBatch : 1};
   if (bundle_.manifest.precision == "int8") {
-    const auto in_floats = [](const FileBytes& file) {
-      return needs_floats(file.data.get(), file.size);
-    };
-    running.int8 =
-        in_floats(bundle_.text) || in_floats(bundle_.image) ? "floating point" : "integers";
+    running.int8 = text_in_floats || image_in_floats ? "floating point" : "integers";
   }
   return running;
 }
