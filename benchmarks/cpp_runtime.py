@@ -28,7 +28,7 @@ from PIL import Image
 
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
-from tfanet.runtime.session import open_session
+from tfanet.runtime.backends.session import open_session
 
 import onnxruntime
 

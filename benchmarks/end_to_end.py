@@ -32,12 +32,12 @@ import numpy as np
 import onnx
 import torch
 
-from tfanet.checkpoint import load_model
-from tfanet.export.onnx_export import IMAGE_INPUTS
+from tfanet.export.trace import IMAGE_INPUTS
+from tfanet.model.checkpoint import load_model
 from tfanet.plugins import expand_ss2d, ort_library_path, selective_scan_parallel
-from tfanet.plugins.reference import ss2d_composed
+from tfanet.plugins.pytorch.reference import ss2d_composed
 from tfanet.runtime import Bundle
-from tfanet.runtime.session import open_session
+from tfanet.runtime.backends.session import open_session
 
 BASELINE = "eager, parallel scan"
 FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
@@ -47,8 +47,8 @@ RUN_ONCE = """
 import sys
 from pathlib import Path
 import numpy as np
-from tfanet.memory import peak_bytes
-from tfanet.runtime.session import open_session
+from tfanet.worker import peak_bytes
+from tfanet.runtime.backends.session import open_session
 path, library, threads = sys.argv[1:]
 session = open_session(Path(path), Path(library), int(threads))
 feeds = {i.name: np.ones([1, *i.shape[1:]], np.float32) for i in session.get_inputs()}
@@ -98,8 +98,8 @@ def make_candidates(
     def eager_parallel() -> np.ndarray:
         composed = partial(ss2d_composed, scan=selective_scan_parallel)
         with (
-            mock.patch("tfanet.ss2d.selective_scan", selective_scan_parallel),
-            mock.patch("tfanet.ss2d.ss2d", composed),
+            mock.patch("tfanet.model.ss2d.selective_scan", selective_scan_parallel),
+            mock.patch("tfanet.model.ss2d.ss2d", composed),
         ):
             return eager()
 

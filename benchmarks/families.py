@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from tfanet.cli.output import table
 from tfanet.export import export_onnx
-from tfanet.export.input_spec import draw, parse_inputs
-from tfanet.plugins import entry_points, exportable, install, ort_library_path, uninstall
+from tfanet.export.user_model.inputs import draw, parse_inputs
+from tfanet.plugins import exportable, install, ort_library_path, uninstall
+from tfanet.plugins.compat import entry_points
 
 import onnxruntime
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import onnx
 
 from tfanet.data import ReferDataset
-from tfanet.evaluate import evaluate
-from tfanet.export.bundle_engine import range_feeds
-from tfanet.export.precision import cast_graph
-from tfanet.export.ranges import measure_ranges
+from tfanet.evaluation.evaluate import evaluate
+from tfanet.export.engines.add import range_feeds
+from tfanet.export.engines.magnitudes import measure_ranges
+from tfanet.export.engines.precision import cast_graph
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Bundle
-from tfanet.runtime.bundle import MANIFEST, file_facts
+from tfanet.runtime.bundle.read import MANIFEST, file_facts
 
 SAMPLES = 32
 

@@ -24,14 +24,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from tfanet.calibration.accuracy import logits, measure_latency, measure_metrics
-from tfanet.calibration.calibrator import apply, measure_ranges, prepare
-from tfanet.calibration.collect import open_model
-from tfanet.calibration.graph import fold_weights, load
-from tfanet.calibration.sampler import CalibrationSet, choose
-from tfanet.calibration.source import GRAPHS, Source
+from tfanet.calibration.accept.accuracy import logits, measure_latency, measure_metrics
+from tfanet.calibration.graph.reading import fold_weights, load
+from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
+from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.measure.sampler import CalibrationSet, choose
+from tfanet.calibration.measure.source import GRAPHS, Source
 from tfanet.cli.output import progress_line, table
-from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.bundle.read import Bundle
 
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader

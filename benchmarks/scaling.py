@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfanet.runtime.session import thread_count
+from tfanet.runtime.backends.session import thread_count
 
 SIZES = (240, 480, 720, 960, 1440, 1920)
 POINT = """
 import json, sys, time
 from statistics import median
 import torch
-from tfanet.checkpoint import load_model
-from tfanet.config import preset as find_preset
+from tfanet.model.checkpoint import load_model
+from tfanet.model.config import preset as find_preset
 from tfanet.plugins import ss2d
-from tfanet.ss2d import SS2D
+from tfanet.model.ss2d import SS2D
 
 what, preset, side, runs, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(threads)

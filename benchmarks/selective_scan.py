@@ -27,16 +27,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from tfanet.config import preset
-from tfanet.model import TFANet
-from tfanet.plugins import (
-    attach,
-    native,
-    ort_library_path,
-    selective_scan,
-    selective_scan_parallel,
-)
-from tfanet.plugins.scan import _run_forward
+from tfanet.model.config import preset
+from tfanet.model.tfanet import TFANet
+from tfanet.plugins import attach, ort_library_path, selective_scan, selective_scan_parallel
+from tfanet.plugins.kernels import cpu
+from tfanet.plugins.pytorch.selective_scan import _run_forward
 
 import onnxruntime
 
@@ -252,7 +247,7 @@ def main() -> None:
         print(json.dumps({"gigabytes_per_second": speed / 1e9, "rows": rows}))
         return
     print(
-        f"{args.preset}, {args.threads} threads, instructions {native.isa_name()}, "
+        f"{args.preset}, {args.threads} threads, instructions {cpu.isa_name()}, "
         f"memory {speed / 1e9:.1f} GB/s; milliseconds"
     )
     names = list(rows[0]["ms"])

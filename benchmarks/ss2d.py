@@ -35,14 +35,14 @@ from torch import Tensor
 from tfanet.plugins import (
     attach,
     expand_ss2d,
-    native,
     ort_library_path,
     selective_scan_parallel,
     ss2d,
     ss2d_ref,
 )
-from tfanet.plugins.reference import ss2d_composed
-from tfanet.plugins.scan2d import run_into
+from tfanet.plugins.kernels import cpu
+from tfanet.plugins.pytorch.reference import ss2d_composed
+from tfanet.plugins.pytorch.ss2d import run_into
 
 import onnxruntime
 
@@ -188,7 +188,7 @@ def main() -> None:
         return
     print(
         f"{args.preset}, {args.threads} threads, {'processor' if args.cpu_time else 'wall'} time, "
-        f"instructions {native.isa_name()}, "
+        f"instructions {cpu.isa_name()}, "
         f"{speed[0] / 1e9:.0f} GFLOP/s, {speed[1] / 1e9:.1f} GB/s; milliseconds"
     )
     names = list(rows[0]["ms"])

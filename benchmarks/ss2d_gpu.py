@@ -29,7 +29,7 @@ from ss2d import Shape, make_operands, preset_shapes
 from torch import Tensor
 
 from tfanet.plugins import selective_scan, ss2d, ss2d_ref
-from tfanet.plugins.reference import ss2d_composed
+from tfanet.plugins.pytorch.reference import ss2d_composed
 
 try:
     import csm_triton

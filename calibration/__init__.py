@@ -9,16 +9,6 @@ Needs onnx and ONNX Runtime, no PyTorch.
 
 from __future__ import annotations
 
-from tfanet.calibration.calibrator import calibrate
-from tfanet.calibration.certificate import GuardOptions, recheck
-from tfanet.calibration.quantizer import quantize_bundle
-from tfanet.calibration.ranges import Calibration, diff
+import lazy_loader
 
-__all__ = [
-    "Calibration",
-    "GuardOptions",
-    "calibrate",
-    "diff",
-    "quantize_bundle",
-    "recheck",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

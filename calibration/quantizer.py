@@ -16,20 +16,19 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from tfanet.calibration import grid as grids
+from tfanet.calibration.accept.certificate import GuardOptions, guarded, short
+from tfanet.calibration.accept.guard import check_bounds
+from tfanet.calibration.accept.speed import measure_speed, write_timing
+from tfanet.calibration.graph.placement import INT8, Layer, int8_share
+from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
+from tfanet.calibration.measure.sampler import CalibrationSet
+from tfanet.calibration.measure.source import GRAPHS, Progress, Source
+from tfanet.calibration.ranges import Calibration, diff
 from tfanet.errors import GateError, InputError
-from tfanet.export.write import check_target, new_bundle
-from tfanet.runtime.bundle import FILES, MANIFEST, Bundle, file_facts
-from tfanet.runtime.integer import instructions, overflowing
-
-from . import grid as grids
-from .calibrator import apply, measure_ranges, prepare
-from .certificate import GuardOptions, guarded, short
-from .guard import check_bounds
-from .placement import INT8, Layer, int8_share
-from .ranges import Calibration, diff
-from .sampler import CalibrationSet
-from .source import GRAPHS, Progress, Source
-from .speed import measure_speed, write_timing
+from tfanet.runtime.backends.integer import instructions, overflowing
+from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, file_facts
+from tfanet.runtime.bundle.write import check_target, new_bundle
 
 __all__ = ["check_form", "quantize_bundle"]
 

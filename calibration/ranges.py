@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
+from tfanet.calibration.grid import GRIDS
 from tfanet.errors import InputError, shown
-from tfanet.export.write import new_file
-
-from .grid import GRIDS
+from tfanet.runtime.bundle.write import new_file
 
 __all__ = ["SCHEMA_VERSION", "Calibration", "GraphRanges", "diff"]
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tfanet.cli.output import parity_table, table
+from tfanet.evaluation.metrics import Metrics
 from tfanet.export import export_bundle
-from tfanet.metrics import Metrics
 from tfanet.runtime import Predictor, load_image
 from tfanet.runtime.overlay import save_mask, save_overlay
 

@@ -11,16 +11,24 @@ import onnx
 from onnx import ModelProto
 
 from tfanet import __version__
-from tfanet.checkpoint import load_model
-from tfanet.config import PRESETS, check_image_size
 from tfanet.errors import InputError
-from tfanet.export import onnx_export, parity
-from tfanet.export.write import check_target, new_bundle
-from tfanet.model import TFANet
-from tfanet.plugins import onnx_op
-from tfanet.plugins.function_body import KINDS, count_scan_nodes
-from tfanet.plugins.ss2d_nodes import is_ss2d
-from tfanet.runtime.bundle import FILES, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, file_facts
+from tfanet.export import trace
+from tfanet.export.parity.check import check, file_backends
+from tfanet.model.checkpoint import load_model
+from tfanet.model.config import PRESETS, check_image_size
+from tfanet.model.tfanet import TFANet
+from tfanet.plugins.graph import schemas
+from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
+from tfanet.plugins.graph.ss2d import is_ss2d
+from tfanet.runtime.bundle.read import (
+    FILES,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Bundle,
+    Manifest,
+    file_facts,
+)
+from tfanet.runtime.bundle.write import check_target, new_bundle
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from tfanet.runtime.tokenizer import TextTokenizer
 
@@ -67,8 +75,8 @@ def export_bundle(
     check_target(output, overwrite=overwrite)
     if function not in KINDS:
         raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
-    if opset not in onnx_export.OPSETS:
-        span = onnx_export.OPSETS
+    if opset not in trace.OPSETS:
+        span = trace.OPSETS
         raise InputError(f"opset is {opset}: choose {span[0]} to {span[-1]}")
     source = "preset" if str(model) in PRESETS else "checkpoint"
     network = (model if isinstance(model, TFANet) else load_model(model)).eval()
@@ -99,11 +107,11 @@ def _write(
 
     config = network.config
     report("exporting text.onnx", 0)
-    text = onnx_export.export_text(network, dynamic_batch=dynamic_batch, opset=opset)
+    text = trace.export_text(network, dynamic_batch=dynamic_batch, opset=opset)
     interface = {"text.onnx": _save(text, work / "text.onnx")}
     del text
     report("exporting image.onnx", 1)
-    image = onnx_export.export_image(
+    image = trace.export_image(
         network, size, function=function, fuse=fuse, dynamic_batch=dynamic_batch, opset=opset
     )
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
@@ -114,9 +122,9 @@ def _write(
     tokenizer = TextTokenizer(work / "tokenizer.json", config.text_length)
 
     report("comparing with PyTorch", 2)
-    figures = parity.check(
+    figures = check(
         network,
-        parity.file_backends(work / "text.onnx", work / "image.onnx"),
+        file_backends(work / "text.onnx", work / "image.onnx"),
         size,
         dynamic_batch=dynamic_batch,
         threshold=THRESHOLD,
@@ -143,9 +151,9 @@ def _write(
         },
         threshold=THRESHOLD,
         scan={
-            "domain": onnx_op.DOMAIN,
-            "op": onnx_op.OP_TYPE,
-            "version": onnx_op.OP_VERSION,
+            "domain": schemas.DOMAIN,
+            "op": schemas.OP_TYPE,
+            "version": schemas.OP_VERSION,
             "function": function,
             "calls": calls,
             "fused": fused,
@@ -166,4 +174,4 @@ def _save(model: ModelProto, path: Path) -> tuple[list[dict[str, Any]], list[dic
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
     graph = model.graph
-    return onnx_export.graph_interface(graph.input), onnx_export.graph_interface(graph.output)
+    return trace.graph_interface(graph.input), trace.graph_interface(graph.output)

@@ -8,22 +8,6 @@ prediction.mask  # (H, W) bool
 
 from __future__ import annotations
 
-from tfanet.runtime.bundle import Bundle, BundleError, Manifest
-from tfanet.runtime.predictor import Prediction, Predictor, Sentence
-from tfanet.runtime.preprocess import ImageError, image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.tokenizer import TextError, TextTokenizer
+import lazy_loader
 
-__all__ = [
-    "Bundle",
-    "BundleError",
-    "ImageError",
-    "Manifest",
-    "Prediction",
-    "Predictor",
-    "Sentence",
-    "TextError",
-    "TextTokenizer",
-    "image_to_tensor",
-    "load_image",
-    "logits_to_mask",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
-from tfanet.runtime.backends import Options, open_graphs
-from tfanet.runtime.bundle import FILES, Bundle, BundleError
-from tfanet.runtime.engine import EngineGraph
+from tfanet.runtime.backends.choose import Options, open_graphs
+from tfanet.runtime.backends.engine import EngineGraph
+from tfanet.runtime.backends.session import Shapes, check_interface
+from tfanet.runtime.bundle.read import FILES, Bundle, BundleError
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.session import Shapes, check_interface
 from tfanet.runtime.tokenizer import TextTokenizer, check_text, listed
 
 __all__ = ["Prediction", "Predictor", "Sentence"]

@@ -12,7 +12,12 @@ import numpy as np
 from tokenizers import Encoding
 
 from tfanet.errors import InputError, shown
-from tfanet.runtime.tokenizer_file import END_TOKEN, MAX_FILE_BYTES, START_TOKEN, read_tokenizer
+from tfanet.runtime.tokenizer_file import (
+    END_TOKEN,
+    MAX_FILE_BYTES,
+    START_TOKEN,
+    read_tokenizer,
+)
 
 __all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text", "listed"]
 

@@ -2,9 +2,10 @@
 
 The parts live in sub-packages, each usable alone:
 
-- `tfanet.model`, `tfanet.backbone`: TFANet and its VMamba backbone in PyTorch;
+- `tfanet.model`: TFANet and its VMamba backbone in PyTorch;
 - `tfanet.plugins`: the selective-scan operator for PyTorch, ONNX and ONNX Runtime;
-- `tfanet.export`: PyTorch to a bundle, with the parity check;
+- `tfanet.export`: PyTorch to a bundle, with the parity check; engines;
+- `tfanet.calibration`: INT8 and FP8, with a bound on what is lost;
 - `tfanet.runtime`: run a bundle; never imports PyTorch.
 
 Importing this package imports none of them. It switches ONNX Runtime's telemetry off, which a
@@ -14,8 +15,10 @@ program that imports onnxruntime itself must do before that: nothing stops it la
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from pkgutil import extend_path
+
+import lazy_loader
+
+from tfanet import moved
 
 __version__ = "0.1.0"
 
@@ -23,9 +26,5 @@ __version__ = "0.1.0"
 # cache folder, unless it finds this when it is loaded. Children inherit it. The user may say 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__path__ = extend_path(__path__, __name__)
-
-_root = Path(__file__).resolve().parent.parent
-if (_root / "setup.cfg").is_file() and (_root / "runtime").is_dir():
-    # A checkout: export/, runtime/ and plugins/ stand beside this folder, not in it.
-    __path__.append(str(_root))
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+moved.install()

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import MissingDependencyError
-from tfanet.runtime.integer import describe, instructions
+from tfanet.runtime.backends.integer import describe, instructions
 
 __all__ = ["diagnose"]
 
@@ -125,7 +125,7 @@ def _tensorrt_reason(module: str, package: str) -> str | None:
 
 def _device_reason() -> str | None:
     """Why no GPU can be used, in the words of the runtime that would use it."""
-    from tfanet.runtime.device import Device
+    from tfanet.runtime.backends.device import Device
 
     try:
         Device.open()

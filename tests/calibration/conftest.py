@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tfanet.calibration import Calibration, calibrate
-from tfanet.calibration.collect import open_model
-from tfanet.calibration.source import Source
-from tfanet.config import TextConfig, TFANetConfig, preset
+from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.measure.source import Source
 from tfanet.data import make_shapes
+from tfanet.model.config import TextConfig, TFANetConfig, preset
 from tfanet.runtime import Bundle
-from tfanet.runtime.bundle import FILES, MANIFEST, file_facts
+from tfanet.runtime.bundle.read import FILES, MANIFEST, file_facts
 
 CONFIG = replace(
     preset("tfanet-tiny"),
@@ -47,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     import torch
 
     from tfanet.export import export_bundle
-    from tfanet.model import TFANet
+    from tfanet.model.tfanet import TFANet
 
     torch.manual_seed(0)
     model = TFANet(CONFIG).eval()

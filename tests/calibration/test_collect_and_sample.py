@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from tfanet.calibration import calibrate
-from tfanet.calibration.calibrator import measure_ranges
-from tfanet.calibration.collect import OUTSIDE, SAMPLE, Seen, Watched, stride_of
-from tfanet.calibration.graph import Graph
-from tfanet.calibration.qdq import activation_ranges
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.source import GRAPHS
+from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.measure.calibrator import measure_ranges
+from tfanet.calibration.measure.collect import OUTSIDE, SAMPLE, Seen, Watched, stride_of
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import GRAPHS
+from tfanet.calibration.rewrite.qdq import activation_ranges
 from tfanet.data import ReferDataset
 from tfanet.errors import InputError
 

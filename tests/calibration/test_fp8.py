@@ -13,16 +13,16 @@ import pytest
 from onnx import helper
 
 from tfanet.calibration import Calibration, GuardOptions, calibrate, quantize_bundle
-from tfanet.calibration.graph import Graph, load
+from tfanet.calibration.graph.placement import find_layers
+from tfanet.calibration.graph.reading import Graph, load
 from tfanet.calibration.grid import FP8, INT8, grid_of
-from tfanet.calibration.observers import Mse
-from tfanet.calibration.placement import find_layers
-from tfanet.calibration.qdq import quantize, quantize_weight
-from tfanet.calibration.source import Source
+from tfanet.calibration.measure.observers import Mse
+from tfanet.calibration.measure.source import Source
+from tfanet.calibration.rewrite.qdq import quantize, quantize_weight
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.bundle_engine import add_engine
-from tfanet.export.engine import Options
+from tfanet.export.engines.add import add_engine
+from tfanet.export.engines.build import Options
 from tfanet.runtime import Bundle, Predictor
 
 RNG = np.random.default_rng(8)

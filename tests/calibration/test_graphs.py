@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from tfanet.calibration.graph import Graph, fold_weights, load
-from tfanet.calibration.layout import to_linear
-from tfanet.calibration.placement import find_layers, int8_share
-from tfanet.calibration.source import GRAPHS, Source
+from tfanet.calibration.graph.layout import to_linear
+from tfanet.calibration.graph.placement import find_layers, int8_share
+from tfanet.calibration.graph.reading import Graph, fold_weights, load
+from tfanet.calibration.measure.source import GRAPHS, Source
 from tfanet.errors import InputError
 
 RNG = np.random.default_rng(11)
@@ -54,7 +54,7 @@ def test_no_pointwise_convolution_and_no_gemm_is_left(source):
 
 
 def test_multiply_accumulates_are_those_that_pytorch_counts(source, config):
-    from tfanet.cost import describe
+    from tfanet.model.cost import describe
 
     facts = describe(config)
     scans = sum(

@@ -8,14 +8,14 @@ import re
 import numpy as np
 import pytest
 
-from tfanet.calibration.accuracy import logits
-from tfanet.calibration.calibrator import apply, prepare
-from tfanet.calibration.guard import search
-from tfanet.calibration.placement import FLOAT, INT8, Layer, int8_share
-from tfanet.calibration.qdq import quantize
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.sensitivity import SWITCHES, measure_sensitivity, switched
-from tfanet.calibration.source import GRAPHS
+from tfanet.calibration.accept.accuracy import logits
+from tfanet.calibration.accept.guard import search
+from tfanet.calibration.accept.sensitivity import SWITCHES, measure_sensitivity, switched
+from tfanet.calibration.graph.placement import FLOAT, INT8, Layer, int8_share
+from tfanet.calibration.measure.calibrator import apply, prepare
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import GRAPHS
+from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.errors import GateError, InputError
 
 BASELINE = {"mIoU": 70.0, "P@0.9": 40.0}

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfanet.calibration import Calibration, GuardOptions, quantize_bundle, recheck, speed
-from tfanet.calibration.placement import int8_share
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.source import Source
+from tfanet.calibration import Calibration, GuardOptions, quantize_bundle, recheck
+from tfanet.calibration.accept import speed
+from tfanet.calibration.graph.placement import int8_share
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import Source
 from tfanet.cli import main
 from tfanet.errors import GateError, InputError
-from tfanet.evaluate import evaluate
-from tfanet.metrics import Metrics
+from tfanet.evaluation.evaluate import evaluate
+from tfanet.evaluation.metrics import Metrics
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.bundle import FILES, MANIFEST, TIMING, file_facts
+from tfanet.runtime.bundle.read import FILES, MANIFEST, TIMING, file_facts
 
 BOUNDS = {"mIoU": 100, "P@0.9": 100}
 ROOT = Path(__file__).resolve().parents[2]

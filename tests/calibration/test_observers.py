@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tfanet.calibration.observers import (
+from tfanet.calibration.measure.observers import (
     BINS,
     OBSERVERS,
     Entropy,

@@ -11,21 +11,23 @@ import pytest
 import saturation
 from onnx import numpy_helper
 
-from tfanet.calibration import qdq, quantize_bundle, recheck
-from tfanet.calibration.accuracy import logits
-from tfanet.calibration.calibrator import apply, prepare
-from tfanet.calibration.certificate import GuardOptions
-from tfanet.calibration.collect import open_model
+from tfanet.calibration import quantize_bundle, recheck
+from tfanet.calibration.accept.accuracy import logits
+from tfanet.calibration.accept.certificate import GuardOptions
 from tfanet.calibration.grid import INT8
-from tfanet.calibration.qdq import quantize_weight
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.source import GRAPHS
+from tfanet.calibration.measure.calibrator import apply, prepare
+from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import GRAPHS
+from tfanet.calibration.rewrite import qdq
+from tfanet.calibration.rewrite.qdq import quantize_weight
 from tfanet.cli import main
 from tfanet.doctor import diagnose
 from tfanet.errors import GateError, InputError
-from tfanet.runtime import Bundle, Predictor, integer
-from tfanet.runtime.bundle import MANIFEST, file_facts
-from tfanet.runtime.session import open_session
+from tfanet.runtime import Bundle, Predictor
+from tfanet.runtime.backends import integer
+from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.read import MANIFEST, file_facts
 
 EXACT, SATURATING = "avx512-vnni", "avx2"
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 from saturation import fake, fake_weight
 
-from tfanet.calibration.graph import Graph
-from tfanet.calibration.placement import INT8, find_layers
-from tfanet.calibration.qdq import activation_ranges, quantize, quantize_weight
+from tfanet.calibration.graph.placement import INT8, find_layers
+from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.rewrite.qdq import activation_ranges, quantize, quantize_weight
 from tfanet.errors import InputError
 
 RNG = np.random.default_rng(5)
@@ -186,7 +186,7 @@ def test_only_what_is_asked_for_is_quantised_and_the_original_stays(residual, to
 
 def test_onnx_runtime_runs_integer_kernels(source, calibration, tmp_path):
     """Every layer that counts as INT8 is an integer node in the graph that ONNX Runtime runs."""
-    from tfanet.calibration.calibrator import apply, prepare
+    from tfanet.calibration.measure.calibrator import apply, prepare
     from tfanet.plugins import ort_library_path
 
     import onnxruntime

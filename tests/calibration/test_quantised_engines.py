@@ -10,9 +10,9 @@ import pytest
 from tfanet.calibration import quantize_bundle
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.bundle_engine import add_engine
+from tfanet.export.engines.add import add_engine
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.bundle import FILES
+from tfanet.runtime.bundle.read import FILES
 
 
 def has_rtx() -> bool:

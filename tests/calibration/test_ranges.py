@@ -10,11 +10,16 @@ import onnx
 import pytest
 
 from tfanet.calibration import Calibration, calibrate, diff
-from tfanet.calibration.calibrator import apply, measure_ranges, model_facts, prepare
-from tfanet.calibration.collect import open_model
+from tfanet.calibration.measure.calibrator import (
+    apply,
+    measure_ranges,
+    model_facts,
+    prepare,
+)
+from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import GraphRanges
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.source import Source
 from tfanet.errors import InputError
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from tfanet.calibration.bias_correction import correct
-from tfanet.calibration.graph import Graph
-from tfanet.calibration.placement import find_layers
-from tfanet.calibration.qdq import quantize_weight
-from tfanet.calibration.smooth import exponents, find_groups, migrate
+from tfanet.calibration.graph.placement import find_layers
+from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.rewrite.bias_correction import correct
+from tfanet.calibration.rewrite.qdq import quantize_weight
+from tfanet.calibration.rewrite.smooth import exponents, find_groups, migrate
 from tfanet.errors import InputError
 
 RNG = np.random.default_rng(23)
@@ -59,7 +59,7 @@ def test_a_migrated_model_is_the_same_to_the_bit(normed, tools):
 
 
 def test_a_whole_model_is_the_same_to_the_bit(source, calibration, tools):
-    from tfanet.calibration.calibrator import prepare
+    from tfanet.calibration.measure.calibrator import prepare
 
     prepared, same = prepare(source, calibration)
     assert same

@@ -11,16 +11,22 @@ from onnx import helper
 from saturation import fake, fake_weight
 
 from tfanet.calibration import Calibration, calibrate, quantize_bundle
-from tfanet.calibration.accuracy import logits
-from tfanet.calibration.calibrator import apply, prepare
-from tfanet.calibration.graph import Graph
+from tfanet.calibration.accept.accuracy import logits
+from tfanet.calibration.graph.placement import find_layers
+from tfanet.calibration.graph.reading import Graph
 from tfanet.calibration.grid import INT8
-from tfanet.calibration.placement import find_layers
-from tfanet.calibration.qdq import quantize
+from tfanet.calibration.measure.calibrator import apply, prepare
+from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.source import GRAPHS
 from tfanet.calibration.ranges import GraphRanges
-from tfanet.calibration.sampler import choose
-from tfanet.calibration.source import GRAPHS
-from tfanet.calibration.split import Regions, is_crowded, outlier_channels, rewrite, split_inputs
+from tfanet.calibration.rewrite.qdq import quantize
+from tfanet.calibration.rewrite.split import (
+    Regions,
+    is_crowded,
+    outlier_channels,
+    rewrite,
+    split_inputs,
+)
 from tfanet.cli import main
 from tfanet.errors import InputError
 

@@ -137,7 +137,7 @@ def test_shapes_replace_their_own_files_only(tmp_path):
 @pytest.fixture
 def bundle(tmp_path) -> Path:
     """A bundle whose graphs hold nothing: enough to be told apart and compared."""
-    from tfanet.runtime.bundle import FILES, Manifest, file_facts
+    from tfanet.runtime.bundle.read import FILES, Manifest, file_facts
 
     folder = tmp_path / "bundle"
     folder.mkdir()

@@ -80,7 +80,7 @@ def test_mistakes_are_one_line_that_names_the_value(capsys, tmp_path, monkeypatc
 
 def test_a_missing_package_exits_with_3_and_says_what_to_install(capsys, monkeypatch):
 
-    monkeypatch.setitem(sys.modules, "tfanet.cost", None)
+    monkeypatch.setitem(sys.modules, "tfanet.model.cost", None)
     code, _, err = run(capsys, "info", "--preset", "tfanet-tiny")
     assert code == 3
     assert "tfanet[export]" in err

@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 
 from tfanet.runtime import Predictor
-from tfanet.runtime.bundle import file_facts
+from tfanet.runtime.bundle.read import file_facts
 
 import onnxruntime
 

@@ -20,7 +20,7 @@ from tfanet.plugins import selective_scan_ref, ss2d_ref
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSET = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
-KERNEL = ROOT / "plugins" / "csrc"
+KERNEL = ROOT / "plugins" / "csrc" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # as runtime/cpp is built
 

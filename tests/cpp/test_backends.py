@@ -19,10 +19,10 @@ import pytest
 
 from tfanet.errors import TfanetError
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.backends import BACKENDS
-from tfanet.runtime.bundle import file_facts
-from tfanet.runtime.device import Device
-from tfanet.runtime.engine import check_record
+from tfanet.runtime.backends.choose import BACKENDS
+from tfanet.runtime.backends.device import Device
+from tfanet.runtime.backends.engine import check_record
+from tfanet.runtime.bundle.read import file_facts
 
 import onnxruntime
 

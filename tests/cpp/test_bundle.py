@@ -15,7 +15,7 @@ import pytest
 
 from tfanet.errors import MissingDependencyError, TfanetError
 from tfanet.runtime import BundleError, Predictor
-from tfanet.runtime.bundle import MAX_MANIFEST_BYTES
+from tfanet.runtime.bundle.read import MAX_MANIFEST_BYTES
 
 FILES = ["manifest.json", "image.onnx", "text.onnx", "tokenizer.json"]
 

@@ -1,4 +1,4 @@
-"""INT8 graphs in C: the rule of runtime/integer.py, file by file, and whole bundles."""
+"""INT8 graphs in C: the rule of runtime/backends/integer.py, file by file, and whole bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 import saturation
 from onnx import helper, numpy_helper
 
-from tfanet.runtime import Predictor, integer
+from tfanet.runtime import Predictor
+from tfanet.runtime.backends import integer
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
-from tfanet.runtime.bundle import file_facts
+from tfanet.runtime.bundle.read import file_facts
 from tfanet.runtime.preprocess import ImageError, image_to_tensor, logits_to_mask
 
 HANGS = 3600  # seconds: a guard against waiting for ever, not a measure of anything

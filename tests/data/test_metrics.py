@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfanet.errors import InputError
-from tfanet.metrics import GeneralizedMetrics, Metrics
+from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
 
 
 def strip(start: int, stop: int, length: int = 1000) -> np.ndarray:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import FUZZ, every_change, mutated, outcome
 
-from tfanet.calibration.sampler import choose
+from tfanet.calibration.measure.sampler import choose
 from tfanet.data import DataError, ReferDataset, check
 from tfanet.data.masks import segmentation_mask
 from tfanet.errors import InputError

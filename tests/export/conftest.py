@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tfanet.checkpoint import save_checkpoint
-from tfanet.config import TextConfig, TFANetConfig, preset
 from tfanet.export import export_bundle
-from tfanet.export.bundle_engine import add_engine
-from tfanet.export.engine import Profile
-from tfanet.model import TFANet
+from tfanet.export.engines.add import add_engine
+from tfanet.export.engines.build import Profile
+from tfanet.model.checkpoint import save_checkpoint
+from tfanet.model.config import TextConfig, TFANetConfig, preset
+from tfanet.model.tfanet import TFANet
 from tfanet.runtime import Bundle
 
 

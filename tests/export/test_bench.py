@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tfanet.bench import BASELINE, bench
+from tfanet.bench.measure import BASELINE, bench
 from tfanet.cli import main
 from tfanet.errors import InputError, MissingDependencyError
 

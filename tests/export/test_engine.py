@@ -15,12 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
-from tfanet.export import engine as engine_module
-from tfanet.export.bundle_engine import add_engine
-from tfanet.export.engine import Options, Profile, build_engine, engine_graph
-from tfanet.plugins.function_body import attach, count_scan_nodes
+from tfanet.export.engines import build as engine_module
+from tfanet.export.engines.add import add_engine
+from tfanet.export.engines.build import Options, Profile, build_engine, engine_graph
+from tfanet.plugins.graph.attach import attach, count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.bundle import BundleError
+from tfanet.runtime.bundle.read import BundleError
 
 import onnxruntime
 

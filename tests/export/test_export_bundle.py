@@ -15,17 +15,17 @@ import onnx
 import pytest
 import torch
 
-from tfanet.checkpoint import save_checkpoint
-from tfanet.config import preset
 from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
-from tfanet.export.onnx_export import export_image
-from tfanet.export.parity import bundle_backends, check, check_bundle
-from tfanet.model import TFANet
+from tfanet.export.parity.check import bundle_backends, check, check_bundle
+from tfanet.export.trace import export_image
+from tfanet.model.checkpoint import save_checkpoint
+from tfanet.model.config import preset
+from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
-from tfanet.plugins.function_body import count_scan_nodes
+from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.session import open_session
+from tfanet.runtime.backends.session import open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,7 +174,7 @@ def test_parity_fails_for_other_weights_and_nothing_is_written(
     save_checkpoint(tmp_path / "other.safetensors", other)
     with pytest.raises(GateError):
         check_bundle(bundle.path, checkpoint=tmp_path / "other.safetensors")
-    monkeypatch.setattr("tfanet.export.parity.MAX_REL_ERROR", 0.0)
+    monkeypatch.setattr("tfanet.export.parity.check.MAX_REL_ERROR", 0.0)
     with pytest.raises(GateError):
         export_bundle(model, tmp_path / "never")
     assert [p.name for p in tmp_path.iterdir()] == ["other.safetensors"]
@@ -235,7 +235,7 @@ def write(work, *rest):
             for start in range(0, path.stat().st_size, 65536):
                 file.write(path.read_bytes()[start : start + 65536]); file.flush()
 b._write = write
-from tfanet.checkpoint import load_model
+from tfanet.model.checkpoint import load_model
 model = load_model({str(checkpoint)!r})
 print("ready", flush=True)
 for _ in range(1000):

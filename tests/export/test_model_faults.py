@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tfanet.errors import GateError, InputError
-from tfanet.export import export_onnx, model_onnx
-from tfanet.export.bfloat16 import widened
+from tfanet.export import export_onnx
+from tfanet.export.user_model import onnx_file
+from tfanet.export.user_model.bfloat16 import widened
 
 import onnxruntime
 
@@ -117,7 +118,7 @@ def test_no_scan_is_found_before_the_export(
     def export(*_: Any) -> None:
         raise AssertionError("the export began")
 
-    monkeypatch.setattr(model_onnx, "export_graph", export)
+    monkeypatch.setattr(onnx_file, "export_graph", export)
     with pytest.raises(InputError, match="holds no selective scan"):
         export_onnx("zoo_mistakes:no_scan", tmp_path / "m.onnx", input="1x3x4x4")
 

@@ -17,7 +17,7 @@ import torch
 from tfanet.cli import main
 from tfanet.errors import GateError, InputError
 from tfanet.export import Profile, build_engine, export_onnx
-from tfanet.export.input_spec import draw, parse_inputs
+from tfanet.export.user_model.inputs import draw, parse_inputs
 from tfanet.plugins import ort_library_path, rewrite
 
 import onnxruntime

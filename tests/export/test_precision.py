@@ -8,10 +8,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tfanet.errors import InputError
-from tfanet.export.precision import POLICY, cast_graph
-from tfanet.export.ranges import measure_ranges
+from tfanet.export.engines.magnitudes import measure_ranges
+from tfanet.export.engines.precision import POLICY, cast_graph
 from tfanet.plugins import ort_library_path
-from tfanet.plugins.function_body import count_scan_nodes
+from tfanet.plugins.graph.attach import count_scan_nodes
 
 import onnxruntime
 

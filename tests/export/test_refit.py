@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from tfanet.errors import GateError, InputError
-from tfanet.export import bundle_engine, export_bundle
-from tfanet.export import refit as refit_module
-from tfanet.export.bundle_engine import add_engine
-from tfanet.export.engine import Options
-from tfanet.export.refit import refit
+from tfanet.export import export_bundle
+from tfanet.export.engines import add
+from tfanet.export.engines import refit as refit_module
+from tfanet.export.engines.add import add_engine
+from tfanet.export.engines.build import Options
+from tfanet.export.engines.refit import refit
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.device import Device
-from tfanet.runtime.engine import EngineError, check_record
+from tfanet.runtime.backends.device import Device
+from tfanet.runtime.backends.engine import EngineError, check_record
 
 VERSION = "1.7.1.116"
 GPU = Device(0, "8.9", "a stand-in")
@@ -91,8 +92,8 @@ def built(monkeypatch):
         facts = {"layers": 1, "types": {}, "seconds": 1.0, "peak_bytes": 1}
         return {"library": "tensorrt_rtx", "version": VERSION, **facts}
 
-    monkeypatch.setattr(bundle_engine, "build_engine", build)
-    monkeypatch.setattr(bundle_engine, "load_module", lambda target: None)
+    monkeypatch.setattr(add, "build_engine", build)
+    monkeypatch.setattr(add, "load_module", lambda target: None)
     return graphs
 
 
@@ -152,8 +153,8 @@ def test_an_engine_gets_the_weights_of_further_training(stripped, model, library
 
 def stripped_graph(bundle: Bundle) -> bytes:
     (record,) = bundle.manifest.engines
-    graph = bundle_engine.typed_graphs(bundle, record)["image.onnx"]
-    return bundle_engine.engine_graph(graph).SerializeToString()
+    graph = add.typed_graphs(bundle, record)["image.onnx"]
+    return add.engine_graph(graph).SerializeToString()
 
 
 def test_what_cannot_be_refitted(stripped, bundle, built, library, tmp_path):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tfanet.checkpoint import save_checkpoint
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.report import BINS, stage_outputs, write_report
+from tfanet.export.parity.report import BINS, stage_outputs, write_report
+from tfanet.model.checkpoint import save_checkpoint
 from tfanet.runtime import Predictor
 
 

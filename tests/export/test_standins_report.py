@@ -15,7 +15,7 @@ import torch
 from tfanet.cli import main
 from tfanet.errors import InputError
 from tfanet.export import export_onnx
-from tfanet.plugins.standin_import import holders
+from tfanet.plugins.compat.standin_import import holders
 
 import onnxruntime
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from mutations import every_change, outcome
 
-from tfanet.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
-from tfanet.checkpoint import load_model, load_vmamba, save_checkpoint
-from tfanet.config import TextConfig, TFANetConfig, preset
 from tfanet.errors import InputError
-from tfanet.model import TFANet
+from tfanet.model.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
+from tfanet.model.checkpoint import load_model, load_vmamba, save_checkpoint
+from tfanet.model.config import TextConfig, TFANetConfig, preset
+from tfanet.model.tfanet import TFANet
 
 SMALL = replace(
     preset("tfanet-tiny"),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tfanet.cfsm import CFSM, CSSM, pool_matrix
-from tfanet.losses import dice_loss, segmentation_loss
-from tfanet.mlam import MLAM, SCALES, CrossAttention, FusionBlock, Gate
-from tfanet.ss2d import SS2D
-from tfanet.wfdm import Decoder, WordKernel
+from tfanet.model.cfsm import CFSM, CSSM, pool_matrix
+from tfanet.model.mlam import MLAM, SCALES, CrossAttention, FusionBlock, Gate
+from tfanet.model.ss2d import SS2D
+from tfanet.model.wfdm import Decoder, WordKernel
+from tfanet.training.losses import dice_loss, segmentation_loss
 
 BATCH, DIM, TEXT, ALIGN, LENGTH = 2, 12, 10, 8, 7
 

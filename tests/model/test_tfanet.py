@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tfanet.config import PRESETS, TextConfig, TFANetConfig, preset
-from tfanet.cost import describe, table4
 from tfanet.errors import InputError
-from tfanet.losses import segmentation_loss
-from tfanet.model import TFANet
-from tfanet.text import TextEncoder
+from tfanet.model.config import PRESETS, TextConfig, TFANetConfig, preset
+from tfanet.model.cost import describe, table4
+from tfanet.model.text import TextEncoder
+from tfanet.model.tfanet import TFANet
+from tfanet.training.losses import segmentation_loss
 
 SMALL = replace(
     preset("tfanet-tiny"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.plugins import cuda, cuda_ss2d
+from tfanet.plugins.kernels import cuda, cuda_ss2d
 
 SOURCES = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / "cuda"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

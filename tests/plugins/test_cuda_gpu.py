@@ -13,13 +13,13 @@ from torch import Tensor
 
 from tfanet.errors import MissingDependencyError
 from tfanet.plugins import (
-    cuda,
     ort_library_path,
     selective_scan,
     selective_scan_ref,
     ss2d,
     ss2d_ref,
 )
+from tfanet.plugins.kernels import cuda
 
 import onnxruntime
 

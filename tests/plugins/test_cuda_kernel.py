@@ -16,7 +16,9 @@ from emulation import build_emulator, emulate, raw
 from torch import Tensor
 
 from tfanet.errors import InputError
-from tfanet.plugins import cuda, scan, selective_scan_ref
+from tfanet.plugins import selective_scan_ref
+from tfanet.plugins.kernels import cuda
+from tfanet.plugins.pytorch import selective_scan as scan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "y")

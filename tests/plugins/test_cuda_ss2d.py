@@ -18,8 +18,10 @@ from emulation import SOURCES, build_emulator, emulate, raw
 from torch import Tensor
 
 from tfanet.errors import InputError
-from tfanet.plugins import cuda, cuda_ss2d, scan2d, ss2d
-from tfanet.plugins.reference import ss2d_ref
+from tfanet.plugins import ss2d
+from tfanet.plugins.kernels import cuda, cuda_ss2d
+from tfanet.plugins.pytorch import ss2d as scan2d
+from tfanet.plugins.pytorch.reference import ss2d_ref
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPERANDS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")

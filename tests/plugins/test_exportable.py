@@ -17,7 +17,7 @@ from torch import nn
 
 from tfanet.errors import InputError
 from tfanet.plugins import exportable, install, selective_scan_ref, uninstall
-from tfanet.plugins.cross_scan import cross_merge, cross_scan
+from tfanet.plugins.pytorch.cross_scan import cross_merge, cross_scan
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tfanet.errors import InputError
-from tfanet.plugins.mamba_block import Block, Mamba, MixerBlock, RMSNorm
+from tfanet.plugins.compat.mamba_block import Block, Mamba, MixerBlock, RMSNorm
 
 Arrays = dict[str, np.ndarray]
 DRAWN = settings(max_examples=15, deadline=None)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from tfanet.plugins import native, selective_scan, selective_scan_parallel, ss2d_ref
-from tfanet.plugins.function_body import attach
-from tfanet.plugins.native import isa_name
-from tfanet.plugins.scan import _native_args
-from tfanet.plugins.scan2d import run_into
+from tfanet.plugins import selective_scan, selective_scan_parallel, ss2d_ref
+from tfanet.plugins.graph.attach import attach
+from tfanet.plugins.kernels import cpu
+from tfanet.plugins.kernels.cpu import isa_name
+from tfanet.plugins.pytorch.selective_scan import _native_args
+from tfanet.plugins.pytorch.ss2d import run_into
 
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-ISAS = [name for name in native.ISAS if name != "automatic" and isa_name(name)]
+ISAS = [name for name in cpu.ISAS if name != "automatic" and isa_name(name)]
 BACKENDS = (*ISAS, "operator", "parallel", "onnxruntime", "sequential body", "parallel body")
 # Of every operand one value; A of plus infinity is another matter, below.
 PLACES = [
@@ -48,9 +49,9 @@ def backends(onnx_scans: Any, library: Path) -> Callable[[str, Any], Callable[[A
                 return function(*x, scan.softplus).numpy()  # type: ignore[arg-type]
             args, _held = _native_args(*x, delta_softplus=scan.softplus)
             y = torch.zeros_like(x[0])  # type: ignore[arg-type]
-            args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
-            args.isa = native.ISAS[name]
-            native.forward(args, 2)
+            args.y, args.y_strides = y.data_ptr(), cpu.SequenceStrides(*y.stride()[:-1])
+            args.isa = cpu.ISAS[name]
+            cpu.forward(args, 2)
             return y.numpy()
 
         model = onnx_scans.chain(scan).model

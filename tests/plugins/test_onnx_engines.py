@@ -12,7 +12,7 @@ import onnx.inliner
 import pytest
 from other_runtimes import build_in_tensorrt_rtx, needs_tensorrt_rtx
 
-from tfanet.plugins.function_body import attach
+from tfanet.plugins.graph.attach import attach
 
 
 @needs_tensorrt_rtx

@@ -10,9 +10,8 @@ import onnx
 import pytest
 import torch
 
-from tfanet.plugins import selective_scan
-from tfanet.plugins.function_body import attach, count_scan_nodes
-from tfanet.plugins.onnx_op import custom_translation_table
+from tfanet.plugins import custom_translation_table, selective_scan
+from tfanet.plugins.graph.attach import attach, count_scan_nodes
 
 import onnxruntime
 

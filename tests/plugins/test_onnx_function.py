@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tfanet.errors import InputError
-from tfanet.plugins.function_body import attach, count_scan_nodes, rewrite
+from tfanet.plugins.graph.attach import attach, count_scan_nodes, rewrite
 
 KINDS = ("sequential", "parallel")
 OPTIONAL = ((), ("D",), ("D", "delta_bias"), ("D", "delta_bias", "z"), ("delta_bias",), ("z",))

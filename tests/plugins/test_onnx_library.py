@@ -17,7 +17,7 @@ from map_scans import options_with
 from onnx import TensorProto, helper
 from other_runtimes import run_in_lowest
 
-from tfanet.plugins.function_body import attach
+from tfanet.plugins.graph.attach import attach
 
 import onnxruntime
 

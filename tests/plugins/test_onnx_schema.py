@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.shape_inference import InferenceError
 
-from tfanet.plugins import onnx_op
+from tfanet.plugins.graph import schemas
 
 SHAPES: dict[str, list[Any]] = {
     "u": ["batch", 12, 30],
@@ -46,8 +46,8 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_schema_is_registered_once_with_the_signature() -> None:
-    schema = onnx_op.schema()
-    assert onnx_op.schema().since_version == schema.since_version == 1
+    schema = schemas.schema()
+    assert schemas.schema().since_version == schema.since_version == 1
     assert [i.name for i in schema.inputs] == list(SHAPES)
     assert (schema.min_input, schema.max_input, schema.max_output) == (5, 8, 1)
     assert schema.attributes["delta_softplus"].default_value.i == 0
@@ -108,7 +108,7 @@ def test_full_check_reports_the_mismatch_too() -> None:
 
 def test_schema_needs_no_torch() -> None:
     code = (
-        "import sys; import tfanet.plugins.onnx_op, tfanet.plugins.function_body; "
+        "import sys; import tfanet.plugins.graph.schemas, tfanet.plugins.graph.attach; "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

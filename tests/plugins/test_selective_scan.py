@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tfanet.errors import InputError
-from tfanet.plugins import native, selective_scan, selective_scan_parallel, selective_scan_ref
-from tfanet.plugins.scan import _native_args
+from tfanet.plugins import selective_scan, selective_scan_parallel, selective_scan_ref
+from tfanet.plugins.kernels import cpu
+from tfanet.plugins.pytorch.selective_scan import _native_args
 
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 OPTIONAL = ("D", "z", "delta_bias")
-ISAS = [name for name in native.ISAS if name != "automatic" and native.isa_name(name)]
+ISAS = [name for name in cpu.ISAS if name != "automatic" and cpu.isa_name(name)]
 # Of both passes: channels of one vector, of one unit, and lengths around one tile of 64 steps.
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 103, 127, 129, 225, 1000)
 
@@ -38,9 +39,9 @@ def run_isa(x: dict[str, Tensor], softplus: bool, isa: str, threads: int = 1) ->
     """The kernel of one instruction set, past the choice that the operator makes."""
     args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=softplus)
     y = torch.full_like(x["u"], torch.nan)
-    args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
-    args.isa = native.ISAS[isa]
-    native.forward(args, threads)
+    args.y, args.y_strides = y.data_ptr(), cpu.SequenceStrides(*y.stride()[:-1])
+    args.isa = cpu.ISAS[isa]
+    cpu.forward(args, threads)
     del held
     return y
 
@@ -168,7 +169,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import torch
 from tfanet.plugins import native
-from tfanet.plugins.scan import _native_args
+from tfanet.plugins.pytorch.selective_scan import _native_args
 
 def guarded(*shape):
     # Memory that ends where no access is allowed.
@@ -186,9 +187,9 @@ for length in (1, 7, 8, 9, 33, 63, 64, 65, 71, 72, 225):
         B = guarded(1, 1, 1, length)
         A, D = -torch.rand(dim, 1), torch.ones(dim)
         args, _ = _native_args(u, delta, A, B, B, D, None, D, delta_softplus=True)
-        args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
-        args.isa = native.ISAS[sys.argv[1]]
-        native.forward(args, 1)
+        args.y, args.y_strides = y.data_ptr(), cpu.SequenceStrides(*y.stride()[:-1])
+        args.isa = cpu.ISAS[sys.argv[1]]
+        cpu.forward(args, 1)
         assert y.isfinite().all()
 """
 
@@ -206,9 +207,9 @@ def test_nothing_beside_a_strided_result_is_written(onnx_scans: Any, isa: str) -
         args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=True)
         around = torch.full((1, 40, length + 20), 7.0)
         y = around[..., 3 : 3 + length]
-        args.y, args.y_strides = y.data_ptr(), native.SequenceStrides(*y.stride()[:-1])
-        args.isa = native.ISAS[isa]
-        native.forward(args, 1)
+        args.y, args.y_strides = y.data_ptr(), cpu.SequenceStrides(*y.stride()[:-1])
+        args.isa = cpu.ISAS[isa]
+        cpu.forward(args, 1)
         del held
         assert torch.equal(y, run_isa(x, True, isa))
         assert (around[..., :3] == 7).all() and (around[..., 3 + length :] == 7).all()
@@ -450,20 +451,20 @@ def test_the_c_interface_refuses_what_would_leave_memory() -> None:
     x = {**small(), "D": torch.zeros(4)}
     args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=False)
     with pytest.raises(InputError, match="y and the gradients"):
-        native.forward(args, 1)
+        cpu.forward(args, 1)
     args.y = held["u"].data_ptr()
     for threads in (0, -1):
         with pytest.raises(InputError, match="threads must be 1 or more"):
-            native.forward(args, threads)
+            cpu.forward(args, threads)
     dy = held["u"].data_ptr()
-    names = [name for name, _ in native.ScanGradients._fields_]
+    names = [name for name, _ in cpu.ScanGradients._fields_]
     for absent in ("dy", "du", "ddelta", "dA_parts", "dB_parts", "dC_parts", "dD_parts"):
-        gradients = native.ScanGradients(**{n: None if n == absent else dy for n in names})
+        gradients = cpu.ScanGradients(**{n: None if n == absent else dy for n in names})
         with pytest.raises(InputError, match="must not be null"):
-            native.backward(args, gradients, 1)
+            cpu.backward(args, gradients, 1)
     args.batch = 2**60
     with pytest.raises(InputError, match="sizes are too large"):
-        native.forward(args, 1)
+        cpu.forward(args, 1)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -478,7 +479,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_environment_names_the_instruction_set(isa: str) -> None:
-    code = "from tfanet.plugins import native; print(native.isa_name())"
+    code = "from tfanet.plugins import native; print(cpu.isa_name())"
     assert run_python(code, TFANET_SCAN_ISA=isa).stdout.strip() == isa
 
 
@@ -492,7 +493,7 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", ["libtfanet_cpu.so", "libtfanet_ort.so"])
 def test_libraries_need_nothing_but_the_c_and_cpp_runtimes(name: str) -> None:
-    path = native.cpu_library_path().with_name(name)
+    path = cpu.cpu_library_path().with_name(name)
     dynamic = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True)
     needed = {
         line.split("[")[1].rstrip("]") for line in dynamic.stdout.splitlines() if "NEEDED" in line

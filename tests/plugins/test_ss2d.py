@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tfanet.errors import InputError
-from tfanet.plugins import native, selective_scan, selective_scan_parallel, ss2d, ss2d_ref
-from tfanet.plugins.reference import ss2d_composed
-from tfanet.plugins.scan2d import run_into
+from tfanet.plugins import selective_scan, selective_scan_parallel, ss2d, ss2d_ref
+from tfanet.plugins.kernels import cpu
+from tfanet.plugins.pytorch.reference import ss2d_composed
+from tfanet.plugins.pytorch.ss2d import run_into
 
-ISAS = [name for name in native.ISAS if name != "automatic" and native.isa_name(name)]
+ISAS = [name for name in cpu.ISAS if name != "automatic" and cpu.isa_name(name)]
 NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
 
@@ -271,21 +272,21 @@ def test_bad_arguments_are_named(index: int, value: Any, words: str) -> None:
 
 def test_the_kernel_refuses_what_it_cannot_run() -> None:
     x = operands()
-    args = native.SS2DArgs(1, 16, 5, 7, 2, 1, 9, 0, *(value.data_ptr() for value in x), 0, 0)
+    args = cpu.SS2DArgs(1, 16, 5, 7, 2, 1, 9, 0, *(value.data_ptr() for value in x), 0, 0)
     with pytest.raises(InputError, match="ss2d: unknown dtype"):
-        native.ss2d_forward(args, 1)
+        cpu.ss2d_forward(args, 1)
     args.dtype, args.width = 0, 2**30
     with pytest.raises(InputError, match="below 2\\^31"):
-        native.ss2d_forward(args, 1)
+        cpu.ss2d_forward(args, 1)
     args.batch, args.width = 2**60, 7
     with pytest.raises(InputError, match="sizes are too large"):
-        native.ss2d_forward(args, 1)
+        cpu.ss2d_forward(args, 1)
     args.batch, args.rows, args.D, args.y = 1, None, args.A, args.A
     with pytest.raises(InputError, match="threads must be 1 or more"):
-        native.ss2d_forward(args, 0)
+        cpu.ss2d_forward(args, 0)
     args.u = None
     with pytest.raises(InputError, match="must not be null"):
-        native.ss2d_forward(args, 1)
+        cpu.ss2d_forward(args, 1)
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
@@ -307,7 +308,7 @@ except ValueError as error:
 
 def test_the_workspace_is_small() -> None:
     """(R + 2N) / E of four maps, and two maps of 16 channels for every thread."""
-    args = native.SS2DArgs(1, 256, 120, 120, 8, 1, 0, 0)
+    args = cpu.SS2DArgs(1, 256, 120, 120, 8, 1, 0, 0)
     four_maps = 4 * 256 * 14400 * 4
     projected, threads = 10 / 256 * four_maps, 2 * 2 * 16 * 14400 * 4
-    assert native.ss2d_workspace(args, 2) < 1.01 * (projected + threads) < four_maps / 8
+    assert cpu.ss2d_workspace(args, 2) < 1.01 * (projected + threads) < four_maps / 8

@@ -15,14 +15,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from other_runtimes import build_in_tensorrt_rtx, needs_tensorrt_rtx, run_in_lowest
 
 from tfanet.errors import InputError
-from tfanet.plugins import (
-    attach,
-    custom_translation_table,
-    expand_ss2d,
-    ss2d,
-)
-from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
-from tfanet.plugins.tensorrt_plugin import plugin_graph
+from tfanet.plugins import attach, custom_translation_table, expand_ss2d, ss2d
+from tfanet.plugins.graph.attach import attach_by_length, count_scan_nodes, split_ss2d
+from tfanet.plugins.tensorrt import plugin_graph
 
 import onnxruntime
 

@@ -14,7 +14,7 @@ from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, r
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tfanet.plugins import attach, expand_ss2d
-from tfanet.plugins.function_body import attach_by_length, count_scan_nodes, split_ss2d
+from tfanet.plugins.graph.attach import attach_by_length, count_scan_nodes, split_ss2d
 
 INPUTS = ("u", "rows", "dt_weight", "dt_bias", "A", "D")
 

@@ -16,7 +16,7 @@ import torch
 
 from tfanet.errors import InputError
 from tfanet.plugins import exportable, install, selective_scan_ref, uninstall
-from tfanet.plugins.standin_import import Standins, holders
+from tfanet.plugins.compat.standin_import import Standins, holders
 
 PACKAGES = ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda", "triton")
 
@@ -152,7 +152,7 @@ def test_what_can_not_be_imported_is_replaced_with_a_warning(project: Path) -> N
         install(standins=True)
     assert importlib.import_module("causal_conv1d").real
     standin = importlib.import_module("mamba_ssm")
-    assert standin.Mamba.__module__ == "tfanet.plugins.mamba_block"
+    assert standin.Mamba.__module__ == "tfanet.plugins.compat.mamba_block"
     assert importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     holder = ModuleType("holder")
     holder.Mamba = standin.Mamba  # type: ignore[attr-defined]

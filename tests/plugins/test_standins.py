@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.plugins import entry_points, install, selective_scan_ref, uninstall
+from tfanet.plugins import install, selective_scan_ref, uninstall
+from tfanet.plugins.compat import entry_points
 
 DIM, RANK, STATES, WIDTH = 6, 2, 3, 4
 

@@ -1,6 +1,6 @@
 """The plugin that is compiled ahead of time, as TensorRT's builder calls it (tensorrt_stub.py).
 
-The kernel itself is tested with tfanet.plugins.cuda; here is what TensorRT is told of it: types,
+The kernel itself is tested with `plugins.kernels.cuda`; here is what TensorRT is told of it: types,
 shapes, order of parameters, and a launch that holds for every size within a profile.
 """
 
@@ -24,11 +24,12 @@ import pytest
 from onnx import ModelProto
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.export.engine import Options, build_engine, engine_graph
-from tfanet.plugins import cuda, tensorrt_plugin
-from tfanet.plugins.cuda import launch_geometry
-from tfanet.plugins.function_body import attach, scan_nodes
-from tfanet.plugins.tensorrt_plugin import plugin_graph, register
+from tfanet.export.engines.build import Options, build_engine, engine_graph
+from tfanet.plugins import tensorrt
+from tfanet.plugins.graph.attach import attach, scan_nodes
+from tfanet.plugins.kernels import cuda
+from tfanet.plugins.kernels.cuda import launch_geometry
+from tfanet.plugins.tensorrt import plugin_graph, register
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,7 +53,7 @@ def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     real = request.param == "bindings"
     if real and tensorrt_stub.real_plugin_folder() is None:
         pytest.skip("NVIDIA's tensorrt.plugin is not here: pip install tensorrt-cu13-bindings")
-    monkeypatch.setattr(tensorrt_plugin, "_registered", {})
+    monkeypatch.setattr(tensorrt, "_registered", {})
     monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
     with tensorrt_stub.installed(real) as module:
         yield module
@@ -198,7 +199,7 @@ def test_register_without_tensorrt(trt: ModuleType, monkeypatch: pytest.MonkeyPa
 def test_the_machines_gpu_is_the_default(
     trt: ModuleType, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tfanet.runtime.device import Device
+    from tfanet.runtime.backends.device import Device
 
     monkeypatch.setattr(Device, "open", lambda index=0: Device(0, "12.5", "a GPU"))
     monkeypatch.setattr(cuda, "_architectures", lambda: (75, 80, 90, 120, 130))
@@ -248,11 +249,11 @@ def test_rewrite(onnx_scans: Any, tmp_path: Path) -> None:
     model = onnx_scans.chain(onnx_scans.Scan(optional=("D",))).model
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(attach(model, "sequential"), source)
-    tensorrt_plugin.rewrite(source, target)
+    tensorrt.rewrite(source, target)
     assert onnx.load(target) == plugin_graph(model, "library")
     source.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"in\.onnx can't be read"):
-        tensorrt_plugin.rewrite(source, tmp_path / "other.onnx", "aot")
+        tensorrt.rewrite(source, tmp_path / "other.onnx", "aot")
     assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "out.onnx"}
 
 
@@ -330,7 +331,7 @@ def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__init__.py").write_text(TENSORRT)
     (package.parent / "sitecustomize.py").write_text(
         "from tfanet.plugins import cuda\n"
-        "from tfanet.runtime.device import Device\n"
+        "from tfanet.runtime.backends.device import Device\n"
         "cuda._architectures = lambda: (75, 80, 90)\n"
         "Device.open = classmethod(lambda cls, index=0: cls(0, '8.0', 'a GPU'))\n"
     )
@@ -363,7 +364,7 @@ def test_build_with_a_plugin(
     onnx_scans: Any, fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     library = plugin_library(tmp_path, 11)
-    monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda: library)
+    monkeypatch.setattr("tfanet.export.engines.build.trt_library_path", lambda: library)
     graph = engine_graph(scans(onnx_scans), form)
     facts = build_engine(graph, tmp_path / "plan", target="tensorrt", options=Options(plugin=form))
     assert (facts["library"], facts["version"]) == ("tensorrt", "11.1.0")
@@ -382,14 +383,14 @@ def test_build_without_what_the_plugin_needs(
     aot, library = (engine_graph(scans(onnx_scans), form) for form in ("aot", "library"))
     missing = tmp_path / "nowhere" / "libtfanet_trt.so"
     older, newer = plugin_library(tmp_path, 10), plugin_library(tmp_path, 11)
-    monkeypatch.setattr("tfanet.plugins.native._LIBRARIES", missing.parent)
+    monkeypatch.setattr("tfanet.plugins.kernels.cpu._LIBRARIES", missing.parent)
     with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
         build_engine(library, **options("library"))
     for path, words in ((missing, "cannot be loaded"), (older, r"for TensorRT 10, here is 11\.1")):
-        monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda path=path: path)
+        monkeypatch.setattr("tfanet.export.engines.build.trt_library_path", lambda path=path: path)
         with pytest.raises(InputError, match=words):
             build_engine(library, **options("library"))
-    monkeypatch.setattr("tfanet.export.engine.trt_library_path", lambda: newer)
+    monkeypatch.setattr("tfanet.export.engines.build.trt_library_path", lambda: newer)
     (fake_tensorrt / "__init__.py").write_text(TENSORRT + "refuses = True\n")
     with pytest.raises(InputError, match=r"refused by tensorrt.*TENSORRT_ROOT"):
         build_engine(library, **options("library"))

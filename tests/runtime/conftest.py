@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import tfanet
-from tfanet.runtime.bundle import FILES, Manifest, file_facts
+from tfanet.runtime.bundle.read import FILES, Manifest, file_facts
 
 TOKENIZER = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
 LENGTH, WIDTH, SIZE = 8, 4, (32, 48)

@@ -17,8 +17,8 @@ from mutations import FUZZ, every_change, mutated, outcome
 from tfanet.cli.inspect import _manifest_text
 from tfanet.errors import InputError, TfanetError
 from tfanet.runtime import Bundle, BundleError, Predictor
-from tfanet.runtime.backends import Options, open_graphs
-from tfanet.runtime.bundle import file_facts
+from tfanet.runtime.backends.choose import Options, open_graphs
+from tfanet.runtime.bundle.read import file_facts
 
 
 def refused(path: Path, *words: str) -> None:

@@ -24,9 +24,9 @@ import pytest
 import tfanet
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime import Bundle, Predictor
-from tfanet.runtime.bundle import file_facts
-from tfanet.runtime.device import Device, DeviceError
-from tfanet.runtime.engine import EngineError, EngineGraph
+from tfanet.runtime.backends.device import Device, DeviceError
+from tfanet.runtime.backends.engine import EngineError, EngineGraph
+from tfanet.runtime.bundle.read import file_facts
 
 import onnxruntime
 
@@ -614,9 +614,7 @@ def test_cuda_provider_that_is_not_there(shared_bundle: Path):
 def test_engines_need_no_torch():
     import subprocess
 
-    code = (
-        "import sys, tfanet.runtime.engine, tfanet.runtime.backends; print('torch' in sys.modules)"
-    )
+    code = "import sys, tfanet.runtime.backends.engine; print('torch' in sys.modules)"
     root = Path(tfanet.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
@@ -626,16 +624,18 @@ def test_engines_need_no_torch():
 
 def test_engine_whose_plugin_is_in_a_library(cuda, add_engine, monkeypatch, tmp_path):
     path = add_engine("tensorrt", plugin="library")
-    monkeypatch.setattr("tfanet.plugins.native._LIBRARIES", tmp_path)
+    monkeypatch.setattr("tfanet.plugins.kernels.cpu._LIBRARIES", tmp_path)
     with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
         Predictor(path, backend="tensorrt")
     passed_over = Predictor(path).info()["passed_over"]
     assert "libtfanet_trt.so has not been built" in passed_over["tensorrt-fp16"]
 
     calls = []
-    monkeypatch.setattr("tfanet.runtime.engine.trt_library_path", lambda: tmp_path / "library")
     monkeypatch.setattr(
-        "tfanet.runtime.engine.load_plugin_library", lambda trt, file: calls.append(file)
+        "tfanet.runtime.backends.engine.trt_library_path", lambda: tmp_path / "library"
+    )
+    monkeypatch.setattr(
+        "tfanet.runtime.backends.engine.load_plugin_library", lambda trt, file: calls.append(file)
     )
     deserialize = Runtime.deserialize_cuda_engine
     monkeypatch.setattr(

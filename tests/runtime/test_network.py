@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tfanet.cli import build_parser
-from tfanet.config import TextConfig, preset
+from tfanet.model.config import TextConfig, preset
 
 import onnxruntime
 
@@ -79,8 +79,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dic
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
-    from tfanet.checkpoint import save_checkpoint
-    from tfanet.model import TFANet
+    from tfanet.model.checkpoint import save_checkpoint
+    from tfanet.model.tfanet import TFANet
 
     torch.manual_seed(0)
     config = replace(

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfanet.bench import bench
+from tfanet.bench.measure import bench
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.runtime import Predictor, session
-from tfanet.runtime.session import MAX_THREADS, thread_count
+from tfanet.runtime import Predictor
+from tfanet.runtime.backends import session
+from tfanet.runtime.backends.session import MAX_THREADS, thread_count
 
 PICTURE = np.zeros((40, 40, 3), np.uint8)
 

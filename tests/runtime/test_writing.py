@@ -14,10 +14,12 @@ import pytest
 from small_engines import add, record
 
 from tfanet.errors import GateError, InputError
-from tfanet.export import write
-from tfanet.export.bundle_engine import store_engine
-from tfanet.export.leftovers import engine_file, leftovers
-from tfanet.export.write import (
+from tfanet.export.engines.add import store_engine
+from tfanet.runtime import Bundle, BundleError
+from tfanet.runtime.bundle import write
+from tfanet.runtime.bundle.leftovers import engine_file, leftovers
+from tfanet.runtime.bundle.read import verify
+from tfanet.runtime.bundle.write import (
     check_folder,
     check_output,
     check_target,
@@ -25,8 +27,6 @@ from tfanet.export.write import (
     new_file,
     new_folder,
 )
-from tfanet.runtime import Bundle, BundleError
-from tfanet.runtime.bundle import verify
 
 SUPPORT = Path(__file__).parents[1] / "support"
 

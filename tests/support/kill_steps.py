@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tfanet.export import leftovers, write
-from tfanet.runtime.bundle import Bundle
+from tfanet.runtime.bundle import leftovers, write
+from tfanet.runtime.bundle.read import Bundle
 
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "open", "ctypes.dlsym"}
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from tfanet.calibration.graph import Graph
+from tfanet.calibration.graph.reading import Graph
 
 
 def multiply(a: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfanet.export import bundle_engine
-from tfanet.export.write import new_folder
-from tfanet.runtime.bundle import Bundle
+from tfanet.export.engines import add
+from tfanet.runtime.bundle.read import Bundle
+from tfanet.runtime.bundle.write import new_folder
 
-bundle_engine._engine_parity = lambda *_: {"ran": False, "reason": "no GPU"}
+add._engine_parity = lambda *_: {"ran": False, "reason": "no GPU"}
 
 
 def record(name: str) -> dict[str, object]:
@@ -32,4 +32,4 @@ def add(path: Path, name: str, plan: bytes) -> Bundle:
     with new_folder(opened.path / name) as folder:
         for kind in (b"text", b"image"):
             (folder / f"{kind.decode()}.engine").write_bytes(kind + name.encode() + plan)
-        return bundle_engine.store_engine(opened, folder, record(name))
+        return add.store_engine(opened, folder, record(name))

@@ -12,7 +12,7 @@ from PIL import Image
 from tfanet.data import Ref, ReferDataset, make_shapes
 from tfanet.data.batches import make_loader
 from tfanet.runtime.tokenizer import TextTokenizer
-from tfanet.train import TOKENIZER
+from tfanet.training.train import TOKENIZER
 
 Batch = list[torch.Tensor]
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tfanet.checkpoint import load_model, save_checkpoint
-from tfanet.config import preset
 from tfanet.data import ReferDataset, make_shapes
 from tfanet.errors import InputError
-from tfanet.evaluate import evaluate
-from tfanet.model import TFANet
+from tfanet.evaluation.evaluate import evaluate
+from tfanet.model.checkpoint import load_model, save_checkpoint
+from tfanet.model.config import preset
+from tfanet.model.tfanet import TFANet
 from tfanet.runtime.preprocess import image_to_tensor, load_image
 from tfanet.runtime.tokenizer import TextTokenizer
-from tfanet.train import TOKENIZER
+from tfanet.training.train import TOKENIZER
 
 
 @pytest.fixture(scope="module")

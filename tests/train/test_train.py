@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tfanet.checkpoint import load_model
-from tfanet.config import preset
 from tfanet.data import make_shapes
 from tfanet.errors import InputError
-from tfanet.model import TFANet
-from tfanet.train import TrainOptions, learning_rate_at, parameter_groups, train
+from tfanet.model.checkpoint import load_model
+from tfanet.model.config import preset
+from tfanet.model.tfanet import TFANet
+from tfanet.training.train import TrainOptions, learning_rate_at, parameter_groups, train
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def _add_calibration_options(parser: Any) -> None:
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:
     """Measure the ranges of a bundle's activations on pictures, for INT8 or FP8."""
     from tfanet.calibration import calibrate
-    from tfanet.export.write import check_output
+    from tfanet.runtime.bundle.write import check_output
 
     missing = [name for name in ("bundle", "data", "output") if getattr(args, name) is None]
     if missing:
@@ -190,10 +190,10 @@ def run_quantise(
 def _check_quantise(args: argparse.Namespace) -> tuple[Any, Any]:
     """The guard and the ranges that the options name, every option checked before work begins."""
     from tfanet.calibration import Calibration
-    from tfanet.calibration.calibrator import check_options
-    from tfanet.calibration.guard import check_bounds
+    from tfanet.calibration.accept.guard import check_bounds
+    from tfanet.calibration.measure.calibrator import check_options
+    from tfanet.calibration.measure.sampler import choose
     from tfanet.calibration.quantizer import check_form
-    from tfanet.calibration.sampler import choose
 
     if args.calibration is None and args.data is None:
         raise InputError(

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tfanet.cli.calibrate import guard_options
-from tfanet.cli.output import Verbs, add_data_options, add_verb, parity_table, progress_line, table
+from tfanet.cli.output import (
+    Verbs,
+    add_data_options,
+    add_verb,
+    parity_table,
+    progress_line,
+    table,
+)
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
@@ -67,8 +74,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
     """Segment what a sentence names in a picture, with a bundle; needs no PyTorch."""
-    from tfanet.export.write import check_output
     from tfanet.runtime import Predictor, load_image
+    from tfanet.runtime.bundle.write import check_output
     from tfanet.runtime.overlay import save_mask, save_overlay
 
     taken = {Path(args.image).resolve()}
@@ -110,7 +117,7 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
 
 def run_bench(args: argparse.Namespace) -> tuple[Any, str]:
     """Latency, throughput and memory of a bundle on every backend, beside PyTorch, in turn."""
-    from tfanet.bench import bench
+    from tfanet.bench.measure import bench
 
     options = ("backends", "batches", "runs", "warmup", "threads", "checkpoint")
     report = bench(
@@ -156,14 +163,14 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     An INT8 bundle is evaluated again on the data that its certificate was measured on (--data).
     """
     if args.report is not None:
-        from tfanet.export.write import check_folder
+        from tfanet.runtime.bundle.write import check_folder
 
         check_folder(args.report)
         if args.data is not None:
             raise InputError("--report is of an FP32 bundle: leave it out, or --data")
     if args.data is not None:
         from tfanet.calibration import recheck
-        from tfanet.runtime.bundle import Bundle
+        from tfanet.runtime.bundle.read import Bundle
 
         checked = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
         rows = [
@@ -175,7 +182,7 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         if made != here:
             text += f"\n\ncertified with {made or 'unknown'} instructions, measured with {here}"
         return checked, text
-    from tfanet.export.parity import check_bundle
+    from tfanet.export.parity.check import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
     text = parity_table(report)
@@ -187,7 +194,7 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _write_report(args: argparse.Namespace) -> None:
     from tfanet.data import ReferDataset, make_shapes
-    from tfanet.export.report import write_report
+    from tfanet.export.parity.report import write_report
 
     with tempfile.TemporaryDirectory() as folder:
         pictures = args.picture

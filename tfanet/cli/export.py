@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tfanet.cli.calibrate import add_int8_options, run_quantise
-from tfanet.cli.output import Verbs, add_verb, image_size, parity_table, progress_line, table
+from tfanet.cli.output import (
+    Verbs,
+    add_verb,
+    image_size,
+    parity_table,
+    progress_line,
+    table,
+)
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs", "engine_table"]
@@ -134,8 +141,8 @@ def _defaults(add: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
 
 def _engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
     """What adds the engine that the options ask for to a bundle; the options are checked now."""
-    from tfanet.export.bundle_engine import add_engine, check_engine
-    from tfanet.export.engine import Options, Profile
+    from tfanet.export.engines.add import add_engine, check_engine
+    from tfanet.export.engines.build import Options, Profile
 
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     own = args.precision if args.precision in QUANTISED else "fp32"
@@ -170,7 +177,7 @@ def run_engine(args: argparse.Namespace) -> tuple[Any, str]:
 
 def run_refit(args: argparse.Namespace) -> tuple[Any, str]:
     """Give an engine the weights of a bundle's graphs, on its GPU, without building it again."""
-    from tfanet.export.refit import refit
+    from tfanet.export.engines.refit import refit
 
     bundle = refit(args.bundle, args.engine, engine_from=args.engine_from)
     return bundle.manifest.engines[-1], f"{bundle.path}: engine {args.engine} has its weights"
@@ -226,7 +233,7 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _check_export(args: argparse.Namespace) -> None:
     """What can be known before minutes of work: the output, and options that would do nothing."""
-    from tfanet.export.write import check_target
+    from tfanet.runtime.bundle.write import check_target
 
     check_target(args.output, overwrite=args.overwrite)
     quantised = args.precision in QUANTISED

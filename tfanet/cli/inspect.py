@@ -37,8 +37,8 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
     if args.bundle:
         return _bundle_facts(args)
 
-    from tfanet.config import preset
-    from tfanet.cost import describe, table4
+    from tfanet.model.config import preset
+    from tfanet.model.cost import describe, table4
 
     config = preset(args.preset)
     if args.table4:
@@ -62,8 +62,8 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _bundle_facts(args: argparse.Namespace) -> tuple[Any, str]:
-    from tfanet.export.leftovers import leftovers
-    from tfanet.runtime.bundle import Bundle
+    from tfanet.runtime.bundle.leftovers import leftovers
+    from tfanet.runtime.bundle.read import Bundle
 
     left = leftovers(args.bundle)
     if left["killed"] and not Path(args.bundle).exists():
@@ -88,8 +88,8 @@ def run_verify(args: argparse.Namespace) -> tuple[Any, str]:
     Exit code 2 where something differs; 1 where there is no bundle to compare. Files that the
     manifest does not list are named: nothing reads them, and no digest covers them.
     """
-    from tfanet.export.leftovers import leftovers
-    from tfanet.runtime.bundle import verify
+    from tfanet.runtime.bundle.leftovers import leftovers
+    from tfanet.runtime.bundle.read import verify
 
     bundle = verify(args.bundle, digest=args.digest)
     foreign = [path.name for path in leftovers(args.bundle)["foreign"]]

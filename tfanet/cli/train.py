@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_data_options, add_verb, image_size, progress_line, table
+from tfanet.cli.output import (
+    Verbs,
+    add_data_options,
+    add_verb,
+    image_size,
+    progress_line,
+    table,
+)
 
 __all__ = ["add_verbs"]
 
@@ -50,7 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_train(args: argparse.Namespace) -> tuple[Any, str]:
     """Train TFANet, or resume a training; `accelerate launch -m tfanet train` uses many GPUs."""
-    from tfanet.train import TrainOptions, train
+    from tfanet.training.train import TrainOptions, train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
     report = train(TrainOptions(**flags), progress=progress_line())
@@ -63,7 +70,7 @@ def run_train(args: argparse.Namespace) -> tuple[Any, str]:
 
 def run_evaluate(args: argparse.Namespace) -> tuple[Any, str]:
     """mIoU, oIoU and Precision@X of a bundle or a checkpoint on a split."""
-    from tfanet.evaluate import evaluate
+    from tfanet.evaluation.evaluate import evaluate
 
     report = evaluate(
         args.bundle or args.checkpoint,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .check import check
-from .refer import DATASETS, Ref, ReferDataset, Sample
-from .safe_pickle import DataError, load_pickle, loads_pickle
-from .shapes import make_shapes
+from tfanet.data.check import check
+from tfanet.data.refer import DATASETS, Ref, ReferDataset, Sample
+from tfanet.data.safe_pickle import DataError, load_pickle, loads_pickle
+from tfanet.data.shapes import make_shapes
 
 __all__ = [
     "DATASETS",

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from tfanet.data.refer import ReferDataset
 from tfanet.runtime.preprocess import image_to_tensor, load_image
 from tfanet.runtime.tokenizer import TextTokenizer
-
-from .refer import ReferDataset
 
 __all__ = ["make_loader"]
 

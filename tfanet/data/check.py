@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tfanet.data.refer import ReferFiles
+from tfanet.data.safe_pickle import DataError
 from tfanet.runtime.preprocess import ImageError, open_picture
-
-from .refer import ReferFiles
-from .safe_pickle import DataError
 
 __all__ = ["PUBLISHED_COUNTS", "check"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .scene import COLOURS, Scene
+from tfanet.data.scene import COLOURS, Scene
 
 __all__ = ["draw_scene"]
 

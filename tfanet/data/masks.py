@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.data.safe_pickle import DataError
 from tfanet.errors import shown
-
-from .safe_pickle import DataError
 
 __all__ = ["segmentation_mask"]
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.data.masks import segmentation_mask
+from tfanet.data.safe_pickle import DataError, load_pickle, read_bytes
 from tfanet.errors import shown
 from tfanet.runtime.preprocess import MAX_PIXELS, MAX_SIDE
-
-from .masks import segmentation_mask
-from .safe_pickle import DataError, load_pickle, read_bytes
 
 __all__ = ["DATASETS", "Layout", "Ref", "ReferDataset", "Sample"]
 

@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from .scene import Scene, Thing
+from tfanet.data.scene import Scene, Thing
 
 __all__ = ["describe"]
 

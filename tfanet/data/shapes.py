@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tfanet.data.draw import draw_scene
+from tfanet.data.scene import SHAPES, Scene, Thing, make_scene
+from tfanet.data.sentences import describe
 from tfanet.errors import InputError
-
-from .draw import draw_scene
-from .scene import SHAPES, Scene, Thing, make_scene
-from .sentences import describe
 
 __all__ = ["make_shapes"]
 

@@ -1,5 +1,5 @@
 // How many threads run the scan: shared by the kernel and the C++ libraries, and proved equal to
-// tfanet.plugins.cuda.launch_geometry by a test. Needs no header.
+// tfanet.plugins.kernels.cuda.launch_geometry by a test. Needs no header.
 #ifndef TFANET_SCAN_LAUNCH_H
 #define TFANET_SCAN_LAUNCH_H
 

@@ -1,5 +1,5 @@
 // Sizes, workspace and grids of the 2-D scan on the GPU: shared by the kernels and the C++
-// libraries, and proved equal to tfanet.plugins.cuda_ss2d.plan by a test. Needs no header.
+// libraries, and proved equal to tfanet.plugins.kernels.cuda_ss2d.plan by a test. Needs no header.
 #ifndef TFANET_SS2D_LAUNCH_H
 #define TFANET_SS2D_LAUNCH_H
 

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <new>
 
-#include "../selective_scan.h"
+#include "../cpu/selective_scan.h"
 #ifdef TFANET_WITH_CUDA
 #include "../cuda/selective_scan_cuda.h"
 #endif

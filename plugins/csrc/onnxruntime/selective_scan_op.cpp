@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <new>
 
-#include "../selective_scan.h"
+#include "../cpu/selective_scan.h"
 #include "operator.h"
 
 namespace tfanet_ort {

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <thread>
 
-#include "../ss2d.h"
+#include "../cpu/ss2d.h"
 #include "operator.h"
 #ifdef TFANET_WITH_CUDA
 #include "../cuda/ss2d_cuda.h"

@@ -2,7 +2,7 @@
 // --dynamicPlugins, IPluginRegistry::loadLibrary and programs without Python.
 //
 // The node carries plugin_namespace = "tfanet", plugin_version = "1", delta_softplus and
-// optional_inputs (tfanet.plugins.tensorrt_plugin.plugin_graph writes them). Sequences are float32,
+// optional_inputs (tfanet.plugins.tensorrt.plugin_graph writes them). Sequences are float32,
 // float16 or bfloat16, weights (A, D, delta_bias) float32 or the same type. The state is float32.
 #include <cstdio>
 #include <cstring>
@@ -119,7 +119,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
     if (settings.optional < 0) {
       fail_in(kName,
               "node '%s' has no attribute %s: write the ONNX file with "
-              "tfanet.plugins.tensorrt_plugin.plugin_graph",
+              "tfanet.plugins.tensorrt.plugin_graph",
               name == nullptr ? "" : name, kOptionalField);
       return nullptr;
     }

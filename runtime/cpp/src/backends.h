@@ -1,5 +1,5 @@
 // Which backend runs a bundle's graphs: the best that can run here, or the one asked for. The rule
-// and its words are those of runtime/backends.py.
+// and its words are those of runtime/backends/choose.py.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
 // A bundle: a directory with a manifest, two ONNX graphs and a tokenizer, and every check on it.
-// The checks, their order and their words are those of runtime/bundle.py and runtime/manifest.py.
+// The checks, their order and their words are those of runtime/bundle/read.py and manifest.py.
 #pragma once
 
 #include <array>

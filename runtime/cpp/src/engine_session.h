@@ -1,5 +1,5 @@
 // Engine files of TensorRT and TensorRT-RTX on a GPU, run through the library behind
-// engine_library.h: what runtime/engine.py is in Python.
+// engine_library.h: what runtime/backends/engine.py is in Python.
 #pragma once
 
 #include <condition_variable>

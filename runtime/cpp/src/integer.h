@@ -1,5 +1,5 @@
 // What the processor's integer instructions make of INT8 graphs, and which graphs they run right.
-// The rule, its words and its numbers are those of runtime/integer.py.
+// The rule, its words and its numbers are those of runtime/backends/integer.py.
 #pragma once
 
 #include <cstddef>

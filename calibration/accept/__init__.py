@@ -1,0 +1,1 @@
+"""What a quantised bundle loses and gains, and the guard that bounds the loss."""

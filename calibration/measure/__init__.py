@@ -1,0 +1,1 @@
+"""From pictures to ranges: the sample, what is watched, and the observers."""

@@ -1,0 +1,1 @@
+"""Engine files for TensorRT and TensorRT-RTX: typed graphs, building, adding, refitting."""

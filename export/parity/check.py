@@ -1,0 +1,285 @@
+"""Parity: what a bundle computes against PyTorch, on fixed and random inputs, on every backend.
+
+A case passes where  max|z - z_torch| / max|z_torch|  of the mask logits z is at most 1e-4, and at
+most 1 pixel in 100,000 lies on another side of the threshold. An engine of lower precision rounds:
+it may change 1 pixel in 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.trace import IMAGE_INPUTS
+from tfanet.model.checkpoint import load_model
+from tfanet.model.tfanet import TFANet
+from tfanet.plugins import ort_library_path
+from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
+from tfanet.runtime.backends.engine import EngineError
+from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.read import Bundle
+
+__all__ = [
+    "MAX_PIXEL_SHARE",
+    "MAX_REL_ERROR",
+    "Backend",
+    "Case",
+    "bundle_backends",
+    "check",
+    "check_bundle",
+    "compare",
+    "file_backends",
+    "load_reference",
+    "make_cases",
+    "run_case",
+]
+
+MAX_REL_ERROR = 1e-4
+MAX_PIXEL_SHARE = 1e-5
+MAX_ROUNDED_SHARE = 1e-2  # of the pixels of an engine of lower precision
+SOS_ID, EOS_ID = 49406, 49407
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run both graphs: whether it rounds to lower precision, and how to open it."""
+
+    rounds: bool
+    open: Callable[[], Running]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Largest relative error, and share of pixels that may change."""
+        return (math.inf, MAX_ROUNDED_SHARE) if self.rounds else (MAX_REL_ERROR, MAX_PIXEL_SHARE)
+
+
+def file_backends(
+    text: Path, image: Path, read: Callable[[str], bytes] | None = None
+) -> dict[str, Backend]:
+    """ONNX Runtime on two files, with our operator library and with the function body in them.
+
+    Args:
+        read: gives the checked bytes of each by its name, where it is a bundle's.
+    """
+
+    def load(path: Path, library: Path | None) -> Any:
+        content = None if read is None else partial(read, path.name)
+        return open_session(path, library, content=content)
+
+    def run(find_library: Callable[[], Path | None]) -> Running:
+        library = find_library()
+        try:
+            graphs = load(text, library), load(image, library)
+        except MissingDependencyError as error:  # the folder may be one that goes away
+            raise MissingDependencyError(str(error).replace(f"{image.parent}/", "")) from error
+        return Running("onnxruntime-cpu", *graphs, "", (1, MAX_BATCH))
+
+    return {
+        "onnxruntime": Backend(False, lambda: run(ort_library_path)),
+        "onnxruntime, function body": Backend(False, lambda: run(lambda: None)),
+    }
+
+
+def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
+    """`file_backends`, ONNX Runtime on a GPU, and the bundle's engines."""
+    backends = file_backends(bundle.file("text.onnx"), bundle.file("image.onnx"), bundle.read)
+
+    def cuda() -> Running:
+        return open_graphs(bundle, "onnxruntime-cuda", Options(op_library=ort_library_path()))
+
+    backends["onnxruntime-cuda"] = Backend(False, cuda)
+    for engine in bundle.manifest.engines:
+        opener = partial(open_graphs, bundle, engine["name"], Options())
+        backends[engine["name"]] = Backend(engine["precision"] != "fp32", opener)
+    return backends
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of both graphs."""
+
+    name: str
+    image: np.ndarray  # (batch, 3, H, W) float32
+    token_ids: np.ndarray  # (batch, L) int64
+    word_mask: np.ndarray  # (batch, L) float32
+
+
+def check(
+    model: TFANet,
+    backends: Mapping[str, Backend],
+    size: tuple[int, int],
+    *,
+    dynamic_batch: bool = True,
+    threshold: float = 0.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare backends with the model, all that can run here.
+
+    Args:
+        model: in evaluation mode. backends: by name. size: (H, W) of the image graph.
+
+    Returns:
+        max_rel_error, pixels_changed and pixels over all cases that do not round; the limits;
+        cases: name, backend, batch, max_rel_error, pixels_changed, pixels; skipped: backends that
+        cannot run here, why.
+
+    Raises:
+        GateError: where a limit is exceeded, or a logit is not finite.
+    """
+    cases = make_cases(model.config.text_length, size, dynamic_batch)
+    expected = [_run_torch(model, case) for case in cases]
+    results: list[dict[str, Any]] = []
+    exact: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for index, (name, backend) in enumerate(backends.items()):
+        # One backend at a time: each holds the weights once more.
+        try:
+            running = backend.open()
+        except (MissingDependencyError, EngineError) as error:
+            skipped[name] = str(error)
+            continue
+        low, high = running.batches
+        for case, logits in zip(cases, expected, strict=True):
+            if low <= case.image.shape[0] <= high:
+                got = run_case(running.text, running.image, case)
+                results.append(compare(case, name, logits, got, threshold))
+                _gate(results[-1], backend)
+                exact += [] if backend.rounds else results[-1:]
+        running.close()
+        del running
+        if progress is not None:
+            progress(f"comparing {name} with PyTorch", index + 1, len(backends))
+    if not exact:
+        raise MissingDependencyError("; ".join(skipped.values()))
+    return {
+        "max_rel_error": max(result["max_rel_error"] for result in exact),
+        "pixels_changed": sum(result["pixels_changed"] for result in exact),
+        "pixels": sum(result["pixels"] for result in exact),
+        "limits": {"max_rel_error": MAX_REL_ERROR, "pixel_share": MAX_PIXEL_SHARE},
+        "cases": results,
+        "skipped": skipped,
+    }
+
+
+def check_bundle(
+    bundle: str | Path, *, checkpoint: str | Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run `check` for a bundle, against its preset's weights or those of `checkpoint`.
+
+    Raises:
+        BundleError: for a bad bundle. InputError: see `load_reference`. GateError: where a limit is
+            exceeded.
+    """
+    opened = Bundle.open(bundle)
+    height, width = opened.manifest.preprocessing["size"]
+    return check(
+        load_reference(opened, checkpoint),
+        bundle_backends(opened),
+        (height, width),
+        dynamic_batch=opened.manifest.dynamic_batch,
+        threshold=opened.manifest.threshold,
+        progress=progress,
+    )
+
+
+def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
+    """The model that a bundle was exported from, in PyTorch.
+
+    Raises InputError where the bundle is quantised, where it was made from a checkpoint and none is
+    given, or where the checkpoint is of another model.
+    """
+    manifest = bundle.manifest
+    if manifest.precision != "fp32":
+        raise InputError(
+            f"{bundle.path} is in {manifest.precision}, which rounds: its certificate is checked "
+            "instead, give the data that it was measured on (--data FOLDER)"
+        )
+    if checkpoint is None and manifest.model["source"] != "preset":
+        raise InputError(
+            f"{bundle.path} was exported from a checkpoint: name that file to compare with it "
+            "(--checkpoint FILE)"
+        )
+    model = load_model(checkpoint or manifest.model["preset"])
+    if model.config.text_length != manifest.text["length"]:
+        raise InputError(
+            f"the checkpoint takes {model.config.text_length} tokens, the bundle "
+            f"{manifest.text['length']}: they are of different models"
+        )
+    return model
+
+
+def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
+    """One fixed and some random pictures of `size` (H, W), each with a random sentence."""
+    rng = np.random.default_rng(0)
+
+    def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full((batch, length), EOS_ID, np.int64)
+        mask = np.zeros((batch, length), np.float32)
+        for row in range(batch):
+            words = int(rng.integers(1, length - 1))  # specials not counted
+            ids[row, 0] = SOS_ID
+            ids[row, 1 : words + 1] = rng.integers(0, SOS_ID, words)
+            mask[row, : words + 2] = 1
+        return ids, mask
+
+    height, width = size
+    waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
+    fixed = np.stack([waves, waves[::-1], waves[:, ::-1]])[None].astype(np.float32)
+    cases = [Case("fixed", fixed, *sentences(1))]
+    for batch in (1, 2) if dynamic_batch else (1,):
+        image = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
+        cases.append(Case(f"random, batch {batch}", image, *sentences(batch)))
+    return cases
+
+
+def _run_torch(model: TFANet, case: Case) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(*map(torch.from_numpy, (case.image, case.token_ids, case.word_mask)))
+    return logits.numpy()
+
+
+def run_case(text: Any, image: Any, case: Case) -> np.ndarray:
+    """Mask logits of a case through the two sessions."""
+    features = text.run(None, {"token_ids": case.token_ids})
+    values = (case.image, *features, case.word_mask)
+    return image.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
+
+
+def compare(
+    case: Case, backend: str, expected: np.ndarray, got: np.ndarray, threshold: float
+) -> dict[str, Any]:
+    """One row of a report. Raises GateError where a logit is not finite."""
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    if not np.isfinite(error):
+        raise GateError(f"parity: {backend} gives logits that are not finite in case {case.name!r}")
+    return {
+        "name": case.name,
+        "backend": backend,
+        "batch": case.image.shape[0],
+        "max_rel_error": float(f"{error:.1e}"),
+        "pixels_changed": int(np.count_nonzero((got > threshold) != (expected > threshold))),
+        "pixels": int(got.size),
+    }
+
+
+def _gate(case: Mapping[str, Any], backend: Backend) -> None:
+    error_limit, share_limit = backend.limits
+    share = case["pixels_changed"] / case["pixels"]
+    if case["max_rel_error"] > error_limit or share > share_limit:
+        raise GateError(
+            f"parity failed: {case['backend']}, case {case['name']!r}: largest relative "
+            f"error {case['max_rel_error']:.1e} (limit {error_limit:.0e}), "
+            f"{case['pixels_changed']} of {case['pixels']} pixels changed (limit "
+            f"{share_limit:.0e} of them): the graph does not compute what these weights "
+            "do in PyTorch"
+        )

@@ -1,0 +1,308 @@
+"""`write_report`: where a bundle differs from PyTorch, as parity.json and a page with pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, helper
+from PIL import Image
+from torch import nn
+
+from tfanet.errors import InputError, MissingDependencyError
+from tfanet.evaluation.metrics import iou
+from tfanet.export.engines.add import typed_graphs
+from tfanet.export.engines.build import load_graph
+from tfanet.export.parity.check import Case, bundle_backends, load_reference, run_case
+from tfanet.export.trace import IMAGE_INPUTS
+from tfanet.model.tfanet import TFANet
+from tfanet.plugins import ort_library_path
+from tfanet.runtime.backends.engine import EngineError
+from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.read import Bundle
+from tfanet.runtime.overlay import overlay
+from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
+from tfanet.runtime.tokenizer import TextTokenizer
+
+__all__ = ["stage_outputs", "write_report"]
+
+Progress = Callable[[str, int, int], None]
+# log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin.
+BINS = np.arange(-8, 0.5, 0.5)
+THUMBNAIL = 320  # pixels of a picture's longer side on the page
+
+
+@dataclass(frozen=True)
+class _Sample:
+    sentence: str
+    picture: Image.Image
+    case: Case
+
+
+@dataclass(frozen=True)
+class _Reference:
+    logits: list[np.ndarray]  # of each sample, (h, w)
+    stages: list[dict[str, np.ndarray]]
+
+
+def write_report(
+    bundle: str | Path,
+    output: str | Path,
+    pictures: Sequence[tuple[str | Path, str]],
+    *,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run pictures through every backend that can run here, and write down how they differ.
+
+    Args:
+        output: a directory, which gets parity.json and report.html. pictures: files and sentences.
+        checkpoint: the weights, where the bundle's preset does not hold them.
+
+    Returns:
+        The content of parity.json: model, pictures; backends: for each name and picture the largest
+        relative error of the logits, changed pixels and the IoU with PyTorch's mask (in percent),
+        and a histogram of errors; stages: for the graphs, and for each engine of lower precision
+        its graphs with the same rounding, the largest relative error behind each part of the
+        model; skipped: backends that cannot run here, and why.
+
+    Raises:
+        InputError: without pictures, for a bad one, and as `load_reference` does.
+    """
+    if not pictures:
+        raise InputError("no picture was given: name some with their sentences")
+    opened = Bundle.open(bundle)
+    model = load_reference(opened, checkpoint)
+    samples = [_prepare(opened, path, sentence) for path, sentence in pictures]
+    reference = _reference(model, samples)
+    del model
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+
+    backends: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    masks: dict[str, list[np.ndarray]] = {}
+    candidates = bundle_backends(opened)
+    for index, (name, backend) in enumerate(candidates.items()):
+        try:
+            running = backend.open()
+        except (MissingDependencyError, EngineError) as error:
+            skipped[name] = str(error)
+            continue
+        logits = [run_case(running.text, running.image, s.case)[0, 0] for s in samples]
+        running.close()
+        del running
+        backends[name], masks[name] = _differences(opened, samples, reference, logits)
+        if progress is not None:
+            progress(f"running {name}", index + 1, len(candidates))
+    report = {
+        "bundle": opened.path.name,
+        "model": opened.manifest.model["preset"],
+        "pictures": [{"file": Path(p).name, "sentence": sentence} for p, sentence in pictures],
+        "bins": BINS.tolist(),
+        "backends": backends,
+        "stages": _stage_errors(opened, samples, reference, progress),
+        "skipped": skipped,
+    }
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    (output / "parity.json").write_text(text, encoding="utf-8")
+    torch_masks = [_mask(opened, s, z) for s, z in zip(samples, reference.logits, strict=True)]
+    page = _page(report, samples, {"PyTorch": torch_masks, **masks})
+    (output / "report.html").write_text(page, encoding="utf-8")
+    return report
+
+
+def stage_outputs(model: TFANet) -> dict[str, nn.Module]:
+    """The parts of a model whose outputs are compared, by name, in the order of computation."""
+    stages: dict[str, nn.Module] = {"backbone.patch_embed": model.backbone.patch_embed}
+    modules = dict(model.named_modules())
+    for level in range(len(model.fusion)):
+        for name in (
+            f"backbone.layers.{level}.blocks",
+            f"fusion.{level}.align",
+            f"fusion.{level}.block",
+            f"fusion.{level}.cfsm",
+        ):
+            stages[name] = modules[name]
+    return {**stages, "decoder": model.decoder}
+
+
+def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
+    facts, text = bundle.manifest.preprocessing, bundle.manifest.text
+    picture = load_image(path)
+    size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
+    file = bundle.file("tokenizer.json")
+    ids, mask = TextTokenizer(file, text["length"], bundle.read(file.name))(sentence)
+    image = image_to_tensor(picture, size, mean, std)[None]
+    return _Sample(sentence, picture, Case(Path(path).name, image, ids, mask))
+
+
+def _reference(model: TFANet, samples: list[_Sample]) -> _Reference:
+    """PyTorch's logits, and what its parts give, for each sample."""
+    logits, stages = [], []
+    for sample in samples:
+        found: dict[str, np.ndarray] = {}
+        with _recorded(model, found), torch.no_grad():
+            values = (sample.case.image, sample.case.token_ids, sample.case.word_mask)
+            z = model(*map(torch.from_numpy, values))
+        logits.append(z[0, 0].numpy())
+        stages.append(found)
+    return _Reference(logits, stages)
+
+
+@contextmanager
+def _recorded(model: TFANet, found: dict[str, np.ndarray]) -> Iterator[None]:
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, result: Any) -> None:
+            first = result[0] if isinstance(result, tuple) else result
+            found[name] = first.numpy(force=True)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name)) for name, module in stage_outputs(model).items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask(bundle: Bundle, sample: _Sample, logits: np.ndarray) -> np.ndarray:
+    size = (sample.picture.height, sample.picture.width)
+    return logits_to_mask(logits, size, bundle.manifest.threshold)[0]
+
+
+def _differences(
+    bundle: Bundle, samples: list[_Sample], reference: _Reference, logits: list[np.ndarray]
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """One backend's entry of the report, and its masks."""
+    rows, masks = [], []
+    counts = np.zeros(len(BINS), np.int64)
+    for sample, expected, got in zip(samples, reference.logits, logits, strict=True):
+        mask, wanted = _mask(bundle, sample, got), _mask(bundle, sample, expected)
+        error = np.abs(got - expected) / np.abs(expected).max()
+        logs = np.log10(np.maximum(error, 10.0 ** BINS[0]))
+        counts += np.bincount(np.digitize(logs, BINS).ravel() - 1, minlength=len(BINS))
+        rows.append(
+            {
+                "max_rel_error": float(error.max()),
+                "pixels_changed": int((mask != wanted).sum()),
+                "pixels": mask.size,
+                "iou": 100 * iou(mask, wanted),
+            }
+        )
+        masks.append(mask)
+    return {"pictures": rows, "histogram": counts.tolist()}, masks
+
+
+def _stage_errors(
+    bundle: Bundle, samples: list[_Sample], reference: _Reference, progress: Progress | None
+) -> dict[str, dict[str, float]]:
+    """For each variant of the image graph, the largest relative error behind each stage."""
+    variants: dict[str, Callable[[], dict[str, ModelProto]]] = {
+        "onnxruntime": lambda: {
+            n: load_graph(bundle.file(n), bundle.read(n)) for n in ("text.onnx", "image.onnx")
+        }
+    }
+    for record in bundle.manifest.engines:
+        if record["precision"] in ("fp16", "bf16"):
+            variants[f"{record['name']} (rounding emulated)"] = lambda record=record: (  # type: ignore[misc]
+                typed_graphs(bundle, record, emulate=True)
+            )
+    errors = {}
+    for index, (name, make) in enumerate(variants.items()):
+        errors[name] = _errors_by_stage(make(), samples, reference)
+        if progress is not None:
+            progress(f"stages of {name}", index + 1, len(variants))
+    return errors
+
+
+def _errors_by_stage(
+    graphs: dict[str, ModelProto], samples: list[_Sample], reference: _Reference
+) -> dict[str, float]:
+    shapes = {name: value.shape[1:] for name, value in reference.stages[0].items()}
+    places = _places(graphs["image.onnx"], shapes)
+    for value in places.values():
+        graphs["image.onnx"].graph.output.append(helper.make_empty_tensor_value_info(value))
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for name in ("text.onnx", "image.onnx"):
+            path = Path(folder) / name
+            path.write_bytes(graphs.pop(name).SerializeToString())
+            sessions.append(open_session(path, ort_library_path()))
+            path.unlink()
+    largest = dict.fromkeys([*places, "mask_logit"], 0.0)
+    for sample, stages, logits in zip(samples, reference.stages, reference.logits, strict=True):
+        case = sample.case
+        features = sessions[0].run(None, {"token_ids": case.token_ids})
+        feeds = dict(zip(IMAGE_INPUTS, (case.image, *features, case.word_mask), strict=True))
+        got = sessions[1].run(["mask_logit", *places.values()], feeds)
+        pairs = {"mask_logit": (got[0][0, 0], logits)}
+        pairs |= {n: (value, stages[n]) for n, value in zip(places, got[1:], strict=True)}
+        for name, (value, wanted) in pairs.items():
+            error = float(np.abs(value - wanted).max() / np.abs(wanted).max())
+            largest[name] = max(largest[name], error)
+    return largest
+
+
+def _places(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """The tensor in the graph that a module's output became, by name, where there is one.
+
+    Nodes are named by the module that they come from: it is the last of them whose value has the
+    output's shape, but for the batch.
+    """
+    typed = onnx.shape_inference.infer_shapes(model)
+    sizes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+        for value in (*typed.graph.value_info, *typed.graph.output)
+    }
+    places = {}
+    for stage, shape in shapes.items():
+        inside = (f"{stage}/", f"{stage}.")
+        made = [
+            value
+            for node in model.graph.node
+            if node.name.startswith(inside)
+            for value in node.output
+            if sizes.get(value) == shape
+        ]
+        if made:
+            places[stage] = made[-1]
+    return places
+
+
+def _page(
+    report: dict[str, Any], samples: list[_Sample], masks: dict[str, list[np.ndarray]]
+) -> str:
+    rows = []
+    for index, sample in enumerate(samples):
+        pictures = [
+            (name, _png(overlay(sample.picture, found[index]))) for name, found in masks.items()
+        ]
+        rows.append((sample.sentence, [("picture", _png(sample.picture)), *pictures]))
+    source = (resources.files("tfanet.export.parity") / "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(report=report, rows=rows)
+
+
+def _png(picture: Image.Image) -> str:
+    """A data URL of a picture, made small."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    small.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

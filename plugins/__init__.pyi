@@ -1,0 +1,15 @@
+from .compat.routing import exportable as exportable
+from .compat.routing import install as install
+from .compat.routing import uninstall as uninstall
+from .graph.attach import attach as attach
+from .graph.attach import expand_ss2d as expand_ss2d
+from .graph.attach import rewrite as rewrite
+from .graph.translation import custom_translation_table as custom_translation_table
+from .libraries import cpu_library_path as cpu_library_path
+from .libraries import ort_library_path as ort_library_path
+from .libraries import trt_library_path as trt_library_path
+from .pytorch.reference import selective_scan_parallel as selective_scan_parallel
+from .pytorch.reference import selective_scan_ref as selective_scan_ref
+from .pytorch.reference import ss2d_ref as ss2d_ref
+from .pytorch.selective_scan import selective_scan as selective_scan
+from .pytorch.ss2d import ss2d as ss2d

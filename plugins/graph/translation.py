@@ -1,0 +1,48 @@
+"""PyTorch's operators as ONNX nodes, for `torch.onnx.export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnxscript
+import torch
+
+import tfanet.plugins.pytorch.ss2d  # noqa: F401  (registers torch.ops.tfanet.ss2d, selective_scan)
+from tfanet.plugins.graph.bodies import DOMAIN, OP_TYPE
+from tfanet.plugins.graph.schemas import OP_VERSION, schema, ss2d_schema
+from tfanet.plugins.graph.ss2d import SS2D_OP_TYPE
+
+__all__ = ["custom_translation_table"]
+
+
+def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export(dynamo=True, custom_translation_table=...)`: one node per scan.
+
+    The model that comes out holds bare nodes; `tfanet.plugins.attach` adds the
+    function that lets runtimes without the operator library run them.
+    """
+    opset = onnxscript.values.Opset(DOMAIN, OP_VERSION)
+    operator = onnxscript.values.Op(opset, OP_TYPE, schema())
+    fused = onnxscript.values.Op(opset, SS2D_OP_TYPE, ss2d_schema())
+
+    def selective_scan(
+        u: Any,
+        delta: Any,
+        A: Any,
+        B: Any,
+        C: Any,
+        D: Any = None,
+        z: Any = None,
+        delta_bias: Any = None,
+        delta_softplus: bool = False,
+    ) -> Any:
+        return operator(u, delta, A, B, C, D, delta_bias, z, delta_softplus=int(delta_softplus))
+
+    def ss2d(u: Any, x_proj_weight: Any, dt_weight: Any, dt_bias: Any, A: Any, D: Any) -> Any:
+        return fused(u, x_proj_weight, dt_weight, dt_bias, A, D)
+
+    return {
+        torch.ops.tfanet.selective_scan.default: selective_scan,
+        torch.ops.tfanet.ss2d.default: ss2d,
+    }

@@ -1,0 +1,377 @@
+"""The scan kernel for the GPU: compiled by NVRTC, and launched through the driver by cuda.bindings.
+
+The kernels of the 2-D scan, in `cuda_ss2d`, are compiled and launched by the same functions.
+Nothing here is linked against PyTorch, and PyTorch is not imported: operands are addresses. The
+CUDA sources are those of the C++ libraries, in csrc/cuda.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Protocol
+
+from tfanet.errors import InputError, MissingDependencyError
+
+__all__ = [
+    "MAX_STATES",
+    "OPERANDS",
+    "TYPES",
+    "ScanKernel",
+    "enqueue",
+    "launch",
+    "launch_geometry",
+    "ptx",
+]
+
+MAX_STATES = 64
+# The kernel's pointers in order: those that are there, then batch, dim, length, groups, then y.
+OPERANDS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
+
+# Of C++, by name of the element type.
+TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
+_SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+_NAME = "tfanet_selective_scan"
+# Grid, block, bytes of dynamic shared memory.
+_Geometry = tuple[tuple[int, int, int], tuple[int, int, int], int]
+
+# As in csrc/cuda/scan_launch.h.
+_MAX_LANES, _MAX_ROWS, _THREADS, _BLOCKS = 256, 8, 131072, 256
+# Positions in a row are 32-bit, and run past its end by at most one tile.
+_MAX_SIZE = 2**31 - 2**17
+
+
+class Program(Protocol):
+    """What NVRTC compiles: a source, the headers that it includes, macros; its kernels' names."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Files of csrc/cuda: the source, then the headers."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]: ...
+
+    def macros(self) -> list[str]: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ScanKernel:
+    """What one kernel is compiled for.
+
+    Attributes:
+        io: "float32", "float16" or "bfloat16", the type of u, delta, B, C, z and y.
+        weight: "float32" or `io`, the type of A, D and delta_bias.
+        states: N, from 1 to 64.
+
+    Raises:
+        InputError: naming the field that does not fit.
+    """
+
+    io: str
+    weight: str
+    states: int
+    has_D: bool
+    has_bias: bool
+    has_z: bool
+    softplus: bool
+
+    sources: ClassVar[tuple[str, ...]] = (
+        "selective_scan_entry.cu",
+        "selective_scan.cuh",
+        "scan_launch.h",
+        "scan_step.cuh",
+        "scan_types.cuh",
+    )
+    kernels: ClassVar[tuple[str, ...]] = (_NAME,)
+
+    def __post_init__(self) -> None:
+        if self.io not in TYPES:
+            raise InputError(
+                f"selective_scan on CUDA: u is {self.io}, expected one of {', '.join(TYPES)}; "
+                "cast it"
+            )
+        if self.weight not in ("float32", self.io):
+            raise InputError(
+                f"selective_scan on CUDA: A is {self.weight}, expected float32 or {self.io} as u; "
+                "cast it"
+            )
+        if not 1 <= self.states <= MAX_STATES:
+            raise InputError(
+                f"selective_scan on CUDA: A has N = {self.states}, expected from 1 to {MAX_STATES}"
+            )
+
+    def operands(self) -> tuple[str, ...]:
+        """The names of `OPERANDS` that the kernel takes."""
+        absent = {"D": not self.has_D, "delta_bias": not self.has_bias, "z": not self.has_z}
+        return tuple(name for name in OPERANDS if not absent.get(name, False))
+
+    def macros(self) -> list[str]:
+        values = {
+            "IO": TYPES[self.io],
+            "STATES": self.states,
+            "NARROW_WEIGHTS": int(self.weight != "float32"),
+            "D": int(self.has_D),
+            "BIAS": int(self.has_bias),
+            "Z": int(self.has_z),
+            "SOFTPLUS": int(self.softplus),
+        }
+        return [f"--define-macro=TFANET_{name}={value}" for name, value in values.items()]
+
+
+def launch_geometry(batch: int, dim: int, length: int, io: str, states: int) -> _Geometry:
+    """Grid, block and bytes of dynamic shared memory for u of shape (batch, dim, length).
+
+    `scan_launch` of csrc/cuda/scan_launch.h in Python. Only the grid must fit the call: the kernel
+    is right for every block (32 k, rows, 1) of at most 256 threads and 8 rows, and for a grid of
+    ceil(batch dim / rows).
+
+    Raises:
+        InputError: a size that is not positive or too large for one launch.
+    """
+    kernel = ScanKernel(io, io, states, False, False, False, False)
+    for name, size in {"batch": batch, "dim": dim, "length": length}.items():
+        if not 1 <= size <= _MAX_SIZE:
+            raise InputError(
+                f"selective_scan on CUDA: {name} is {size}, expected from 1 to {_MAX_SIZE}"
+            )
+    rows, vector = batch * dim, 4 if kernel.io == "float32" else 8
+    if rows > _MAX_SIZE:
+        raise InputError(
+            f"selective_scan on CUDA: batch x dim is {rows}, expected at most {_MAX_SIZE}"
+        )
+    items = vector if states == 1 else 8
+    steps = length + (vector - 1 if length % vector else 0)
+    lanes = 32
+    while lanes < _MAX_LANES and lanes * rows < _THREADS and lanes * items < steps:
+        lanes *= 2
+    block_rows = 1
+    while (
+        block_rows < _MAX_ROWS
+        and 2 * block_rows * lanes <= _MAX_LANES
+        and rows >= 2 * block_rows * _BLOCKS
+    ):
+        block_rows *= 2
+    return (-(-rows // block_rows), 1, 1), (lanes, block_rows, 1), 0
+
+
+def ptx(
+    io: str,
+    weight: str,
+    states: int,
+    has_D: bool,
+    has_bias: bool,
+    has_z: bool,
+    softplus: bool,
+    arch: int,
+) -> tuple[bytes, str]:
+    """PTX of one kernel for compute capability `arch` (90 is 9.0) and newer, and its name.
+
+    Its parameters are pointers to the operands that are there in the order of `OPERANDS`, then the
+    32-bit integers batch, dim, length and groups, then the pointer to y. Launched as
+    `launch_geometry` says. No GPU is needed. Kept on disk, see `_compile`.
+
+    Raises:
+        InputError: see `ScanKernel`, or an `arch` that NVRTC does not know.
+        MissingDependencyError: cuda-bindings or NVRTC is not installed.
+    """
+    kernel = ScanKernel(io, weight, states, has_D, has_bias, has_z, softplus)
+    known = _architectures()
+    if arch not in known:
+        raise InputError(
+            f"selective_scan on CUDA: arch is {arch}, expected one of "
+            f"{', '.join(map(str, known))} (NVRTC {'.'.join(map(str, _nvrtc_version()))})"
+        )
+    return _compile(kernel, f"compute_{arch}"), _NAME
+
+
+def _missing(what: str, error: Exception) -> MissingDependencyError:
+    reason = " ".join(str(error).split())
+    return MissingDependencyError(
+        f"selective_scan on CUDA needs {what} ({reason}): pip install 'tfanet[cuda]'"
+    )
+
+
+@cache
+def _nvrtc() -> ModuleType:
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise _missing("cuda-bindings", error) from error
+    return nvrtc
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    """A call of cuda.bindings: its results without the status; raises if that is not success."""
+    status, *results = function(*arguments)
+    if status.value != 0:
+        raise MissingDependencyError(
+            f"selective_scan on CUDA: {function.__name__} failed with {status.name}; see "
+            "`tfanet doctor` for the driver"
+        )
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+@cache
+def _nvrtc_version() -> tuple[int, int]:
+    try:
+        return _call(_nvrtc().nvrtcVersion)
+    except RuntimeError as error:  # cuda.bindings looks for the library when it is first called
+        if isinstance(error, MissingDependencyError):
+            raise
+        raise _missing("NVRTC", error) from error
+
+
+@cache
+def _architectures() -> tuple[int, ...]:
+    _nvrtc_version()
+    return tuple(_call(_nvrtc().nvrtcGetSupportedArchs))
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tfanet" / "cuda"
+
+
+@cache
+def _compile(program: Program, target: str) -> bytes:
+    """PTX for the target compute_NN, machine code for sm_NN.
+
+    Kept in $XDG_CACHE_HOME/tfanet/cuda (~/.cache by default) under a name that covers sources,
+    options and NVRTC's version. A folder that can't be written costs time, nothing else.
+    """
+    sources = {name: (_SOURCES / name).read_bytes() for name in program.sources}
+    options = [f"--gpu-architecture={target}", "--std=c++17", *program.macros()]
+    version = _nvrtc_version()
+    key = hashlib.sha256(repr((version, options, sources)).encode()).hexdigest()[:32]
+    kept = _cache_folder() / f"scan_{target}_{key}"
+    with suppress(OSError):
+        return kept.read_bytes()
+    code = _compile_now(sources, options, machine_code=target.startswith("sm_"))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(code)
+        os.replace(file.name, kept)
+    return code
+
+
+def _compile_now(sources: dict[str, bytes], options: list[str], machine_code: bool) -> bytes:
+    """Compiles the first of the sources, which includes the others."""
+    nvrtc = _nvrtc()
+    main, *names = [name.encode() for name in sources]
+    source, *headers = sources.values()
+    program = _call(nvrtc.nvrtcCreateProgram, source, main, len(names), headers, names)
+    try:
+        encoded = [option.encode() for option in options]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+        if status.value != 0:
+            log = bytearray(_call(nvrtc.nvrtcGetProgramLogSize, program))
+            _call(nvrtc.nvrtcGetProgramLog, program, log)
+            text = " ".join(log.decode(errors="replace").strip("\0").split())
+            raise MissingDependencyError(
+                f"NVRTC {'.'.join(map(str, _nvrtc_version()))} does not compile the scan "
+                f"({' '.join(options)}): {text}"
+            )
+        size, get = (
+            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            if machine_code
+            else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        )
+        code = bytearray(_call(size, program))
+        _call(get, program, code)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return bytes(code)
+
+
+@cache
+def _driver() -> ModuleType:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise _missing("cuda-bindings", error) from error
+    return driver
+
+
+@cache
+def _context(device: int) -> Any:
+    """The primary context of a device: the one that PyTorch and the CUDA runtime use."""
+    driver = _driver()
+    return _call(driver.cuDevicePrimaryCtxRetain, _call(driver.cuDeviceGet, device))
+
+
+@cache
+def _load(program: Program, arch: int) -> tuple[Any, ...]:
+    """The kernels' handles, for every device of compute capability `arch`; live as the process."""
+    known = [a for a in _architectures() if a <= arch]
+    if not known:
+        raise InputError(
+            f"selective_scan on CUDA: the device has compute capability {arch / 10}, expected "
+            f"{min(_architectures()) / 10} or newer"
+        )
+    # A device newer than NVRTC gets PTX, which its driver compiles.
+    code = _compile(program, f"sm_{arch}" if arch in known else f"compute_{max(known)}")
+    driver = _driver()
+    library = _call(driver.cuLibraryLoadData, code, None, None, 0, None, None, 0)
+    return tuple(_call(driver.cuLibraryGetKernel, library, k.encode()) for k in program.kernels)
+
+
+def launch(
+    program: Program,
+    geometries: Sequence[_Geometry],
+    parameters: Sequence[tuple[type, int]],
+    device: int,
+    arch: int,
+    stream: int,
+) -> None:
+    """Puts all kernels of a program on a stream, in their order, with the same parameters.
+
+    Args:
+        geometries: of each kernel grid, block and bytes of dynamic shared memory.
+        parameters: the C type and the value of each. device, arch, stream: see `enqueue`.
+    """
+    handles, driver = _load(program, arch), _driver()
+    types, values = zip(*parameters, strict=True)
+    _call(driver.cuCtxPushCurrent, _context(device))
+    try:
+        for handle, (grid, block, shared) in zip(handles, geometries, strict=True):
+            _call(driver.cuLaunchKernel, handle, *grid, *block, shared, stream, (values, types), 0)
+    finally:
+        _call(driver.cuCtxPopCurrent)
+
+
+def enqueue(
+    kernel: ScanKernel,
+    addresses: Mapping[str, int],
+    sizes: tuple[int, int, int, int],
+    device: int,
+    arch: int,
+    stream: int,
+) -> None:
+    """Puts one scan on a stream, and does not wait for it.
+
+    Args:
+        addresses: device addresses of `kernel.operands()` and of "y"; everything is contiguous.
+        sizes: batch, dim, length (none of them 0) and groups.
+        device, arch: the device's number, and its compute capability (90 is 9.0).
+        stream: a CUstream of that device; 0 is its default stream.
+
+    Raises:
+        InputError: sizes or a device that the kernel does not fit.
+        MissingDependencyError: no cuda-bindings, no NVRTC, or an error of the driver.
+    """
+    geometry = launch_geometry(*sizes[:3], kernel.io, kernel.states)
+    pointers = [(ctypes.c_void_p, addresses[name]) for name in kernel.operands()]
+    integers = [(ctypes.c_int, size) for size in sizes]
+    y = (ctypes.c_void_p, addresses["y"])
+    launch(kernel, [geometry], [*pointers, *integers, y], device, arch, stream)

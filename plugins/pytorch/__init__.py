@@ -1,0 +1,1 @@
+"""The operators in PyTorch: torch.ops.tfanet, their derivatives, and their definitions."""

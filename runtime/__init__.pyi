@@ -1,0 +1,12 @@
+from .bundle import Bundle as Bundle
+from .bundle import BundleError as BundleError
+from .bundle import Manifest as Manifest
+from .predictor import Prediction as Prediction
+from .predictor import Predictor as Predictor
+from .predictor import Sentence as Sentence
+from .preprocess import ImageError as ImageError
+from .preprocess import image_to_tensor as image_to_tensor
+from .preprocess import load_image as load_image
+from .preprocess import logits_to_mask as logits_to_mask
+from .tokenizer import TextError as TextError
+from .tokenizer import TextTokenizer as TextTokenizer

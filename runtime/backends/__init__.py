@@ -1,0 +1,7 @@
+"""What runs a bundle's graphs: ONNX Runtime, or engines of TensorRT and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

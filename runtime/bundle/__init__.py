@@ -1,0 +1,7 @@
+"""Bundles on disk: the manifest, reading and checking one, and writing one whole or not at all."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

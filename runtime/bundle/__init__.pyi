@@ -1,0 +1,12 @@
+from .manifest import FILES as FILES
+from .manifest import PRECISIONS as PRECISIONS
+from .manifest import SCHEMA_VERSION as SCHEMA_VERSION
+from .manifest import BundleError as BundleError
+from .manifest import Manifest as Manifest
+from .read import MANIFEST as MANIFEST
+from .read import MAX_MANIFEST_BYTES as MAX_MANIFEST_BYTES
+from .read import TIMING as TIMING
+from .read import Bundle as Bundle
+from .read import file_facts as file_facts
+from .read import sha256 as sha256
+from .read import verify as verify

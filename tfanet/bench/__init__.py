@@ -1,0 +1,7 @@
+"""`bench`: latency, throughput and memory of a bundle on every backend, beside PyTorch."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

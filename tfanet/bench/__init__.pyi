@@ -1,0 +1,1 @@
+from .measure import bench as bench

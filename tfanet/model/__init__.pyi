@@ -1,0 +1,2 @@
+from .tfanet import Fusion as Fusion
+from .tfanet import TFANet as TFANet
