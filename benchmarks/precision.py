@@ -19,9 +19,9 @@ import onnx
 
 from tfanet.data import ReferDataset
 from tfanet.evaluation.evaluate import evaluate
-from tfanet.export.engines.add import range_feeds
 from tfanet.export.engines.magnitudes import measure_ranges
 from tfanet.export.engines.precision import cast_graph
+from tfanet.export.engines.store import range_feeds
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.read import MANIFEST, file_facts

@@ -44,7 +44,7 @@ MOVED = {
     "cost": "model.cost",
     "evaluate": "evaluation.evaluate",
     "export.bfloat16": "export.user_model.bfloat16",
-    "export.bundle_engine": "export.engines.add",
+    "export.bundle_engine": "export.engines.store",
     "export.diagnosis": "export.user_model.diagnosis",
     "export.engine": "export.engines.build",
     "export.engine_worker": "export.engines.worker",

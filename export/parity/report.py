@@ -23,8 +23,8 @@ from torch import nn
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.evaluation.metrics import iou
-from tfanet.export.engines.add import typed_graphs
 from tfanet.export.engines.build import load_graph
+from tfanet.export.engines.store import typed_graphs
 from tfanet.export.parity.check import Case, bundle_backends, load_reference, run_case
 from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.tfanet import TFANet

@@ -21,8 +21,8 @@ from tfanet.calibration.measure.source import Source
 from tfanet.calibration.rewrite.qdq import quantize, quantize_weight
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.engines.add import add_engine
 from tfanet.export.engines.build import Options
+from tfanet.export.engines.store import add_engine
 from tfanet.runtime import Bundle, Predictor
 
 RNG = np.random.default_rng(8)

@@ -10,7 +10,7 @@ import pytest
 from tfanet.calibration import quantize_bundle
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.engines.add import add_engine
+from tfanet.export.engines.store import add_engine
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle.read import FILES
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tfanet.export import export_bundle
-from tfanet.export.engines.add import add_engine
 from tfanet.export.engines.build import Profile
+from tfanet.export.engines.store import add_engine
 from tfanet.model.checkpoint import save_checkpoint
 from tfanet.model.config import TextConfig, TFANetConfig, preset
 from tfanet.model.tfanet import TFANet

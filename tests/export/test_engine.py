@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.engines import build as engine_module
-from tfanet.export.engines.add import add_engine
 from tfanet.export.engines.build import Options, Profile, build_engine, engine_graph
+from tfanet.export.engines.store import add_engine
 from tfanet.plugins.graph.attach import attach, count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle.read import BundleError

@@ -14,11 +14,11 @@ import torch
 
 from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
-from tfanet.export.engines import add
 from tfanet.export.engines import refit as refit_module
-from tfanet.export.engines.add import add_engine
+from tfanet.export.engines import store
 from tfanet.export.engines.build import Options
 from tfanet.export.engines.refit import refit
+from tfanet.export.engines.store import add_engine
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import EngineError, check_record
@@ -92,8 +92,8 @@ def built(monkeypatch):
         facts = {"layers": 1, "types": {}, "seconds": 1.0, "peak_bytes": 1}
         return {"library": "tensorrt_rtx", "version": VERSION, **facts}
 
-    monkeypatch.setattr(add, "build_engine", build)
-    monkeypatch.setattr(add, "load_module", lambda target: None)
+    monkeypatch.setattr(store, "build_engine", build)
+    monkeypatch.setattr(store, "load_module", lambda target: None)
     return graphs
 
 
@@ -153,8 +153,8 @@ def test_an_engine_gets_the_weights_of_further_training(stripped, model, library
 
 def stripped_graph(bundle: Bundle) -> bytes:
     (record,) = bundle.manifest.engines
-    graph = add.typed_graphs(bundle, record)["image.onnx"]
-    return add.engine_graph(graph).SerializeToString()
+    graph = store.typed_graphs(bundle, record)["image.onnx"]
+    return store.engine_graph(graph).SerializeToString()
 
 
 def test_what_cannot_be_refitted(stripped, bundle, built, library, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from small_engines import add, record
 
 from tfanet.errors import GateError, InputError
-from tfanet.export.engines.add import store_engine
+from tfanet.export.engines.store import store_engine
 from tfanet.runtime import Bundle, BundleError
 from tfanet.runtime.bundle import write
 from tfanet.runtime.bundle.leftovers import engine_file, leftovers

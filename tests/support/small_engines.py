@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfanet.export.engines import add
+from tfanet.export.engines import store
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.bundle.write import new_folder
 
-add._engine_parity = lambda *_: {"ran": False, "reason": "no GPU"}
+store._engine_parity = lambda *_: {"ran": False, "reason": "no GPU"}
 
 
 def record(name: str) -> dict[str, object]:
@@ -32,4 +32,4 @@ def add(path: Path, name: str, plan: bytes) -> Bundle:
     with new_folder(opened.path / name) as folder:
         for kind in (b"text", b"image"):
             (folder / f"{kind.decode()}.engine").write_bytes(kind + name.encode() + plan)
-        return add.store_engine(opened, folder, record(name))
+        return store.store_engine(opened, folder, record(name))

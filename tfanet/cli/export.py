@@ -141,8 +141,8 @@ def _defaults(add: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
 
 def _engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
     """What adds the engine that the options ask for to a bundle; the options are checked now."""
-    from tfanet.export.engines.add import add_engine, check_engine
     from tfanet.export.engines.build import Options, Profile
+    from tfanet.export.engines.store import add_engine, check_engine
 
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     own = args.precision if args.precision in QUANTISED else "fp32"
