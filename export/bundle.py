@@ -20,6 +20,7 @@ from tfanet.model.tfanet import TFANet
 from tfanet.plugins.graph import schemas
 from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
+from tfanet.progress import Progress
 from tfanet.runtime.bundle.read import (
     FILES,
     MANIFEST,
@@ -34,7 +35,6 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["export_bundle"]
 
-Progress = Callable[[str, int, int], None]
 STEPS = 4
 THRESHOLD = 0.0
 VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")

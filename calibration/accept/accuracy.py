@@ -12,8 +12,9 @@ from onnx import ModelProto
 
 from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.sampler import CalibrationSet
-from tfanet.calibration.measure.source import GRAPHS, Inputs, Progress
+from tfanet.calibration.measure.source import GRAPHS, Inputs
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
+from tfanet.progress import Progress
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.preprocess import logits_to_mask
 

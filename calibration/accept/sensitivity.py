@@ -18,8 +18,9 @@ from tfanet.calibration.graph.placement import INT8, Layer
 from tfanet.calibration.graph.reading import Graph
 from tfanet.calibration.grid import Grid
 from tfanet.calibration.measure.collect import open_model
-from tfanet.calibration.measure.source import GRAPHS, Inputs, Progress, Source
+from tfanet.calibration.measure.source import GRAPHS, Inputs, Source
 from tfanet.calibration.rewrite.qdq import quantize
+from tfanet.progress import Progress
 
 __all__ = ["SWITCHES", "measure_sensitivity", "switched"]
 

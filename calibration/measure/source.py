@@ -16,6 +16,7 @@ from tfanet.calibration.graph.placement import Layer, find_layers
 from tfanet.calibration.graph.reading import Graph, fold_weights, load
 from tfanet.calibration.measure.collect import Seen, Watched
 from tfanet.errors import InputError
+from tfanet.progress import Progress
 from tfanet.runtime.bundle.read import Bundle
 
 __all__ = ["GRAPHS", "Inputs", "Source", "Watcher"]
@@ -23,7 +24,6 @@ __all__ = ["GRAPHS", "Inputs", "Source", "Watcher"]
 GRAPHS = ("text.onnx", "image.onnx")
 # Image, token ids and word mask of one picture after another; called once for each pass.
 Inputs = Callable[[], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

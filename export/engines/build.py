@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,13 +35,13 @@ from tfanet.plugins.graph.attach import (
     scan_nodes,
 )
 from tfanet.plugins.tensorrt import FORMS, plugin_graph
+from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import MODULES, load_module
 from tfanet.runtime.bundle.write import check_folder, check_output, new_folder
 from tfanet.worker import worker_command, worker_environment
 
 __all__ = ["COMPUTE", "Options", "Profile", "build_engine", "engine_graph"]
 
-Progress = Callable[[str, int, int], None]
 
 # Compute capabilities that TensorRT-RTX has targets for.
 COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -27,6 +27,7 @@ from tfanet.export.engines.magnitudes import measure_ranges
 from tfanet.export.engines.precision import PRECISIONS, Kept, cast_graph
 from tfanet.export.parity.check import Case, compare, make_cases, run_case
 from tfanet.plugins import ort_library_path, trt_library_path
+from tfanet.progress import Progress
 from tfanet.runtime import Predictor
 from tfanet.runtime.backends.choose import Graph, open_graphs
 from tfanet.runtime.backends.choose import Options as RuntimeOptions
@@ -46,7 +47,6 @@ __all__ = [
     "typed_graphs",
 ]
 
-Progress = Callable[[str, int, int], None]
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
 GRAPHS = ("text.onnx", "image.onnx")
 # What the manifest says of the scans, by plugin.

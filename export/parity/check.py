@@ -22,6 +22,7 @@ from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.checkpoint import load_model
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
+from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
@@ -46,8 +47,6 @@ MAX_REL_ERROR = 1e-4
 MAX_PIXEL_SHARE = 1e-5
 MAX_ROUNDED_SHARE = 1e-2  # of the pixels of an engine of lower precision
 SOS_ID, EOS_ID = 49406, 49407
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

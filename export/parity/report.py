@@ -29,6 +29,7 @@ from tfanet.export.parity.check import Case, bundle_backends, load_reference, ru
 from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
+from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
 from tfanet.runtime.bundle.read import Bundle
@@ -38,7 +39,6 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["stage_outputs", "write_report"]
 
-Progress = Callable[[str, int, int], None]
 # log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin.
 BINS = np.arange(-8, 0.5, 0.5)
 THUMBNAIL = 320  # pixels of a picture's longer side on the page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,11 @@ from tfanet.plugins import attach, exportable
 from tfanet.plugins.compat.standin_import import Standins
 from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
 from tfanet.plugins.graph.bodies import DOMAIN
+from tfanet.progress import Progress
 from tfanet.runtime.bundle.write import check_output, new_file
 
 __all__ = ["export_onnx"]
 
-Progress = Callable[[str, int, int], None]
 STEPS = 4
 SEED = 0
 _LARGEST_FILE = 2**31 - 1  # of a protobuf message

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import BACKENDS
 from tfanet.runtime.backends.session import thread_count
 from tfanet.runtime.bundle.read import Bundle
@@ -26,7 +27,6 @@ from tfanet.worker import worker_command, worker_environment
 
 __all__ = ["BASELINE", "bench"]
 
-Progress = Callable[[str, int, int], None]
 
 BASELINE = "pytorch-eager"
 _TORCH = (BASELINE, "pytorch-compile")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tfanet.errors import plain
+from tfanet.progress import Progress
 
 __all__ = [
     "Verbs",
@@ -84,7 +85,7 @@ def parity_table(report: dict[str, Any]) -> str:
     return table(("case", "backend", "largest relative error", "pixels changed"), rows)
 
 
-def progress_line() -> Callable[[str, int, int], None]:
+def progress_line() -> Progress:
     """A progress callback: one line rewritten on a terminal, a line per tenth elsewhere."""
     terminal = sys.stderr.isatty()
     last = -1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfanet.data.refer import ReferFiles
 from tfanet.data.safe_pickle import DataError
+from tfanet.progress import Progress
 from tfanet.runtime.preprocess import ImageError, open_picture
 
 __all__ = ["PUBLISHED_COUNTS", "check"]
@@ -53,7 +53,7 @@ def check(
     *,
     split_by: str | None = None,
     images: str | Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read every ref, decode every mask, look at every picture, compare the counts.
 

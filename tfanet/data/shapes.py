@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from tfanet.data.draw import draw_scene
 from tfanet.data.scene import SHAPES, Scene, Thing, make_scene
 from tfanet.data.sentences import describe
 from tfanet.errors import InputError
+from tfanet.progress import Progress
 
 __all__ = ["make_shapes"]
 
@@ -65,7 +65,7 @@ def make_shapes(
     testB: int = 100,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the dataset `shapes` (split by "unc") under `output`.
 

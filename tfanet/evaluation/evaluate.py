@@ -14,6 +14,7 @@ from PIL import Image
 from tfanet.data import ReferDataset, Sample
 from tfanet.errors import InputError
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
+from tfanet.progress import Progress
 from tfanet.runtime.preprocess import logits_to_mask
 
 __all__ = ["evaluate"]
@@ -79,7 +80,7 @@ def evaluate(
     images: str | Path | None = None,
     limit: int | None = None,
     batch: int = 8,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Segment every (picture, sentence) of a split and return the metrics, in percent.
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model, save_checkpoint
 from tfanet.model.config import preset
 from tfanet.model.tfanet import TFANet
+from tfanet.progress import Progress
 from tfanet.runtime.tokenizer import TextTokenizer
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.state import Average, load_state, save_state
 
 __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
-Progress = Callable[[str, int, int], None]
 
 TOKENIZER = Path(__file__).parent.parent / "assets" / "clip_tokenizer.json"
 LOG_EVERY = 50
