@@ -8,9 +8,18 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+class FreshBuild(build):
+    """Begins with an empty folder, or modules of an earlier build would go into the wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildWithCMake(build_ext):
@@ -44,5 +53,5 @@ class WheelForAnyPython(bdist_wheel):
 setup(
     # Named only so that setuptools runs build_ext and tags the wheel with the platform.
     ext_modules=[Extension("tfanet.plugins.lib", sources=[])],
-    cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": WheelForAnyPython},
+    cmdclass={"build": FreshBuild, "build_ext": BuildWithCMake, "bdist_wheel": WheelForAnyPython},
 )
