@@ -1,0 +1,153 @@
+"""The rules of the house: which room may know which. CONTRIBUTING.md says why.
+
+Rooms are the folders directly below `tfanet`. What is read are the imports in the sources, those
+inside functions and for type checkers included.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import warnings
+
+import pytest
+from imports import ROOT, Import, all_imports, modules, packages
+
+import tfanet
+from tfanet import moved
+
+LEAVES = ("errors", "progress")  # modules that every room may know, and that know none
+STUBS = {name: folder / "__init__.pyi" for name, folder in packages().items()}
+PUBLIC = {name: stub for name, stub in STUBS.items() if stub.is_file()}
+LAZY = [
+    "from __future__ import annotations",
+    "import lazy_loader",
+    "__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)",
+]
+# The parts of export that know TFANet; the others take any model.
+TFANET_EXPORT = ("tfanet.export.bundle", "tfanet.export.graphs", "tfanet.export.parity")
+
+
+def room(module: str) -> str:
+    """`plugins` for tfanet.plugins.graph.attach, "" for tfanet itself."""
+    return [*module.split("."), ""][1]
+
+
+def within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def from_room(*names: str) -> list[Import]:
+    found = [i for i in all_imports() if room(i.importer) in names]
+    assert found, f"no imports in {names}"
+    return found
+
+
+def listed(found: list[Import]) -> list[str]:
+    return [str(one) for one in found]
+
+
+def test_leaves_know_nothing():
+    wrong = [i for i in all_imports() if room(i.importer) in LEAVES]
+    assert not wrong, listed(wrong)
+
+
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_the_model_and_the_data_stand_on_plugins_and_the_runtime(name):
+    allowed = (name, "plugins", "runtime", *LEAVES, "weights")
+    wrong = [i for i in from_room(name) if room(i.module) not in allowed]
+    assert not wrong, listed(wrong)
+
+
+def test_calibration_never_imports_export_nor_the_model():
+    forbidden = ("export", "model", "training", "bench", "cli")
+    wrong = [i for i in from_room("calibration") if room(i.module) in forbidden]
+    assert not wrong, listed(wrong)
+
+
+def test_export_imports_neither_training_nor_the_command_line():
+    wrong = [i for i in from_room("export") if room(i.module) in ("training", "bench", "cli")]
+    assert not wrong, listed(wrong)
+
+
+def test_nothing_knows_the_command_line():
+    wrong = [
+        i
+        for i in all_imports()
+        if room(i.module) == "cli" and room(i.importer) not in ("cli", "__main__")
+    ]
+    assert not wrong, listed(wrong)
+
+
+def test_every_module_says_what_it_is():
+    wrong = [
+        name
+        for name, file in modules().items()
+        if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_dir_shows_the_public_names_and_each_is_there(name):
+    tree = ast.parse(PUBLIC[name].read_text(encoding="utf-8"))
+    names = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    package = importlib.import_module(name)
+    assert len(names) == len(set(names)) and dir(package) == sorted(names)
+    for one in names:
+        assert getattr(package, one) is not None
+
+
+def test_the_checkout_is_not_on_the_packages_path():
+    assert len(list(tfanet.__path__)) == 1
+    for name in ("tfanet.tfanet", "tfanet.setup", "tfanet.tests"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+
+
+def test_old_names_go_when_they_are_due():
+    """Fails from the release on that takes them away: delete tfanet/moved.py and its tests then."""
+
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(map(int, version.split(".")))
+
+    assert numbers(tfanet.__version__) < numbers(moved.REMOVAL)
+
+
+def test_old_names_lead_to_modules_that_are_there():
+    for old, homes in moved.MOVED.items():
+        assert f"tfanet.{old}" not in modules(), f"{old} is both an old name and a module"
+        missing = [home for home in homes.split() if f"tfanet.{home}" not in modules()]
+        assert not missing, f"{old} leads to {missing}"
+
+
+def test_an_old_name_warns_with_the_new_one_and_the_version_in_which_it_goes():
+    old = importlib.import_module("tfanet.plugins.scan")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function = old.selective_scan
+    from tfanet.plugins import selective_scan
+
+    assert function is selective_scan
+    (warning,) = caught
+    assert warning.category is DeprecationWarning
+    assert str(warning.message) == (
+        "tfanet.plugins.scan.selective_scan is now "
+        "tfanet.plugins.pytorch.selective_scan.selective_scan; "
+        f"the old name goes in tfanet {moved.REMOVAL}"
+    )
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = old.nothing
+
+
+def test_folders_and_packages_are_one_tree():
+    """Links make the top-level folders packages of tfanet: no path is set at run time."""
+    links = sorted(p.name for p in (ROOT / "tfanet").iterdir() if p.is_symlink())
+    assert links == ["calibration", "export", "plugins", "runtime"]
+    for name in links:
+        assert (ROOT / "tfanet" / name).resolve() == ROOT / name
