@@ -29,6 +29,7 @@ from PIL import Image
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import GRAPHS, image_feed
 
 import onnxruntime
 
@@ -153,12 +154,9 @@ def measure(bundle: Path, runs: int, threads: int, memory_runs: int) -> dict[str
 
     def start_sessions() -> None:
         library = ort_library_path()
-        text, image = (
-            open_session(bundle / name, library, threads) for name in ("text.onnx", "image.onnx")
-        )
+        text, image = (open_session(bundle / name, library, threads) for name in GRAPHS)
         words, feature = text.run(None, {"token_ids": ids})
-        feeds = {"image": tensor, "word_features": words, "sentence_feature": feature}
-        image.run(None, feeds | {"word_mask": mask})
+        image.run(None, image_feed(tensor, (words, feature), mask))
 
     def start_native() -> None:
         runtime = Native(bundle, threads)

@@ -32,12 +32,12 @@ import numpy as np
 import onnx
 import torch
 
-from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.checkpoint import load_model
 from tfanet.plugins import expand_ss2d, ort_library_path, selective_scan_parallel
 from tfanet.plugins.pytorch.reference import ss2d_composed
 from tfanet.runtime import Bundle
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
 
 BASELINE = "eager, parallel scan"
 FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
@@ -107,26 +107,25 @@ def make_candidates(
         library: Path | None, image_file: Path, of: Bundle = bundle
     ) -> Callable[[], np.ndarray]:
         text, picture = (
-            open_session(path, library, threads) for path in (of.file("text.onnx"), image_file)
+            open_session(path, library, threads) for path in (of.file(TEXT), image_file)
         )
 
         def run() -> np.ndarray:
             features = text.run(None, {"token_ids": ids.numpy()})
-            values = (image.numpy(), *features, words.numpy())
-            return picture.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
+            return picture.run(None, image_feed(image.numpy(), features, words.numpy()))[0]
 
         return run
 
     candidates = {
         BASELINE: eager_parallel,
         "eager, our op": eager,
-        FUSED: graphs(ort_library_path(), bundle.file("image.onnx")),
+        FUSED: graphs(ort_library_path(), bundle.file(IMAGE)),
         PARTS: graphs(ort_library_path(), parts),
-        "ONNX Runtime, function body": graphs(None, bundle.file("image.onnx")),
+        "ONNX Runtime, function body": graphs(None, bundle.file(IMAGE)),
         "ONNX Runtime, parts' function body": graphs(None, parts),
     }
     if quantised is not None:
-        image_file = quantised.file("image.onnx")
+        image_file = quantised.file(IMAGE)
         candidates[QUANTISED] = graphs(ort_library_path(), image_file, quantised)
     return candidates
 
@@ -172,14 +171,14 @@ def main() -> None:
         cost = None if args.bundle else export(args.preset, Path(folder) / "bundle")
         bundle = Bundle.open(args.bundle or Path(folder) / "bundle")
         parts = Path(folder) / "parts.onnx"
-        expanded = expand_ss2d(onnx.load(bundle.file("image.onnx")))
+        expanded = expand_ss2d(onnx.load(bundle.file(IMAGE)))
         parts.write_bytes(expanded.SerializeToString())
         del expanded
         quantised = Bundle.open(args.int8) if args.int8 else None
         rows = measure(bundle, parts, quantised, args.runs, args.threads)
-        files = {FUSED: bundle.file("image.onnx"), PARTS: parts}
+        files = {FUSED: bundle.file(IMAGE), PARTS: parts}
         if quantised is not None:
-            files[QUANTISED] = quantised.file("image.onnx")
+            files[QUANTISED] = quantised.file(IMAGE)
         peaks = {name: peak_gigabytes(path, args.threads) for name, path in files.items()}
     if args.json:
         print(json.dumps({"export": cost, "rows": rows, "peak_gigabytes": peaks}))

@@ -29,8 +29,9 @@ from tfanet.calibration.graph.reading import fold_weights, load
 from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
 from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
-from tfanet.calibration.measure.source import GRAPHS, Source
+from tfanet.calibration.measure.source import Source
 from tfanet.cli.output import progress_line, table
+from tfanet.runtime.bundle.graphs import GRAPHS, TEXT, image_feed
 from tfanet.runtime.bundle.read import Bundle
 
 from onnxruntime import quantization
@@ -164,18 +165,12 @@ class _Reader(CalibrationDataReader):
 
 def feeds(bundle: Bundle, chosen: CalibrationSet, name: str) -> Iterator[dict[str, np.ndarray]]:
     """The inputs of one graph on every picture."""
-    text = open_model(load(bundle.file("text.onnx")))
+    text = open_model(load(bundle.file(TEXT)))
     for picture, ids, mask in chosen.tensors(bundle):
-        if name == "text.onnx":
+        if name == TEXT:
             yield {"token_ids": ids}
             continue
-        words, sentence = text.run(None, {"token_ids": ids})
-        yield {
-            "image": picture,
-            "word_features": words,
-            "sentence_feature": sentence,
-            "word_mask": mask,
-        }
+        yield image_feed(picture, text.run(None, {"token_ids": ids}), mask)
 
 
 def share(source: Source, models: Mapping[str, ModelProto]) -> float:

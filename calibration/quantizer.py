@@ -23,11 +23,12 @@ from tfanet.calibration.accept.speed import measure_speed, write_timing
 from tfanet.calibration.graph.placement import INT8, Layer, int8_share
 from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
 from tfanet.calibration.measure.sampler import CalibrationSet
-from tfanet.calibration.measure.source import GRAPHS, Source
+from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import Calibration, diff
 from tfanet.errors import GateError, InputError
 from tfanet.progress import Progress
 from tfanet.runtime.backends.integer import instructions, overflowing
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, file_facts
 from tfanet.runtime.bundle.write import check_target, new_bundle
 

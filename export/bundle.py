@@ -21,6 +21,7 @@ from tfanet.plugins.graph import schemas
 from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
     FILES,
     MANIFEST,
@@ -108,14 +109,14 @@ def _write(
     config = network.config
     report("exporting text.onnx", 0)
     text = trace.export_text(network, dynamic_batch=dynamic_batch, opset=opset)
-    interface = {"text.onnx": _save(text, work / "text.onnx")}
+    interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
     image = trace.export_image(
         network, size, function=function, fuse=fuse, dynamic_batch=dynamic_batch, opset=opset
     )
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
-    interface["image.onnx"] = _save(image, work / "image.onnx")
+    interface[IMAGE] = _save(image, work / IMAGE)
     del image
     asset = resources.files("tfanet") / "assets" / "clip_tokenizer.json"
     (work / "tokenizer.json").write_bytes(asset.read_bytes())
@@ -124,7 +125,7 @@ def _write(
     report("comparing with PyTorch", 2)
     figures = check(
         network,
-        file_backends(work / "text.onnx", work / "image.onnx"),
+        file_backends(work / TEXT, work / IMAGE),
         size,
         dynamic_batch=dynamic_batch,
         threshold=THRESHOLD,

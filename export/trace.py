@@ -22,10 +22,11 @@ from tfanet.errors import InputError
 from tfanet.export.simplify import simplify
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import attach, custom_translation_table, expand_ss2d
+from tfanet.runtime.bundle.graphs import IMAGE_INPUTS, TEXT_OUTPUTS
+from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
 __all__ = [
     "EXAMPLE_BATCH",
-    "IMAGE_INPUTS",
     "IR_VERSION",
     "OPSETS",
     "export_graph",
@@ -36,8 +37,6 @@ __all__ = [
 
 OPSETS = range(18, 24)
 IR_VERSION = 10  # what ONNX Runtime 1.20, the oldest that we support, reads
-TEXT_OUTPUTS = ("word_features", "sentence_feature")
-IMAGE_INPUTS = ("image", *TEXT_OUTPUTS, "word_mask")
 # A batch of 1 would be taken for a constant.
 EXAMPLE_BATCH = 3
 
@@ -63,8 +62,8 @@ class _ImageGraph(nn.Module):
 def export_text(model: TFANet, *, dynamic_batch: bool = True, opset: int = 20) -> ModelProto:
     """text.onnx: token_ids (batch, L) int64 to word_features (batch, T, L), sentence_feature."""
     batch = EXAMPLE_BATCH if dynamic_batch else 1
-    ids = torch.full((batch, model.config.text_length), 49407)
-    ids[:, 0] = 49406
+    ids = torch.full((batch, model.config.text_length), END_ID)
+    ids[:, 0] = START_ID
     return _export(_TextGraph(model), (ids,), ("token_ids",), TEXT_OUTPUTS, dynamic_batch, opset)
 
 

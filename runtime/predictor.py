@@ -17,6 +17,7 @@ from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
 from tfanet.runtime.backends.choose import Options, open_graphs
 from tfanet.runtime.backends.engine import EngineGraph
 from tfanet.runtime.backends.session import Shapes, check_interface
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
 from tfanet.runtime.bundle.read import FILES, Bundle, BundleError
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
 from tfanet.runtime.tokenizer import TextTokenizer, check_text, listed
@@ -165,7 +166,7 @@ class Predictor:
                 self._cache.move_to_end(text)
                 return known
         ids, mask = self._tokenizer(text)
-        words, sentence = self._call("text.onnx", {"token_ids": ids})
+        words, sentence = self._call(TEXT, {"token_ids": ids})
         encoded = Sentence(words, sentence, mask)
         for array in (words, sentence, mask):
             array.flags.writeable = False  # it may serve other threads from the cache
@@ -234,12 +235,10 @@ class Predictor:
                 )
         length, size = tokenizer.length, manifest.preprocessing["size"]
         features: Shapes = {"word_features": (None, length), "sentence_feature": (None,)}
-        check_interface(
-            self._text, self.bundle.file("text.onnx"), {"token_ids": (length,)}, features
-        )
+        check_interface(self._text, self.bundle.file(TEXT), {"token_ids": (length,)}, features)
         check_interface(
             self._image,
-            self.bundle.file("image.onnx"),
+            self.bundle.file(IMAGE),
             {"image": (3, *size), **features, "word_mask": (length,)},
             {"mask_logit": (1, *size)},
         )
@@ -280,13 +279,8 @@ class Predictor:
             parts = [getattr(sentence, name) for sentence in sentences]
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        feeds = {
-            "image": image,
-            "word_features": stacked("words"),
-            "sentence_feature": stacked("sentence"),
-            "word_mask": stacked("mask"),
-        }
-        logits = self._call("image.onnx", feeds)[0]
+        feed = image_feed(image, map(stacked, ("words", "sentence")), stacked("mask"))
+        logits = self._call(IMAGE, feed)[0]
         expected = (len(sentences), 1, *self.bundle.manifest.preprocessing["size"])
         if logits.shape != expected or not np.issubdtype(logits.dtype, np.floating):
             raise BundleError(
@@ -295,10 +289,10 @@ class Predictor:
             )
         return logits
 
-    def _call(self, name: str, feeds: dict[str, Any]) -> list[np.ndarray]:
-        graph = self._text if name == "text.onnx" else self._image
+    def _call(self, name: str, feed: dict[str, Any]) -> list[np.ndarray]:
+        graph = self._text if name == TEXT else self._image
         try:
-            return graph.run(None, feeds)
+            return graph.run(None, feed)
         except TfanetError:
             raise
         except Exception as error:  # ONNX Runtime has a class for every status, all bare Exception

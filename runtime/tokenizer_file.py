@@ -22,9 +22,10 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from tfanet.errors import InputError
 
-__all__ = ["END_TOKEN", "MAX_FILE_BYTES", "START_TOKEN", "read_tokenizer"]
+__all__ = ["END_ID", "END_TOKEN", "MAX_FILE_BYTES", "START_ID", "START_TOKEN", "read_tokenizer"]
 
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
+START_ID, END_ID = 49406, 49407  # in CLIP's own vocabulary
 MAX_FILE_BYTES = 16 << 20  # CLIP's has 1.5 MB
 MAX_DEPTH, MAX_NAME_BYTES, MAX_ID = 16, 200, 2**31 - 1
 

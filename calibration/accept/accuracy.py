@@ -12,9 +12,10 @@ from onnx import ModelProto
 
 from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.sampler import CalibrationSet
-from tfanet.calibration.measure.source import GRAPHS, Inputs
+from tfanet.calibration.measure.source import Inputs
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import GRAPHS, image_feed
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.preprocess import logits_to_mask
 
@@ -29,7 +30,7 @@ def logits(
     """Mask logits (1, 1, H, W) float32 of each picture, by the two graphs."""
     text, image = (open_model(models[name], threads=threads) for name in GRAPHS)
     for picture, ids, mask in inputs():
-        yield image.run(None, _feeds(text, picture, ids, mask))[0]
+        yield image.run(None, _feed(text, picture, ids, mask))[0]
 
 
 def measure_metrics(
@@ -86,17 +87,11 @@ def measure_latency(
     for run in range(WARM_UP + runs):
         for name, (text, image) in sessions.items():
             started = time.perf_counter()
-            image.run(None, _feeds(text, picture, ids, mask))
+            image.run(None, _feed(text, picture, ids, mask))
             if run >= WARM_UP:
                 times[name].append(1e3 * (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _feeds(text: Any, picture: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    words, sentence = text.run(None, {"token_ids": ids})
-    return {
-        "image": picture,
-        "word_features": words,
-        "sentence_feature": sentence,
-        "word_mask": mask,
-    }
+def _feed(text: Any, picture: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    return image_feed(picture, text.run(None, {"token_ids": ids}), mask)

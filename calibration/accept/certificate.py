@@ -15,11 +15,12 @@ from tfanet.calibration.accept.sensitivity import measure_sensitivity
 from tfanet.calibration.graph.reading import load
 from tfanet.calibration.grid import grid_of
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
-from tfanet.calibration.measure.source import GRAPHS, Source
+from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import Calibration
 from tfanet.errors import GateError, InputError
 from tfanet.progress import Progress
 from tfanet.runtime.backends.integer import instructions
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
 
 __all__ = ["GuardOptions", "guarded", "recheck", "short"]

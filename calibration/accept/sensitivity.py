@@ -18,9 +18,10 @@ from tfanet.calibration.graph.placement import INT8, Layer
 from tfanet.calibration.graph.reading import Graph
 from tfanet.calibration.grid import Grid
 from tfanet.calibration.measure.collect import open_model
-from tfanet.calibration.measure.source import GRAPHS, Inputs, Source
+from tfanet.calibration.measure.source import Inputs, Source
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
 
 __all__ = ["SWITCHES", "measure_sensitivity", "switched"]
 
@@ -54,26 +55,21 @@ def measure_sensitivity(
     result: dict[str, float] = {}
     for name in GRAPHS:
         session = open_model(switched(source.models[name], layers[name], amax[name], grid))
-        other = open_model(source.models["image.onnx" if name == "text.onnx" else "text.onnx"])
+        other = open_model(source.models[IMAGE if name == TEXT else TEXT])
         pictures = few()
         for index, layer in enumerate(layers[name]):
             on = np.arange(len(layers[name])) == index
             error = 0.0
             for (picture, ids, mask), z in zip(pictures, exact, strict=True):
-                if name == "text.onnx":
-                    words, sentence = session.run(None, {"token_ids": ids, SWITCHES: on})
+                if name == TEXT:
+                    features = session.run(None, {"token_ids": ids, SWITCHES: on})
                 else:
-                    words, sentence = other.run(None, {"token_ids": ids})
-                feeds = {
-                    "image": picture,
-                    "word_features": words,
-                    "sentence_feature": sentence,
-                    "word_mask": mask,
-                }
-                if name == "text.onnx":
-                    got = other.run(None, feeds)[0]
+                    features = other.run(None, {"token_ids": ids})
+                feed = image_feed(picture, features, mask)
+                if name == TEXT:
+                    got = other.run(None, feed)[0]
                 else:
-                    got = session.run(None, {**feeds, SWITCHES: on})[0]
+                    got = session.run(None, {**feed, SWITCHES: on})[0]
                 error += float(((got.astype(np.float64) - z) ** 2).sum())
             result[layer.name] = float(np.sqrt(error / power))
             if progress is not None:

@@ -16,7 +16,7 @@ from tfanet.calibration.grid import grid_of
 from tfanet.calibration.measure.collect import Seen
 from tfanet.calibration.measure.observers import Observer, make_observer
 from tfanet.calibration.measure.sampler import CalibrationSet, choose, warn_if_small
-from tfanet.calibration.measure.source import GRAPHS, Source, Watcher
+from tfanet.calibration.measure.source import Source, Watcher
 from tfanet.calibration.ranges import Calibration, GraphRanges
 from tfanet.calibration.rewrite.bias_correction import bias_of, correct, mean_axis
 from tfanet.calibration.rewrite.qdq import activation_ranges, quantize
@@ -30,11 +30,11 @@ from tfanet.calibration.rewrite.split import (
 )
 from tfanet.errors import InputError
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import GRAPHS, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
 __all__ = ["apply", "calibrate", "check_options", "measure_ranges", "model_facts", "prepare"]
 
-TEXT = "text.onnx"
 PROBED = 16  # pictures that tell the channels' ranges before the others are measured
 
 

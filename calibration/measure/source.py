@@ -17,11 +17,11 @@ from tfanet.calibration.graph.reading import Graph, fold_weights, load
 from tfanet.calibration.measure.collect import Seen, Watched
 from tfanet.errors import InputError
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
 from tfanet.runtime.bundle.read import Bundle
 
-__all__ = ["GRAPHS", "Inputs", "Source", "Watcher"]
+__all__ = ["Inputs", "Source", "Watcher"]
 
-GRAPHS = ("text.onnx", "image.onnx")
 # Image, token ids and word mask of one picture after another; called once for each pass.
 Inputs = Callable[[], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
@@ -140,9 +140,9 @@ class Watcher:
             InputError: naming the layer where a value is not finite.
         """
         for index, (picture, ids, mask) in enumerate(inputs()):
-            words = self.text.run({"token_ids": ids}, partial(watch, "text.onnx"))
-            feed = {"image": picture, **words, "word_mask": mask}
-            self.image.run(feed, partial(watch, "image.onnx"))
+            features = self.text.run({"token_ids": ids}, partial(watch, TEXT))
+            feed = image_feed(picture, features.values(), mask)
+            self.image.run(feed, partial(watch, IMAGE))
             if progress is not None:
                 progress(stage, index + 1, count)
 

@@ -34,6 +34,7 @@ from tfanet.runtime.backends.choose import Options as RuntimeOptions
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import EngineError, load_module
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
 from tfanet.runtime.bundle.leftovers import engine_file, locked, sweep_engines
 from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, Manifest, file_facts
 from tfanet.runtime.bundle.write import new_file, new_folder, sync
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
-GRAPHS = ("text.onnx", "image.onnx")
 # What the manifest says of the scans, by plugin.
 _SCANS = {
     None: "standard operators, one body for each length",
@@ -121,7 +121,7 @@ def add_engine(
                 engine_graph(typed[graph], options.plugin),
                 folder / files[graph],
                 target=target,
-                profile=replace(profile, min=1) if graph == "text.onnx" else profile,
+                profile=replace(profile, min=1) if graph == TEXT else profile,
                 options=options,
                 progress=tell,
             )
@@ -130,8 +130,8 @@ def add_engine(
             "target": target,
             "precision": rest if own == "fp32" else own,
             "rest": rest,
-            "library": facts["image.onnx"]["library"],
-            "version": facts["image.onnx"]["version"],
+            "library": facts[IMAGE]["library"],
+            "version": facts[IMAGE]["version"],
             "profile": asdict(profile),
             "compute": _compute(target, options),
             "flags": options.flags(),
@@ -268,7 +268,7 @@ def _typed(
     patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
     unused = [p for p in keep if not any(p in found for found in patterns.values())]
     if unused:
-        middle = graphs["image.onnx"].graph.node[len(graphs["image.onnx"].graph.node) // 2]
+        middle = graphs[IMAGE].graph.node[len(graphs[IMAGE].graph.node) // 2]
         raise InputError(f"no node's name fits {unused[0]!r}: names are such as {middle.name!r}")
     typed: dict[str, ModelProto] = {}
     rounded: dict[str, ModelProto] = {}
@@ -331,34 +331,23 @@ def range_feeds(
         encoded = predictor.encode_text(sentence)
         text.append({"token_ids": predictor.tokenize(sentence)[0]})
         picture = predictor.preprocess(path)[0][None]
-        image.append(_image_feed(picture, encoded.words, encoded.sentence, encoded.mask))
-    return {"text.onnx": text, "image.onnx": image}
+        image.append(image_feed(picture, (encoded.words, encoded.sentence), encoded.mask))
+    return {TEXT: text, IMAGE: image}
 
 
 def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs from the cases of the parity check."""
     text, image = [], []
-    session = _session(bundle, "text.onnx", None)
+    session = _session(bundle, TEXT, None)
     for case in cases:
-        words, features = session.run(None, {"token_ids": case.token_ids})
+        features = session.run(None, {"token_ids": case.token_ids})
         text.append({"token_ids": case.token_ids})
-        image.append(_image_feed(case.image, words, features, case.word_mask))
-    return {"text.onnx": text, "image.onnx": image}
+        image.append(image_feed(case.image, features, case.word_mask))
+    return {TEXT: text, IMAGE: image}
 
 
 def _session(bundle: Bundle, name: str, library: Path | None) -> Any:
     return open_session(bundle.file(name), library, content=partial(bundle.read, name))
-
-
-def _image_feed(
-    image: np.ndarray, words: np.ndarray, sentence: np.ndarray, mask: np.ndarray
-) -> dict[str, np.ndarray]:
-    return {
-        "image": image,
-        "word_features": words,
-        "sentence_feature": sentence,
-        "word_mask": mask,
-    }
 
 
 def _compare_with_graphs(

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
-from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.checkpoint import load_model
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
@@ -26,7 +25,9 @@ from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
 from tfanet.runtime.bundle.read import Bundle
+from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
 __all__ = [
     "MAX_PIXEL_SHARE",
@@ -46,7 +47,6 @@ __all__ = [
 MAX_REL_ERROR = 1e-4
 MAX_PIXEL_SHARE = 1e-5
 MAX_ROUNDED_SHARE = 1e-2  # of the pixels of an engine of lower precision
-SOS_ID, EOS_ID = 49406, 49407
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def file_backends(
 
 def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
     """`file_backends`, ONNX Runtime on a GPU, and the bundle's engines."""
-    backends = file_backends(bundle.file("text.onnx"), bundle.file("image.onnx"), bundle.read)
+    backends = file_backends(bundle.file(TEXT), bundle.file(IMAGE), bundle.read)
 
     def cuda() -> Running:
         return open_graphs(bundle, "onnxruntime-cuda", Options(op_library=ort_library_path()))
@@ -222,12 +222,12 @@ def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[
     rng = np.random.default_rng(0)
 
     def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full((batch, length), EOS_ID, np.int64)
+        ids = np.full((batch, length), END_ID, np.int64)
         mask = np.zeros((batch, length), np.float32)
         for row in range(batch):
             words = int(rng.integers(1, length - 1))  # specials not counted
-            ids[row, 0] = SOS_ID
-            ids[row, 1 : words + 1] = rng.integers(0, SOS_ID, words)
+            ids[row, 0] = START_ID
+            ids[row, 1 : words + 1] = rng.integers(0, START_ID, words)
             mask[row, : words + 2] = 1
         return ids, mask
 
@@ -250,8 +250,7 @@ def _run_torch(model: TFANet, case: Case) -> np.ndarray:
 def run_case(text: Any, image: Any, case: Case) -> np.ndarray:
     """Mask logits of a case through the two sessions."""
     features = text.run(None, {"token_ids": case.token_ids})
-    values = (case.image, *features, case.word_mask)
-    return image.run(None, dict(zip(IMAGE_INPUTS, values, strict=True)))[0]
+    return image.run(None, image_feed(case.image, features, case.word_mask))[0]
 
 
 def compare(

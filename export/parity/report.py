@@ -26,12 +26,12 @@ from tfanet.evaluation.metrics import iou
 from tfanet.export.engines.build import load_graph
 from tfanet.export.engines.store import typed_graphs
 from tfanet.export.parity.check import Case, bundle_backends, load_reference, run_case
-from tfanet.export.trace import IMAGE_INPUTS
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, image_feed
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.overlay import overlay
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
@@ -214,9 +214,7 @@ def _stage_errors(
 ) -> dict[str, dict[str, float]]:
     """For each variant of the image graph, the largest relative error behind each stage."""
     variants: dict[str, Callable[[], dict[str, ModelProto]]] = {
-        "onnxruntime": lambda: {
-            n: load_graph(bundle.file(n), bundle.read(n)) for n in ("text.onnx", "image.onnx")
-        }
+        "onnxruntime": lambda: {n: load_graph(bundle.file(n), bundle.read(n)) for n in GRAPHS}
     }
     for record in bundle.manifest.engines:
         if record["precision"] in ("fp16", "bf16"):
@@ -235,12 +233,12 @@ def _errors_by_stage(
     graphs: dict[str, ModelProto], samples: list[_Sample], reference: _Reference
 ) -> dict[str, float]:
     shapes = {name: value.shape[1:] for name, value in reference.stages[0].items()}
-    places = _places(graphs["image.onnx"], shapes)
+    places = _places(graphs[IMAGE], shapes)
     for value in places.values():
-        graphs["image.onnx"].graph.output.append(helper.make_empty_tensor_value_info(value))
+        graphs[IMAGE].graph.output.append(helper.make_empty_tensor_value_info(value))
     with tempfile.TemporaryDirectory() as folder:
         sessions = []
-        for name in ("text.onnx", "image.onnx"):
+        for name in GRAPHS:
             path = Path(folder) / name
             path.write_bytes(graphs.pop(name).SerializeToString())
             sessions.append(open_session(path, ort_library_path()))
@@ -249,8 +247,8 @@ def _errors_by_stage(
     for sample, stages, logits in zip(samples, reference.stages, reference.logits, strict=True):
         case = sample.case
         features = sessions[0].run(None, {"token_ids": case.token_ids})
-        feeds = dict(zip(IMAGE_INPUTS, (case.image, *features, case.word_mask), strict=True))
-        got = sessions[1].run(["mask_logit", *places.values()], feeds)
+        feed = image_feed(case.image, features, case.word_mask)
+        got = sessions[1].run(["mask_logit", *places.values()], feed)
         pairs = {"mask_logit": (got[0][0, 0], logits)}
         pairs |= {n: (value, stages[n]) for n, value in zip(places, got[1:], strict=True)}
         for name, (value, wanted) in pairs.items():

@@ -15,6 +15,7 @@ from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import MODULES, EngineError, EngineGraph
 from tfanet.runtime.backends.session import open_session, runs_as_floats
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import PRECISIONS, Bundle
 
 __all__ = ["BACKENDS", "Graph", "Options", "Running", "open_graphs"]
@@ -26,7 +27,6 @@ _PROVIDERS = {
     "onnxruntime-cpu": "CPUExecutionProvider",
 }
 MAX_BATCH = 1024  # of a graph whose batch is open
-GRAPHS = ("text.onnx", "image.onnx")
 
 
 class Graph(Protocol):

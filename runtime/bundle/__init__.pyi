@@ -1,3 +1,4 @@
+from .graphs import GRAPHS as GRAPHS
 from .manifest import FILES as FILES
 from .manifest import PRECISIONS as PRECISIONS
 from .manifest import SCHEMA_VERSION as SCHEMA_VERSION

@@ -11,10 +11,11 @@ from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import InputError
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 
 __all__ = ["FILES", "PRECISIONS", "SCHEMA_VERSION", "BundleError", "Manifest"]
 
-FILES = ("image.onnx", "text.onnx", "tokenizer.json")
+FILES = (IMAGE, TEXT, "tokenizer.json")
 SCHEMA_VERSION = 1
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
 
@@ -150,9 +151,7 @@ def _engine(record: Any, path: Path) -> list[str]:
     if record["precision"] not in PRECISIONS:
         raise BundleError(f"{path}: an engine has the precision {record['precision']!r:.20}")
     names = list(record["files"].values())
-    if set(record["files"]) != {"text.onnx", "image.onnx"} or not all(
-        isinstance(name, str) for name in names
-    ):
+    if set(record["files"]) != set(GRAPHS) or not all(isinstance(name, str) for name in names):
         raise BundleError(f"{path}: engine {record['name']!r:.40} lacks a file: build it again")
     return names
 

@@ -16,10 +16,10 @@ from tfanet.calibration.graph.reading import Graph
 from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.collect import OUTSIDE, SAMPLE, Seen, Watched, stride_of
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import GRAPHS
 from tfanet.calibration.rewrite.qdq import activation_ranges
 from tfanet.data import ReferDataset
 from tfanet.errors import InputError
+from tfanet.runtime.bundle.graphs import GRAPHS
 
 
 def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source, tools):

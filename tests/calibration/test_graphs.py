@@ -10,8 +10,9 @@ from onnx import helper
 from tfanet.calibration.graph.layout import to_linear
 from tfanet.calibration.graph.placement import find_layers, int8_share
 from tfanet.calibration.graph.reading import Graph, fold_weights, load
-from tfanet.calibration.measure.source import GRAPHS, Source
+from tfanet.calibration.measure.source import Source
 from tfanet.errors import InputError
+from tfanet.runtime.bundle.graphs import GRAPHS
 
 RNG = np.random.default_rng(11)
 

@@ -14,9 +14,9 @@ from tfanet.calibration.accept.sensitivity import SWITCHES, measure_sensitivity,
 from tfanet.calibration.graph.placement import FLOAT, INT8, Layer, int8_share
 from tfanet.calibration.measure.calibrator import apply, prepare
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import GRAPHS
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.errors import GateError, InputError
+from tfanet.runtime.bundle.graphs import GRAPHS
 
 BASELINE = {"mIoU": 70.0, "P@0.9": 40.0}
 BOUND = {"mIoU": 0.5}

@@ -18,7 +18,6 @@ from tfanet.calibration.grid import INT8
 from tfanet.calibration.measure.calibrator import apply, prepare
 from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import GRAPHS
 from tfanet.calibration.rewrite import qdq
 from tfanet.calibration.rewrite.qdq import quantize_weight
 from tfanet.cli import main
@@ -27,6 +26,7 @@ from tfanet.errors import GateError, InputError
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.backends import integer
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import MANIFEST, file_facts
 
 EXACT, SATURATING = "avx512-vnni", "avx2"

@@ -17,7 +17,6 @@ from tfanet.calibration.graph.reading import Graph
 from tfanet.calibration.grid import INT8
 from tfanet.calibration.measure.calibrator import apply, prepare
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import GRAPHS
 from tfanet.calibration.ranges import GraphRanges
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.calibration.rewrite.split import (
@@ -29,6 +28,7 @@ from tfanet.calibration.rewrite.split import (
 )
 from tfanet.cli import main
 from tfanet.errors import InputError
+from tfanet.runtime.bundle.graphs import GRAPHS
 
 RNG = np.random.default_rng(31)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError, TfanetError
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.worker import peak_bytes, worker_job
 
@@ -62,7 +63,7 @@ def _runtime_calls(bundle: Bundle, job: dict[str, Any]) -> tuple[Calls, dict[str
                 return predictor.predict_tensors(image, sentence)
 
             calls[f"image, batch {batch}"] = segment
-    files = ("text.onnx", "image.onnx")
+    files: tuple[str, ...] = GRAPHS
     if info["engine"] is not None:
         record = next(e for e in bundle.manifest.engines if e["name"] == info["engine"])
         files = tuple(record["files"].values())

@@ -7,10 +7,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tfanet.errors import InputError
 from tfanet.model.config import TextConfig
+from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
 __all__ = ["TextEncoder"]
 
-SOS_ID, EOS_ID = 49406, 49407
 _NAMES = {
     "vocabulary": "vocab_size",
     "width": "hidden_size",
@@ -45,9 +45,9 @@ def _tower(config: TextConfig) -> CLIPTextModel:
     if config.pretrained is None:
         sizes = CLIPTextConfig(
             **{theirs: getattr(config, name) for name, theirs in _NAMES.items()},
-            bos_token_id=SOS_ID,
-            eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
+            bos_token_id=START_ID,
+            eos_token_id=END_ID,
+            pad_token_id=END_ID,
         )
         tower = CLIPTextModel(sizes)
         # CLIP's own 0.02 drowns in what the layers add: to fresh weights "red" and "blue" look the
