@@ -1,5 +1,9 @@
 # make demo   sets everything up, exports the shipped tiny model and segments a picture
 # make test   sets everything up and runs the whole suite; make test-full adds full-size checks
+# make test-one FILE=tests/runtime/test_bundle.py
+#             runs one file soon after a clone: few packages, nothing is built, no PyTorch
+# make test-one FILE=tests/model/test_modules.py EXTRAS="test export"
+#             the same with PyTorch, for files that import it
 # Other targets: setup native lint format bench clean
 
 PYTHON ?= python3
@@ -7,17 +11,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 ORT_LOWEST := 1.20.1
 
-.PHONY: demo test test-full setup native ort-lowest lint format bench clean
+.PHONY: demo test test-full test-one setup native ort-lowest lint format bench clean
 
 demo: setup native
 	$(BIN)/python examples/demo.py --output demo
 
 test: setup native ort-lowest
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not full"
+	TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -m "not full" --durations=10
 
 test-full: setup native ort-lowest
-	$(BIN)/python -m pytest
+	TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --durations=10
+
+# A virtual environment for each choice of extras of setup.cfg, beside that of `make setup`. Tests
+# of what `make native` builds are skipped there, with that reason. FILE may be several files.
+EXTRAS ?= test
+empty :=
+LIGHT := build/venv-$(subst $(empty) ,-,$(strip $(EXTRAS)))
+
+test-one: $(LIGHT)/.ready
+	@test -n "$(FILE)" || { echo "name a file: make test-one FILE=tests/runtime/test_bundle.py"; exit 2; }
+	$(LIGHT)/bin/python -m pytest $(FILE)
+
+$(LIGHT)/.ready: setup.cfg constraints.txt tools/requirements.py
+	$(PYTHON) -m venv $(LIGHT)
+	$(PYTHON) tools/requirements.py $(EXTRAS) > $(LIGHT)/requirements.txt
+	$(LIGHT)/bin/python -m pip install --quiet --constraint constraints.txt --requirement $(LIGHT)/requirements.txt
+	touch $@
 
 setup: $(VENV)/.ready
 
