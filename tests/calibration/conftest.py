@@ -1,39 +1,25 @@
-"""A small TFANet with random weights, exported once, a small dataset, and models made by hand."""
+"""A small TFANet with random weights, exported once, and a small dataset."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from small_config import SMALL
 
 from tfanet.calibration import Calibration, calibrate
-from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.source import Source
 from tfanet.data import make_shapes
-from tfanet.model.config import TextConfig, TFANetConfig, preset
+from tfanet.model.config import TFANetConfig
 from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.read import FILES, MANIFEST, file_facts
 
-CONFIG = replace(
-    preset("tfanet-tiny"),
-    name="small",
-    dims=(8, 12, 16, 24),
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32),
-    text_length=20,
-    align_dim=8,
-    decoder_dim=8,
-    grid=2,
-    cfsm=False,
-    image_size=(64, 64),
-)
+CONFIG = replace(SMALL, name="small", text_length=20, cfsm=False)
 
 
 @pytest.fixture(scope="session")
@@ -92,42 +78,3 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def calibration(small: Bundle, shapes: Path) -> Calibration:
     return calibrate(small, shapes, "shapes", count=32)
-
-
-def make_model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, list[Any]],
-    outputs: dict[str, list[Any]],
-    constants: dict[str, np.ndarray],
-) -> onnx.ModelProto:
-    """A float32 model of opset 20 that passes the checker; the input "ids" is int64."""
-
-    def value(name: str, shape: list[Any]) -> onnx.ValueInfoProto:
-        kind = TensorProto.INT64 if name == "ids" else TensorProto.FLOAT
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    graph = helper.make_graph(
-        list(nodes),
-        "g",
-        [value(*item) for item in inputs.items()],
-        [value(*item) for item in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def run(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
-    return open_model(model).run(None, feeds)
-
-
-@pytest.fixture
-def tools() -> Any:
-    """`make_model` and `run`, for tests that build a model by hand."""
-
-    class Tools:
-        make_model = staticmethod(make_model)
-        run = staticmethod(run)
-
-    return Tools

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+import small_models
 from onnx import TensorProto, helper
 
 from tfanet.calibration import calibrate
@@ -22,7 +23,7 @@ from tfanet.errors import InputError
 from tfanet.runtime.bundle.graphs import GRAPHS
 
 
-def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source, tools):
+def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source):
     model = source.models["text.onnx"]
     names = activation_ranges(Graph(model), source.layers["text.onnx"])
     axes = {name: n % 3 - 1 for n, name in enumerate(names)}
@@ -37,7 +38,7 @@ def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source, tools):
         feed = {"token_ids": rng.integers(0, 49406, (1, 20))}
         seen: dict[str, Seen] = {}
         outputs = watched.run(feed, seen.__setitem__)
-        words, sentence, *values = tools.run(single, **feed)
+        words, sentence, *values = small_models.run(single, **feed)
         assert list(seen) == names and len(names) == 4
         for name, x in zip(names, values, strict=True):
             rows = np.moveaxis(x, axes[name], 0).reshape(x.shape[axes[name]], -1)
@@ -53,13 +54,13 @@ def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source, tools):
 
 
 @pytest.mark.parametrize("shape", [(1, 14400, 128), (1, 96, 120, 120), (1, 3, 700, 500), (1, 5)])
-def test_a_sample_is_of_all_channels_alike(tools, shape):
+def test_a_sample_is_of_all_channels_alike(shape):
     size = int(np.prod(shape))
     stride = stride_of(size)
     assert np.gcd(stride, size) == 1 and -(-size // stride) <= SAMPLE
     assert stride == 1 or -(-size // (stride - 1)) > SAMPLE or np.gcd(stride - 1, size) > 1
     node = helper.make_node("Identity", ["x"], ["y"])
-    model = tools.make_model([node], {"x": list(shape)}, {"y": list(shape)}, {})
+    model = small_models.make_model([node], {"x": list(shape)}, {"y": list(shape)}, {})
     seen: dict[str, Seen] = {}
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     x.ravel()[-2] = -40  # between two elements of the sample, where there are such
@@ -73,23 +74,25 @@ def test_a_sample_is_of_all_channels_alike(tools, shape):
             assert counts.max() <= counts.min() + 0.1 * counts.mean() + 2
 
 
-def test_an_open_shape_is_named(tools):
+def test_an_open_shape_is_named():
     node = helper.make_node("Identity", ["x"], ["y"])
-    model = tools.make_model([node], {"x": ["batch", 3]}, {"y": ["batch", 3]}, {})
+    model = small_models.make_model([node], {"x": ["batch", 3]}, {"y": ["batch", 3]}, {})
     del model.graph.input[0].type.tensor_type.shape.dim[1]
     model.graph.input[0].type.tensor_type.shape.dim.add()
     with pytest.raises(InputError, match="shape of 'x' is not fixed"):
         Watched(model, {"x": 1}, [], {})
 
 
-def test_weights_travel_beside_the_graph_and_the_model_stays(tools):
+def test_weights_travel_beside_the_graph_and_the_model_stays():
     w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    model = tools.make_model(nodes, {"x": [2, 300]}, {"y": [2, 400]}, {"w": w, "small": w[:1]})
+    model = small_models.make_model(
+        nodes, {"x": [2, 300]}, {"y": [2, 400]}, {"w": w, "small": w[:1]}
+    )
     before = model.SerializeToString(deterministic=True)
     assert w.nbytes > OUTSIDE  # large enough to be moved out
     x = np.ones((2, 300), np.float32)
-    np.testing.assert_allclose(tools.run(model, x=x)[0], x @ w, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(small_models.run(model, x=x)[0], x @ w, rtol=1e-4, atol=1e-4)
     assert model.SerializeToString(deterministic=True) == before
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import small_models
 from onnx import helper
 
 from tfanet.calibration import Calibration, GuardOptions, calibrate, quantize_bundle
@@ -60,7 +61,7 @@ def test_the_nearest_number_is_that_of_the_definition():
         grid_of("int4")
 
 
-def test_onnx_runtime_rounds_as_the_grid_does(tools):
+def test_onnx_runtime_rounds_as_the_grid_does():
     """So that what is evaluated here is what a GPU with FP8 computes, up to the order of sums."""
     x = np.concatenate([RNG.normal(0, 3, 4000), RNG.normal(0, 1e-3, 4000), [50, -50]])
     x = x.astype(np.float32)[None]
@@ -70,15 +71,15 @@ def test_onnx_runtime_rounds_as_the_grid_does(tools):
     ]
     shape = ["batch", 1, 1, x.size]
     w = np.array([[[[1.0]]]], np.float32)
-    model = tools.make_model(nodes, {"x": shape}, {"y": shape, "z": shape}, {"w": w})
+    model = small_models.make_model(nodes, {"x": shape}, {"y": shape, "z": shape}, {"w": w})
     got = quantize(model, find_layers(Graph(model)), {"x": 20.0}, grid=FP8)
-    actual = tools.run(got, x=x[None, None])[0].ravel()
+    actual = small_models.run(got, x=x[None, None])[0].ravel()
     step = FP8.step(20.0)
     np.testing.assert_allclose(actual, FP8.nearest(x[0] / step) * step, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("op", ["Conv", "MatMul"])
-def test_a_layer_computes_what_numpy_does_with_rounded_values(tools, op):
+def test_a_layer_computes_what_numpy_does_with_rounded_values(op):
     w = (RNG.standard_normal((6, 5)) * RNG.uniform(0.01, 3, 5)).astype(np.float32)
     if op == "Conv":
         constant, shape, out = w.T[:, :, None, None].copy(), [1, 6, 7, 1], [1, 5, 7, 1]
@@ -88,7 +89,7 @@ def test_a_layer_computes_what_numpy_does_with_rounded_values(tools, op):
         helper.make_node(op, ["x", "w"], ["y"], "layer"),
         helper.make_node("Mul", ["y", "y"], ["z"], "square"),
     ]
-    model = tools.make_model(nodes, {"x": shape}, {"z": out}, {"w": constant})
+    model = small_models.make_model(nodes, {"x": shape}, {"z": out}, {"w": constant})
     got = quantize(model, find_layers(Graph(model)), {"x": 4.0, "y": 30.0}, grid=FP8)
     onnx.checker.check_model(got, full_check=True)
     kinds = {t.name: t.data_type for t in got.graph.initializer}
@@ -100,7 +101,7 @@ def test_a_layer_computes_what_numpy_does_with_rounded_values(tools, op):
         return FP8.nearest(values / FP8.step(amax)) * FP8.step(amax)
 
     y = fake(x, 4.0) @ np.stack([fake(c, float(np.abs(c).max())) for c in w.T], 1)
-    actual = tools.run(got, x=x.T.reshape(shape) if op == "Conv" else x.reshape(shape))[0]
+    actual = small_models.run(got, x=x.T.reshape(shape) if op == "Conv" else x.reshape(shape))[0]
     actual = actual.reshape(5, 7).T if op == "Conv" else actual[0]
     expected = y**2  # a convolution's result, which INT8 rounds too, is not rounded
     far = np.abs(actual - expected) > 1e-4 * np.abs(expected).max()
@@ -108,7 +109,7 @@ def test_a_layer_computes_what_numpy_does_with_rounded_values(tools, op):
     assert np.abs((x @ w) ** 2 - expected).max() > 1e-2 * np.abs(expected).max()
 
 
-def test_a_relu_in_front_of_fp8_still_cuts(tools):
+def test_a_relu_in_front_of_fp8_still_cuts():
     """ONNX Runtime drops it as redundant where the zero point is 0, which is so for uint8 alone."""
     nodes = [
         helper.make_node("Relu", ["x"], ["r"], "relu"),
@@ -116,11 +117,11 @@ def test_a_relu_in_front_of_fp8_still_cuts(tools):
         helper.make_node("Mul", ["y", "y"], ["z"], "square"),
     ]
     w = np.eye(6, dtype=np.float32)
-    model = tools.make_model(nodes, {"x": [7, 6]}, {"y": [7, 6], "z": [7, 6]}, {"w": w})
+    model = small_models.make_model(nodes, {"x": [7, 6]}, {"y": [7, 6], "z": [7, 6]}, {"w": w})
     layers = [la for la in find_layers(Graph(model)) if la.op == "MatMul"]
     got = quantize(model, [replace(la, precision="int8") for la in layers], {"r": 4.0}, grid=FP8)
     x = RNG.standard_normal((7, 6)).astype(np.float32)
-    y = tools.run(got, x=x)[0]
+    y = small_models.run(got, x=x)[0]
     step = FP8.step(4.0)
     np.testing.assert_allclose(y, FP8.nearest(np.maximum(x, 0) / step) * step, atol=1e-6)
     assert (x < 0).any() and not (y < 0).any()

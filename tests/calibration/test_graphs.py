@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import small_models
 from onnx import helper
 
 from tfanet.calibration.graph.layout import to_linear
@@ -31,16 +32,16 @@ def feeds_of(bundle) -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_prepared_graphs_compute_the_same(small, tools, name):
+def test_prepared_graphs_compute_the_same(small, name):
     original = load(small.file(name))
     feeds = feeds_of(small)[name]
-    expected = tools.run(original, **feeds)
+    expected = small_models.run(original, **feeds)
     folded = fold_weights(original)
-    for a, b in zip(expected, tools.run(folded, **feeds), strict=True):
+    for a, b in zip(expected, small_models.run(folded, **feeds), strict=True):
         np.testing.assert_array_equal(a, b)
     linear = to_linear(folded)
     onnx.checker.check_model(linear, full_check=True)
-    for a, b in zip(expected, tools.run(linear, **feeds), strict=True):
+    for a, b in zip(expected, small_models.run(linear, **feeds), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
@@ -107,7 +108,7 @@ def test_share_is_the_sum_of_what_is_chosen(source):
     assert int8_share([]) == 0
 
 
-def test_a_weight_with_two_readers_is_transposed_for_each(tools):
+def test_a_weight_with_two_readers_is_transposed_for_each():
     w = RNG.standard_normal((5, 4, 1, 1)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["a", "w"], ["x"], "one"),
@@ -115,31 +116,37 @@ def test_a_weight_with_two_readers_is_transposed_for_each(tools):
         helper.make_node("Add", ["x", "y"], ["sum"], "add"),
     ]
     shape = ["batch", 4, 3, 2]
-    model = tools.make_model(nodes, {"a": shape, "b": shape}, {"sum": ["batch", 5, 3, 2]}, {"w": w})
+    model = small_models.make_model(
+        nodes, {"a": shape, "b": shape}, {"sum": ["batch", 5, 3, 2]}, {"w": w}
+    )
     got = to_linear(model)
     a, b = (RNG.standard_normal((2, 4, 3, 2)).astype(np.float32) for _ in range(2))
     expected = np.einsum("oc,bchw->bohw", w[:, :, 0, 0], a + b)
-    np.testing.assert_allclose(tools.run(got, a=a, b=b)[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(small_models.run(got, a=a, b=b)[0], expected, rtol=1e-5, atol=1e-6)
     assert [node.op_type for node in got.graph.node].count("MatMul") == 2
 
 
 @pytest.mark.parametrize("attributes", [{"strides": [2, 2]}, {"pads": [1, 1, 1, 1]}, {"group": 2}])
-def test_other_convolutions_stay(tools, attributes):
+def test_other_convolutions_stay(attributes):
     w = RNG.standard_normal((4, 4 // attributes.get("group", 1), 1, 1)).astype(np.float32)
     node = helper.make_node("Conv", ["a", "w"], ["x"], "one", **attributes)
-    model = tools.make_model([node], {"a": [1, 4, 4, 4]}, {"x": [None] * 4}, {"w": w})
+    model = small_models.make_model([node], {"a": [1, 4, 4, 4]}, {"x": [None] * 4}, {"w": w})
     assert [n.op_type for n in to_linear(model).graph.node] == ["Conv"]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_a_gemm_becomes_a_product_where_it_is_plain(tools, alpha):
+def test_a_gemm_becomes_a_product_where_it_is_plain(alpha):
     w, b = (RNG.standard_normal(s).astype(np.float32) for s in ((6, 4), (6,)))
     node = helper.make_node("Gemm", ["a", "w", "b"], ["x"], "g", transB=1, alpha=alpha)
-    model = tools.make_model([node], {"a": ["batch", 4]}, {"x": ["batch", 6]}, {"w": w, "b": b})
+    model = small_models.make_model(
+        [node], {"a": ["batch", 4]}, {"x": ["batch", 6]}, {"w": w, "b": b}
+    )
     got = to_linear(model)
     assert ("MatMul" in {n.op_type for n in got.graph.node}) == (alpha == 1.0)
     a = RNG.standard_normal((3, 4)).astype(np.float32)
-    np.testing.assert_allclose(tools.run(got, a=a)[0], alpha * a @ w.T + b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        small_models.run(got, a=a)[0], alpha * a @ w.T + b, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import small_models
 
 from tfanet.calibration.accept.accuracy import logits
 from tfanet.calibration.accept.guard import search
@@ -135,21 +136,21 @@ def test_bounds_that_make_no_sense_are_one_line(options):
     assert "\n" not in str(caught.value)
 
 
-def test_a_switch_turns_one_layer_and_nothing_else(source, calibration, tools):
+def test_a_switch_turns_one_layer_and_nothing_else(source, calibration):
     prepared, _ = prepare(source, calibration)
     model, amax = prepared.models["text.onnx"], calibration.graphs["text.onnx"].amax
     layers = [layer for layer in prepared.layers["text.onnx"] if layer.precision == INT8]
     ids = np.random.default_rng(2).integers(0, 49406, (1, 20))
     both = switched(model, layers, amax)
     off = np.zeros(len(layers), bool)
-    exact = tools.run(model, token_ids=ids)[0]
-    got = tools.run(both, token_ids=ids, **{SWITCHES: off})[0]
+    exact = small_models.run(model, token_ids=ids)[0]
+    got = small_models.run(both, token_ids=ids, **{SWITCHES: off})[0]
     np.testing.assert_allclose(got, exact, rtol=0, atol=1e-6 * np.abs(exact).max())
     for index in (0, len(layers) - 1):
         on = off.copy()
         on[index] = True
-        got = tools.run(both, token_ids=ids, **{SWITCHES: on})[0]
-        expected = tools.run(quantize(model, [layers[index]], amax), token_ids=ids)[0]
+        got = small_models.run(both, token_ids=ids, **{SWITCHES: on})[0]
+        expected = small_models.run(quantize(model, [layers[index]], amax), token_ids=ids)[0]
         moved = np.abs(expected - exact).max()
         assert moved > 1e-4
         assert np.abs(got - expected).max() < 0.05 * moved

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+import small_models
 from onnx import helper, numpy_helper
 from saturation import fake, fake_weight
 
@@ -29,7 +30,7 @@ def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def residual(tools):
+def residual():
     """ReLU(x + conv(ReLU(conv(x)))), then a projection of each pixel and a softplus."""
     constants = {
         "w1": RNG.standard_normal((4, 4, 3, 3)).astype(np.float32),
@@ -49,7 +50,7 @@ def residual(tools):
         helper.make_node("MatMul", ["t", "w3"], ["p"], "c/matmul"),
         helper.make_node("Softplus", ["p"], ["y"], "softplus"),
     ]
-    model = tools.make_model(
+    model = small_models.make_model(
         nodes, {"image": ["batch", 4, 6, 5]}, {"y": ["batch", 6, 5, 6]}, constants
     )
     return model, constants
@@ -67,7 +68,7 @@ def readers(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
-def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, tools, unsigned):
+def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, unsigned):
     model, w = residual
     layers = find_layers(Graph(model))
     got = quantize(model, layers, AMAX, unsigned=unsigned)
@@ -82,11 +83,11 @@ def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, tools,
     expected = np.log1p(np.exp(t @ fake_weight(w["w3"], 1, pairs=unsigned)))
 
     step = 9.0 / 127  # a value at the middle of two steps may fall either way
-    actual = tools.run(got, image=image)[0]
+    actual = small_models.run(got, image=image)[0]
     far = np.abs(actual - expected) > 1e-3 * np.abs(expected).max()
     assert far.mean() < 0.03
     assert np.abs(actual - expected).max() < 10 * step
-    exact = tools.run(model, image=image)[0]
+    exact = small_models.run(model, image=image)[0]
     assert np.abs(exact - expected).max() > 1e-2  # the test would see a graph left in float
 
 
@@ -135,9 +136,9 @@ def test_every_weight_step_is_that_of_its_largest_value():
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
-def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possible(tools, unsigned):
+def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possible(unsigned):
     table = RNG.standard_normal((300, 16)).astype(np.float32)
-    model = tools.make_model(
+    model = small_models.make_model(
         [helper.make_node("Gather", ["table", "ids"], ["rows"], "e/embedding")],
         {"ids": ["batch", 7]},
         {"rows": ["batch", 7, 16]},
@@ -146,7 +147,7 @@ def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possibl
     got = quantize(model, find_layers(Graph(model)), {}, unsigned=unsigned)
     ids = RNG.integers(0, 300, (2, 7))
     np.testing.assert_allclose(
-        tools.run(got, ids=ids)[0], fake_weight(table, 1)[ids], rtol=1e-6, atol=1e-7
+        small_models.run(got, ids=ids)[0], fake_weight(table, 1)[ids], rtol=1e-6, atol=1e-7
     )
     assert got.ByteSize() < 0.35 * model.ByteSize()
     order = ["DequantizeLinear", "Gather"]
@@ -173,7 +174,7 @@ def test_a_missing_or_broken_range_is_named(residual, bad):
         quantize(model, find_layers(Graph(model)), amax)
 
 
-def test_only_what_is_asked_for_is_quantised_and_the_original_stays(residual, tools):
+def test_only_what_is_asked_for_is_quantised_and_the_original_stays(residual):
     model, _ = residual
     before = model.SerializeToString(deterministic=True)
     graph = Graph(model)

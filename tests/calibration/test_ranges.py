@@ -32,7 +32,7 @@ def test_the_same_calibration_gives_the_same_bytes(calibration, small, shapes, t
     assert calibration.data["sent_ids"] == choose(shapes, "shapes", count=32).facts()["sent_ids"]
 
 
-def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes, tools):
+def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes):
     """Recomputed from the values themselves, at three places of the graph."""
     chosen = choose(shapes, "shapes", count=32)
     measured = measure_ranges(source, chosen, observer="minmax", smooth=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import small_models
 from onnx import helper, numpy_helper
 
 from tfanet.calibration.graph.placement import find_layers
@@ -17,7 +18,7 @@ RNG = np.random.default_rng(23)
 
 
 @pytest.fixture
-def normed(tools):
+def normed():
     """A LayerNorm with outliers in two channels, read by two linear layers."""
     gain = np.ones(8, np.float32)
     gain[2], gain[5] = 60, 0.02
@@ -35,10 +36,10 @@ def normed(tools):
         helper.make_node("Sigmoid", ["b"], ["yb"], "s2"),
     ]
     outputs = {"ya": ["batch", 5, 6], "yb": ["batch", 5, 3]}
-    return tools.make_model(nodes, {"x": ["batch", 5, 8]}, outputs, constants), constants
+    return small_models.make_model(nodes, {"x": ["batch", 5, 8]}, outputs, constants), constants
 
 
-def test_a_migrated_model_is_the_same_to_the_bit(normed, tools):
+def test_a_migrated_model_is_the_same_to_the_bit(normed):
     model, w = normed
     graph = Graph(model)
     (group,) = find_groups(graph, find_layers(graph))
@@ -51,14 +52,14 @@ def test_a_migrated_model_is_the_same_to_the_bit(normed, tools):
     assert np.abs(moved - (expected - np.median(expected))).max() <= 0.5
     assert moved[2] == moved.max() >= 2
     got = migrate(model, [group], {"n": moved.tolist()})
-    for a, b in zip(tools.run(model, x=x), tools.run(got, x=x), strict=True):
+    for a, b in zip(small_models.run(model, x=x), small_models.run(got, x=x), strict=True):
         np.testing.assert_array_equal(a, b)
     # Both sides are more even than the activation was.
     spread = np.ptp(np.log2(amax / np.exp2(moved)))
     assert spread < 0.7 * np.ptp(np.log2(amax))
 
 
-def test_a_whole_model_is_the_same_to_the_bit(source, calibration, tools):
+def test_a_whole_model_is_the_same_to_the_bit(source, calibration):
     from tfanet.calibration.measure.calibrator import prepare
 
     prepared, same = prepare(source, calibration)
@@ -71,7 +72,7 @@ def test_a_whole_model_is_the_same_to_the_bit(source, calibration, tools):
         "sentence_feature": RNG.standard_normal((1, 16)).astype(np.float32),
         "word_mask": np.ones((1, 20), np.float32),
     }
-    a, b = (tools.run(s.models["image.onnx"], **feeds)[0] for s in (source, prepared))
+    a, b = (small_models.run(s.models["image.onnx"], **feeds)[0] for s in (source, prepared))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max())
 
 
@@ -104,7 +105,7 @@ def mean_shift(model, corrected, layer, x, forward):
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Conv", "grouped Conv"])
-def test_the_mean_of_each_output_channel_comes_back(tools, op):
+def test_the_mean_of_each_output_channel_comes_back(op):
     x = RNG.standard_normal((400, 6)) * RNG.uniform(0.1, 3, 6) + RNG.uniform(-4, 4, 6)
     b = RNG.standard_normal(4).astype(np.float32)
     if op == "MatMul":
@@ -130,7 +131,7 @@ def test_the_mean_of_each_output_channel_comes_back(tools, op):
             return np.concatenate([p @ r.T for p, r in zip(parts, rows, strict=True)], axis=1)
 
     nodes.append(helper.make_node("Sigmoid", ["y"], ["z"], "end"))
-    model = tools.make_model(nodes, {"x": shape}, {"z": out}, {"w": w, "b": b})
+    model = small_models.make_model(nodes, {"x": shape}, {"z": out}, {"w": w, "b": b})
     (layer,) = find_layers(Graph(model))
     before = mean_shift(model, model, layer, x, forward)
     corrected = correct(model, [layer], {"x": x.mean(0)})

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+import small_models
 from onnx import helper
 from saturation import fake, fake_weight
 
@@ -34,7 +35,7 @@ RNG = np.random.default_rng(31)
 
 
 @pytest.fixture
-def text(tools):
+def text():
     """Two linear layers that read one value with three wide channels, then GELU and a third."""
     constants = {
         "gain": np.where(np.isin(np.arange(16), [3, 8, 14]), 40, 1).astype(np.float32),
@@ -52,7 +53,7 @@ def text(tools):
         helper.make_node("Tanh", ["c"], ["z"], "s2"),
     ]
     outputs = {"y": ["batch", 7, 5], "z": ["batch", 7, 4], "wide": ["batch", 7, 16]}
-    model = tools.make_model(nodes, {"x": ["batch", 7, 16]}, outputs, constants)
+    model = small_models.make_model(nodes, {"x": ["batch", 7, 16]}, outputs, constants)
     return model, find_layers(Graph(model)), constants
 
 
@@ -65,12 +66,12 @@ RANGES = GraphRanges(
 )
 
 
-def test_a_split_model_is_the_same_in_floating_point(text, tools):
+def test_a_split_model_is_the_same_in_floating_point(text):
     model, layers, _ = text
     got, split, amax = rewrite(model, layers, RANGES)
     onnx.checker.check_model(got, full_check=True)
     x = RNG.standard_normal((2, 7, 16)).astype(np.float32)
-    for a, b in zip(tools.run(model, x=x), tools.run(got, x=x), strict=True):
+    for a, b in zip(small_models.run(model, x=x), small_models.run(got, x=x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
     assert len(split) == 6 and len({layer.node for layer in split}) == 6
     counts = [node.op_type for node in got.graph.node]
@@ -84,11 +85,11 @@ def test_a_split_model_is_the_same_in_floating_point(text, tools):
         "g.inner": 5.0,
         "g.outer": 80.0,
     }
-    assert tools.run(model, x=x)[0].shape == (2, 7, 5)  # the original is untouched
+    assert small_models.run(model, x=x)[0].shape == (2, 7, 5)  # the original is untouched
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
-def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
+def test_a_quantised_split_computes_what_numpy_does(text, unsigned):
     model, layers, w = text
     got, split, amax = rewrite(model, layers, RANGES)
     quantised = quantize(got, split, amax, unsigned=unsigned)
@@ -98,12 +99,12 @@ def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
     inner = [c for c in range(16) if c not in outer]
     b = fake(wide[:, inner], 4.0) @ fake_weight(w["w2"][inner], 1, pairs=unsigned)
     b = b + fake(wide[:, outer], 120.0) @ fake_weight(w["w2"][outer], 1, pairs=unsigned)
-    y, z, _ = tools.run(quantised, x=x)
+    y, z, _ = small_models.run(quantised, x=x)
     np.testing.assert_allclose(y[0], 1 / (1 + np.exp(-b)), atol=2e-3)
     a = fake(wide[:, inner], 4.0) @ fake_weight(w["w1"][inner], 1, pairs=unsigned)
     a = a + fake(wide[:, outer], 120.0) @ fake_weight(w["w1"][outer], 1, pairs=unsigned)
-    g = tools.run(
-        tools.make_model(
+    g = small_models.run(
+        small_models.make_model(
             [helper.make_node("Gelu", ["a"], ["g"])], {"a": [7, 12]}, {"g": [7, 12]}, {}
         ),
         a=a.astype(np.float32),
@@ -114,8 +115,8 @@ def test_a_quantised_split_computes_what_numpy_does(text, tools, unsigned):
         z[0], np.tanh(rounded @ fake_weight(w["w3"], 1, pairs=unsigned)), atol=0.02
     )
     plain = quantize(model, layers, RANGES.amax, unsigned=unsigned)
-    exact = tools.run(model, x=x)
-    before = np.abs(tools.run(plain, x=x)[0] - exact[0]).mean()
+    exact = small_models.run(model, x=x)
+    before = np.abs(small_models.run(plain, x=x)[0] - exact[0]).mean()
     assert np.abs(y - exact[0]).mean() < 0.7 * before
 
 
@@ -161,7 +162,7 @@ def test_two_regions_are_the_best_of_all_ratios():
     assert even.split(INT8, 1.0) is None or even.split(INT8, 1.0)[1] < 8
 
 
-def test_what_crowds_near_zero_is_found_behind_moves(tools):
+def test_what_crowds_near_zero_is_found_behind_moves():
     nodes = [
         helper.make_node("Gelu", ["x"], ["g"], "gelu"),
         helper.make_node("Transpose", ["g"], ["t"], "t", perm=[0, 2, 1]),
@@ -171,7 +172,7 @@ def test_what_crowds_near_zero_is_found_behind_moves(tools):
     ]
     shape = ["batch", 3, 4]
     outputs = {"t": ["batch", 4, 3], "m": shape, "r": shape}
-    graph = Graph(tools.make_model(nodes, {"x": shape}, outputs, {}))
+    graph = Graph(small_models.make_model(nodes, {"x": shape}, outputs, {}))
     assert [is_crowded(graph, name) for name in "gtmrx"] == [True, True, True, False, False]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from c_library import ort_library
 
 from tfanet.errors import TfanetError
 from tfanet.runtime import Bundle, Predictor
@@ -66,7 +67,6 @@ class Machine:
 
 @pytest.fixture(scope="session")
 def make_machine(
-    ort_path: str,
     onnxruntime_headers: str,
     compile_program: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -98,7 +98,7 @@ def make_machine(
             folder,
             compile_program(HERE / "backend_test.cpp", *flags, built=library),
             compile_program(HERE / "print_backend.cpp", *more, built=library),
-            ort_path,
+            str(ort_library()),
         )
 
     return make

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from c_library import ort_library
 from PIL import Image
 
 from tfanet.runtime import Predictor
@@ -36,11 +37,11 @@ def examples(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def segment(examples: Path, ort_path: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+def segment(examples: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [examples / program, *map(str, arguments)],
-            env=os.environ | {"TFANET_ONNXRUNTIME": ort_path},
+            env=os.environ | {"TFANET_ONNXRUNTIME": str(ort_library())},
             capture_output=True,
             text=True,
         )
@@ -167,16 +168,14 @@ def test_missing_onnxruntime(
     assert "ONNX Runtime cannot be loaded (/no/such/library.so" in result.stderr
 
 
-def test_server(
-    examples: Path, shared_bundle: Path, ort_path: str, python: Predictor, tmp_path: Path
-) -> None:
+def test_server(examples: Path, shared_bundle: Path, python: Predictor, tmp_path: Path) -> None:
     picture().save(tmp_path / "good.png")
     texts = ["red", "a blue dog", "the left one", "2"]
     requests = [f"{tmp_path / 'good.png'}\t{text}\t{tmp_path / text}.png" for text in texts]
     requests[2:2] = ["not a request", f"{tmp_path / 'none.png'}\tred\tx.png", "\t\t"]
     result = subprocess.run(
         [examples / "serve", shared_bundle, "3"],
-        env=os.environ | {"TFANET_ONNXRUNTIME": ort_path},
+        env=os.environ | {"TFANET_ONNXRUNTIME": str(ort_library())},
         input="\n".join(requests),
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import saturation
+from c_library import make_image
 from onnx import helper, numpy_helper
 
 from tfanet.runtime import Predictor
@@ -105,7 +106,6 @@ def in_integers(bundle: Path, weight: list[int], seal: Callable[[Path], None]) -
 )
 def test_both_runtimes_choose_alike_and_give_the_same_bits(
     open_runtime: Callable,
-    image_of: Callable,
     bundle: Path,
     seal: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_both_runtimes_choose_alike_and_give_the_same_bits(
         if name == "avx512-vnni":
             continue  # assumed only: the processor may be another one
         expected = python(pixels, "red")
-        got = runtime.predict(image_of(pixels, "RGB"), "red")
+        got = runtime.predict(make_image(pixels, "RGB"), "red")
         np.testing.assert_array_equal(got.logits, expected.logits)
         np.testing.assert_array_equal(got.mask > 0, expected.mask)
         results.append(expected.logits)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built import need_native
+from c_library import ort_library
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -32,11 +34,11 @@ def program(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def show(program: Path, ort_path: str, scan_bundle: Path) -> Callable[..., list[str]]:
+def show(program: Path, scan_bundle: Path) -> Callable[..., list[str]]:
     """Status, error or operator library, and ORT_DISABLE_TELEMETRY."""
 
     def run(
-        library: Path | str, *, onnxruntime: str = ort_path, start: Path | None = None,
+        library: Path | str, *, onnxruntime: str = str(ort_library()), start: Path | None = None,
         command: Path = program, **variables: str,
     ) -> list[str]:  # fmt: skip
         known = {name: text for name, text in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
@@ -91,10 +93,10 @@ def test_other_folders_are_those_of_a_checkout_alone(
 
 
 def test_programs_with_more_rights_ignore_the_environment(
-    show: Callable, program: Path, library: Path, ort_path: str, tmp_path: Path
+    show: Callable, program: Path, library: Path, tmp_path: Path
 ) -> None:
     missing = "/nowhere/lib.so"
-    for name, setting in (("TFANET_ONNXRUNTIME", "-"), ("TFANET_OP_LIBRARY", ort_path)):
+    for name, setting in (("TFANET_ONNXRUNTIME", "-"), ("TFANET_OP_LIBRARY", str(ort_library()))):
         assert missing in show(library, onnxruntime=setting, **{name: missing})[1]
     if os.geteuid() != 0 or os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
         pytest.skip("only root can make a program that runs as another group")
@@ -116,7 +118,7 @@ def test_telemetry_is_off_unless_the_user_chose(
 
 
 def test_no_network_in_a_program_that_lives(
-    program: Path, library: Path, ort_path: str, shared_bundle: Path, tmp_path: Path
+    program: Path, library: Path, shared_bundle: Path, tmp_path: Path
 ) -> None:
     """It asks for no socket and no address, and leaves nothing in the user's folders."""
     shim, log, home = tmp_path / "no_network.so", tmp_path / "log", tmp_path / "home"
@@ -127,7 +129,7 @@ def test_no_network_in_a_program_that_lives(
     known = {name: text for name, text in os.environ.items() if name not in hidden}
     variables = {"HOME": str(home), "LD_PRELOAD": str(shim), "NO_NETWORK_LOG": str(log)}
     alive = subprocess.Popen(
-        [program, library, "/", shared_bundle, ort_path],
+        [program, library, "/", shared_bundle, str(ort_library())],
         env=known | variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -142,12 +144,12 @@ def test_no_network_in_a_program_that_lives(
 
 
 def test_threads_stay_on_the_cores_of_the_process(
-    program: Path, library: Path, ort_path: str, shared_bundle: Path
+    program: Path, library: Path, shared_bundle: Path
 ) -> None:
     """With one core allowed, ONNX Runtime's own choice ties a thread to another."""
     for core in sorted(os.sched_getaffinity(0))[:2]:
         alive = subprocess.Popen(
-            [program, library, "/", shared_bundle, ort_path],
+            [program, library, "/", shared_bundle, str(ort_library())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -208,9 +210,9 @@ def test_hardening(name: str) -> None:
 
 
 def test_every_file_is_compiled_with_guards() -> None:
-    files = list((ROOT / "build" / "native").rglob("flags.make"))
+    files = list(need_native().rglob("flags.make"))
     if not files:
-        pytest.skip("build/native is not there, or not of make: run `make native`")
+        pytest.skip("build/native is not of make")
     for path in files:
         for flags in re.findall(r"^C(?:XX)?_FLAGS = .*$", path.read_text(), flags=re.M):
             assert "-fstack-protector-strong" in flags, path

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from c_library import CALLBACK, Runtime, make_image
 from PIL import Image as PillowImage
 
 from tfanet.plugins import ort_library_path
@@ -58,22 +59,20 @@ def assert_equal(native: SimpleNamespace, python: Any) -> None:
 
 @pytest.mark.parametrize("kind", PILLOW_MODES)
 def test_equal_to_python(
-    kind: str, image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    kind: str, open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     runtime = open_runtime(shared_bundle)
     some = 0
     for size in SIZES:
         pixels = picture(size, kind)
-        native = runtime.predict(image_of(pixels, kind), TEXT)
+        native = runtime.predict(make_image(pixels, kind), TEXT)
         assert_equal(native, python(as_pillow(pixels, kind), TEXT))
         some += native.mask.any() and not native.mask.all()
     # Masks that are neither empty nor full; the model takes red minus blue, so grey is even.
     assert some > 5 or kind == "GREY"
 
 
-def test_fp8_graphs_run_as_they_stand(
-    image_of: Any, open_runtime: Callable, bundle: Path, seal: Callable
-) -> None:
+def test_fp8_graphs_run_as_they_stand(open_runtime: Callable, bundle: Path, seal: Callable) -> None:
     """ONNX Runtime's own fusion makes an integer product of them, which it then refuses."""
     model = onnx.load(bundle / "image.onnx")
     graph = model.graph
@@ -97,13 +96,13 @@ def test_fp8_graphs_run_as_they_stand(
     onnx.save(model, bundle / "image.onnx")
     seal(bundle)
     pixels = picture((97, 101), "RGB")
-    native = open_runtime(bundle).predict(image_of(pixels, "RGB"), TEXT)
+    native = open_runtime(bundle).predict(make_image(pixels, "RGB"), TEXT)
     assert_equal(native, Predictor(bundle, threads=1)(as_pillow(pixels, "RGB"), TEXT))
     assert len(np.unique(native.logits)) <= 256  # no more numbers than FP8 has
 
 
 def test_transparency_as_in_pillow(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     """Every value on white with every alpha, at the model's own width."""
     runtime = open_runtime(shared_bundle)
@@ -113,12 +112,12 @@ def test_transparency_as_in_pillow(
     pairs[:, 3] = alphas.reshape(-1)
     for part in pairs[: 65536 // 1536 * 1536].reshape(-1, 32, 48, 4):
         pixels = np.ascontiguousarray(part)
-        native = runtime.preprocess(image_of(pixels, "RGBA"))
+        native = runtime.preprocess(make_image(pixels, "RGBA"))
         np.testing.assert_array_equal(native, python.preprocess(as_pillow(pixels, "RGBA"))[0])
 
 
 def test_reductions_and_enlargements_of_all_kinds(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     """Widths and heights around the model's, its multiples and fractions."""
     runtime = open_runtime(shared_bundle)
@@ -126,26 +125,24 @@ def test_reductions_and_enlargements_of_all_kinds(
     sides = [2, 3, 15, 16, 24, 31, 47, 48, 49, 63, 64, 65, 95, 96, 97, 144, 333]
     for size in itertools.product(sides, sides):
         pixels = picture(size, "RGB", seed=1)
-        native = runtime.preprocess(image_of(pixels, "RGB"))
+        native = runtime.preprocess(make_image(pixels, "RGB"))
         expected = image_to_tensor(
             as_pillow(pixels, "RGB"), tuple(facts["size"]), (0.5,) * 3, (0.5,) * 3
         )
         np.testing.assert_array_equal(native, expected, err_msg=str(size))
 
 
-def test_mask_at_any_size(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
-) -> None:
+def test_mask_at_any_size(open_runtime: Callable, shared_bundle: Path, python: Predictor) -> None:
     runtime = open_runtime(shared_bundle)
     for size in itertools.product([2, 7, 32, 48, 63, 480], [2, 9, 32, 48, 97, 640]):
         pixels = picture(size, "RGB", seed=2)
-        native = runtime.predict(image_of(pixels, "RGB"), TEXT)
+        native = runtime.predict(make_image(pixels, "RGB"), TEXT)
         mask, _ = logits_to_mask(native.logits, (size[1], size[0]))
         np.testing.assert_array_equal(native.mask, mask * np.uint8(255), err_msg=str(size))
 
 
 def test_scores_of_all_logits(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     """Pictures of one colour: the mask is full or empty, the score that of a single logit."""
     runtime = open_runtime(shared_bundle)
@@ -153,7 +150,7 @@ def test_scores_of_all_logits(
     for level in range(0, 256, 5):
         pixels = np.full((32, 48, 3), 127, np.uint8)
         pixels[..., 0] = level
-        native = runtime.predict(image_of(pixels, "RGB"), TEXT)
+        native = runtime.predict(make_image(pixels, "RGB"), TEXT)
         expected = python(as_pillow(pixels, "RGB"), TEXT)
         assert native.score == pytest.approx(expected.score, rel=3e-7)
         seen.add(native.score == 0)
@@ -162,13 +159,13 @@ def test_scores_of_all_logits(
 
 @pytest.mark.parametrize("size", [(65_536, 2), (2, 65_536), (32_000_000, 2), (2, 32_000_000)])
 def test_long_pictures_are_refused(
-    size: tuple[int, int], image_of: Any, open_runtime: Callable, python: Predictor,
+    size: tuple[int, int], open_runtime: Callable, python: Predictor,
     shared_bundle: Path,
 ) -> None:  # fmt: skip
     """In Python's words; no pixel is read, so none need be there."""
     with pytest.raises(ImageError) as expected:
         python(PillowImage.new("RGB", size), TEXT)
-    image = image_of(picture((2, 2), "RGB"), "RGB")
+    image = make_image(picture((2, 2), "RGB"), "RGB")
     image.width, image.height = size
     with pytest.raises(Exception, match="a side may have at most 65,535") as caught:
         open_runtime(shared_bundle).predict(image, TEXT)
@@ -177,17 +174,17 @@ def test_long_pictures_are_refused(
 
 
 def test_the_longest_pictures(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     for size in ((65_535, 3), (3, 65_535)):
         pixels = picture(size, "RGB")
-        native = open_runtime(shared_bundle).predict(image_of(pixels, "RGB"), TEXT)
+        native = open_runtime(shared_bundle).predict(make_image(pixels, "RGB"), TEXT)
         assert_equal(native, python(as_pillow(pixels, "RGB"), TEXT))
 
 
 @pytest.mark.parametrize("size", [(4, 40_000), (40_000, 4)])
 def test_resizes_that_take_too_much_are_refused(
-    size: tuple[int, int], image_of: Any, open_runtime: Callable, bundle: Path
+    size: tuple[int, int], open_runtime: Callable, bundle: Path
 ) -> None:
     """With a model of 16,000 pixels a side, whose own tensors would be made behind that."""
     model = onnx.load(bundle / "image.onnx")
@@ -201,7 +198,7 @@ def test_resizes_that_take_too_much_are_refused(
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ImageError) as expected:
         Predictor(bundle, threads=1)(PillowImage.new("RGB", size), TEXT)
-    runtime, image = open_runtime(bundle), image_of(picture((2, 2), "RGB"), "RGB")
+    runtime, image = open_runtime(bundle), make_image(picture((2, 2), "RGB"), "RGB")
     image.width, image.height = size
     for call in (lambda: runtime.predict(image, TEXT), lambda: runtime.preprocess(image)):
         with pytest.raises(
@@ -212,35 +209,31 @@ def test_resizes_that_take_too_much_are_refused(
         assert caught.value.status == "BAD_IMAGE"
 
 
-def test_gaps_between_rows(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:
+def test_gaps_between_rows(open_runtime: Callable, shared_bundle: Path) -> None:
     runtime = open_runtime(shared_bundle)
     for kind, gap in itertools.product(PILLOW_MODES, (1, 2, 61)):
         pixels = picture((33, 21), kind)
         row = pixels[0].size
         room = np.full((21, row + gap), 99, np.uint8)
         room[:, :row] = pixels.reshape(21, row)
-        with_gap = image_of(pixels, kind, row + gap)
+        with_gap = make_image(pixels, kind, row + gap)
         with_gap.pixels = room.ctypes.data
         np.testing.assert_array_equal(
-            runtime.preprocess(with_gap), runtime.preprocess(image_of(pixels, kind))
+            runtime.preprocess(with_gap), runtime.preprocess(make_image(pixels, kind))
         )
 
 
-def test_with_the_operator_library(
-    image_of: Any, open_runtime: Callable, scan_bundle: Path
-) -> None:
+def test_with_the_operator_library(open_runtime: Callable, scan_bundle: Path) -> None:
     runtime, python = open_runtime(scan_bundle), Predictor(scan_bundle, threads=1)
     assert Path(runtime.info().op_library.decode()).resolve() == ort_library_path().resolve()
     for size in SIZES:
         pixels = picture(size, "RGB")
-        native = runtime.predict(image_of(pixels, "RGB"), TEXT)
+        native = runtime.predict(make_image(pixels, "RGB"), TEXT)
         assert_equal(native, python(as_pillow(pixels, "RGB"), TEXT))
 
 
 @pytest.mark.parametrize("bundle_name", ["shared_bundle", "scan_bundle"])
-def test_batches(
-    bundle_name: str, image_of: Any, open_runtime: Callable, request: pytest.FixtureRequest
-) -> None:
+def test_batches(bundle_name: str, open_runtime: Callable, request: pytest.FixtureRequest) -> None:
     """One picture with many sentences equals Python's list; many pictures equal single calls."""
     path = request.getfixturevalue(bundle_name)
     runtime, python = open_runtime(path), Predictor(path, threads=1)
@@ -249,8 +242,8 @@ def test_batches(
     sentences = [runtime.encode(text) for text in texts]
     handles = (c_void_p * len(texts))(*(sentence.value for sentence in sentences))
     pixels = [picture((30 + 9 * i, 40 - 3 * i), "RGB", seed=i) for i in range(len(texts))]
-    images = (type(image_of(pixels[0], "RGB")) * len(texts))(
-        *(image_of(one, "RGB") for one in pixels)
+    images = (type(make_image(pixels[0], "RGB")) * len(texts))(
+        *(make_image(one, "RGB") for one in pixels)
     )
     out = (c_void_p * len(texts))()
     runtime.check(runtime.api.predict_batch(runtime.handle, images, 1, handles, len(texts), out))
@@ -268,7 +261,7 @@ def test_batches(
 
 
 def test_tensors_and_token_ids(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path, python: Predictor
+    open_runtime: Callable, shared_bundle: Path, python: Predictor
 ) -> None:
     runtime = open_runtime(shared_bundle)
     ids, mask, _ = runtime.tokenize(TEXT.encode())
@@ -279,7 +272,7 @@ def test_tensors_and_token_ids(
         )
     )
     pixels = [picture((60, 50), "RGB", seed=i) for i in range(3)]
-    tensors = np.stack([runtime.preprocess(image_of(one, "RGB")) for one in pixels])
+    tensors = np.stack([runtime.preprocess(make_image(one, "RGB")) for one in pixels])
     handles = (c_void_p * 3)(*[sentence.value] * 3)
     logits = np.zeros((3, 1, 32, 48), np.float32)
     runtime.check(
@@ -292,13 +285,11 @@ def test_tensors_and_token_ids(
     runtime.api.sentence_free(sentence)
 
 
-def test_callbacks_come_in_order(
-    callback_type: Any, image_of: Any, open_runtime: Callable, shared_bundle: Path
-) -> None:
+def test_callbacks_come_in_order(open_runtime: Callable, shared_bundle: Path) -> None:
     runtime = open_runtime(shared_bundle)
     sentence = runtime.encode(TEXT)
     all_pixels = [picture((20 + i, 20), "RGB", seed=i) for i in range(20)]
-    expected = [runtime.predict(image_of(one, "RGB"), TEXT).mask for one in all_pixels]
+    expected = [runtime.predict(make_image(one, "RGB"), TEXT).mask for one in all_pixels]
     got: list[tuple[int, int, np.ndarray, bytes]] = []
     done = threading.Event()
 
@@ -307,9 +298,9 @@ def test_callbacks_come_in_order(
         if len(got) == len(all_pixels):
             done.set()
 
-    callback = callback_type(take)
+    callback = CALLBACK(take)
     for number, pixels in enumerate(all_pixels, start=1):
-        image = image_of(pixels, "RGB")
+        image = make_image(pixels, "RGB")
         runtime.check(
             runtime.api.predict_async(runtime.handle, byref(image), sentence, callback, number)
         )
@@ -322,14 +313,12 @@ def test_callbacks_come_in_order(
         np.testing.assert_array_equal(mask, known)
 
 
-def test_many_threads_give_equal_masks(
-    image_of: Any, open_runtime: Callable, shared_bundle: Path
-) -> None:
+def test_many_threads_give_equal_masks(open_runtime: Callable, shared_bundle: Path) -> None:
     runtime = open_runtime(shared_bundle, cache=2)
     texts = ["red", "a blue dog", "the left one", "2"]
     pixels = [picture((50 + i, 40), "RGB", seed=i) for i in range(4)]
     expected = {
-        (i, text): runtime.predict(image_of(pixels[i], "RGB"), text).mask
+        (i, text): runtime.predict(make_image(pixels[i], "RGB"), text).mask
         for i in range(4)
         for text in texts
     }
@@ -340,7 +329,7 @@ def test_many_threads_give_equal_masks(
         for _ in range(40):
             i, text = int(rng.integers(4)), texts[rng.integers(4)]
             try:
-                mask = runtime.predict(image_of(pixels[i], "RGB"), text).mask
+                mask = runtime.predict(make_image(pixels[i], "RGB"), text).mask
                 if not np.array_equal(mask, expected[i, text]):
                     wrong.append((i, text))
             except Exception as error:
@@ -355,11 +344,11 @@ def test_many_threads_give_equal_masks(
 
 
 def test_closing_waits_for_a_call_in_another_thread(
-    image_of: Any, api: SimpleNamespace, runtime_type: Any, shared_bundle: Path
+    api: SimpleNamespace, shared_bundle: Path
 ) -> None:
-    runtime = runtime_type(api, shared_bundle)
+    runtime = Runtime(api, shared_bundle)
     sentence, pixels = runtime.encode(TEXT), picture((1280, 960), "RGB")
-    image, count = image_of(pixels, "RGB"), 60
+    image, count = make_image(pixels, "RGB"), 60
     handles, out = (c_void_p * count)(*[sentence.value] * count), (c_void_p * count)()
     out[count - 1] = 1  # set to null when the call begins
     statuses: list[int] = []
@@ -381,15 +370,12 @@ def test_closing_waits_for_a_call_in_another_thread(
 
 
 def test_closing_waits_for_callbacks_and_lets_no_call_in(
-    callback_type: Any,
-    image_of: Any,
     api: SimpleNamespace,
-    runtime_type: Any,
     shared_bundle: Path,
 ) -> None:
-    runtime = runtime_type(api, shared_bundle)
+    runtime = Runtime(api, shared_bundle)
     sentence, pixels = runtime.encode(TEXT), picture((40, 40), "RGB")
-    image, info = image_of(pixels, "RGB"), runtime.info()
+    image, info = make_image(pixels, "RGB"), runtime.info()
     told, order = threading.Event(), []
 
     def take(user: int, status: int, prediction: int, message: bytes) -> None:
@@ -397,7 +383,7 @@ def test_closing_waits_for_callbacks_and_lets_no_call_in(
         order.append("callback")
         api.prediction_free(prediction)
 
-    callback = callback_type(take)
+    callback = CALLBACK(take)
     assert api.predict_async(runtime.handle, byref(image), sentence, callback, None) == 0
 
     def close() -> None:
@@ -417,23 +403,23 @@ def test_closing_waits_for_callbacks_and_lets_no_call_in(
     api.sentence_free(sentence)
 
 
-def test_timings_and_facts(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:
+def test_timings_and_facts(open_runtime: Callable, shared_bundle: Path) -> None:
     runtime = open_runtime(shared_bundle)
     info = runtime.info()
     assert (info.image_width, info.image_height, info.text_length) == (48, 32, 8)
     assert (info.backend, info.model, info.dynamic_batch) == (b"onnxruntime-cpu", b"by-hand", 1)
-    result = runtime.predict(image_of(picture((640, 480), "RGB"), "RGB"), TEXT).result
+    result = runtime.predict(make_image(picture((640, 480), "RGB"), "RGB"), TEXT).result
     parts = result.preprocess_ms, result.text_ms, result.image_ms, result.postprocess_ms
     assert min(parts) > 0
     assert result.total_ms == pytest.approx(sum(parts))
     assert ctypes.string_at(runtime.api.version()).decode()
 
 
-def test_memory_does_not_grow(image_of: Any, open_runtime: Callable, shared_bundle: Path) -> None:
+def test_memory_does_not_grow(open_runtime: Callable, shared_bundle: Path) -> None:
     """Over 10,000 predictions of pictures and sentences of many sizes: below one percent."""
     runtime = open_runtime(shared_bundle, cache=16)
     pixels = [picture((40 + 7 * i, 90 - 5 * i), "RGB", seed=i) for i in range(10)]
-    images = [image_of(one, "RGB") for one in pixels]
+    images = [make_image(one, "RGB") for one in pixels]
 
     def predict(count: int) -> int:
         for number in range(count):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from c_library import ort_library
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -29,16 +30,14 @@ def run(*command: object, **variables: str) -> str:
     return result.stdout
 
 
-def test_programs_under_ctest(
-    sdk: Path, shared_bundle: Path, ort_path: str, tmp_path: Path
-) -> None:
+def test_programs_under_ctest(sdk: Path, shared_bundle: Path, tmp_path: Path) -> None:
     settings = [f"-DCMAKE_PREFIX_PATH={sdk}", f"-DBUNDLE={shared_bundle}"]
     for command in (
         ["cmake", "-S", HERE, "-B", tmp_path, *settings],
         ["cmake", "--build", tmp_path],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):
-        output = run(*command, TFANET_ONNXRUNTIME=ort_path)
+        output = run(*command, TFANET_ONNXRUNTIME=str(ort_library()))
     assert f"100% tests passed, 0 tests failed out of {len(SOURCES)}" in output
 
 
@@ -56,11 +55,11 @@ def test_library(sdk: Path) -> None:
 
 
 def test_memory_that_runs_out_at_every_place(
-    compile_program: Callable, shared_bundle: Path, ort_path: str
+    compile_program: Callable, shared_bundle: Path
 ) -> None:
     """Each function tells of it at some place, and the program goes on."""
     program = compile_program(HERE / "memory_test.c")
-    lines = run(program, shared_bundle, TFANET_ONNXRUNTIME=ort_path).splitlines()
+    lines = run(program, shared_bundle, TFANET_ONNXRUNTIME=str(ort_library())).splitlines()
     assert lines.pop() == "all as the header says"
     told = dict(line.rsplit(" ", 1) for line in lines)
     assert {name for name, count in told.items() if count == "0"} <= {"tfanet_get_info"}
@@ -105,7 +104,6 @@ def test_program_under_sanitizers(
     compile_program: Callable,
     sanitized: Callable,
     shared_bundle: Path,
-    ort_path: str,
 ) -> None:
     library = sanitized(sanitizer) / "libtfanet_runtime.so"
     program = compile_program(HERE / source, "-g", f"-fsanitize={sanitizer}", built=library)
@@ -114,7 +112,7 @@ def test_program_under_sanitizers(
         program,
         shared_bundle,
         *extra,
-        TFANET_ONNXRUNTIME=ort_path,
+        TFANET_ONNXRUNTIME=str(ort_library()),
         TSAN_OPTIONS=f"suppressions={HERE / 'tsan.supp'} report_mutex_bugs=0",
         UBSAN_OPTIONS="print_stacktrace=1",
     )

@@ -7,22 +7,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import c_library
 import pytest
-from other_runtimes import LOWEST
+from built import need_lowest_onnxruntime
 
 from tfanet.plugins import ort_library_path
 
 HERE = Path(__file__).parent
 # In a process of its own, which a mistake would end.
 SIDE_BY_SIDE = """
-import importlib.util, sys
+import sys
+support, library, bundle, lowest, first = sys.argv[1:]
+sys.path.insert(0, support)
+import c_library
 import numpy as np
 from tfanet.runtime import Predictor
 
-spec = importlib.util.spec_from_file_location("c_library", sys.argv[1])
-c_library = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(c_library)
-bundle, lowest, first = sys.argv[2:]
 pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
 image = c_library.make_image(pixels, "RGB")
 
@@ -30,7 +30,7 @@ def in_python():
     return Predictor(bundle, threads=2)
 
 def in_c():
-    return c_library.Runtime(c_library.load_api(c_library.LIBRARY), bundle, onnxruntime=lowest)
+    return c_library.Runtime(c_library.load_api(library), bundle, onnxruntime=lowest)
 
 order = (in_python, in_c) if first == "in_python" else (in_c, in_python)
 opened = {kind.__name__: kind() for kind in order}
@@ -44,11 +44,9 @@ again = in_python(), in_c()
 
 @pytest.mark.parametrize("first", ["in_python", "in_c"])
 def test_of_two_versions(first: str, library: Path, scan_bundle: Path) -> None:
-    found = list(LOWEST.glob("onnxruntime/capi/libonnxruntime.so.*"))
-    if not found:
-        pytest.skip("the lowest supported ONNX Runtime is not installed: run `make ort-lowest`")
+    found = list(need_lowest_onnxruntime().glob("onnxruntime/capi/libonnxruntime.so.*"))
     command = [sys.executable, "-X", "faulthandler", "-c", SIDE_BY_SIDE]
-    arguments = [HERE / "conftest.py", scan_bundle, found[0], first]
+    arguments = [Path(c_library.__file__).parent, library, scan_bundle, found[0], first]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_scans
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -66,7 +67,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 225, 900])
 @pytest.mark.parametrize("states", [1, 3])
-def test_the_graph_for_builders_computes_the_scan(onnx_scans, length, states):
+def test_the_graph_for_builders_computes_the_scan(length, states):
     scan = onnx_scans.Scan(length=length, states=states, optional=("D", "delta_bias"))
     chain = onnx_scans.chain(scan, scan, seed=length, dynamic=("batch",))
     expanded = engine_graph(chain.model)

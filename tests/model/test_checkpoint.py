@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 import torch
 from mutations import every_change, outcome
+from small_config import SMALL
 
 from tfanet.errors import InputError
 from tfanet.model.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
 from tfanet.model.checkpoint import load_model, load_vmamba, save_checkpoint
-from tfanet.model.config import TextConfig, TFANetConfig, preset
+from tfanet.model.config import TFANetConfig
 from tfanet.model.tfanet import TFANet
-
-SMALL = replace(
-    preset("tfanet-tiny"),
-    dims=(8, 12, 16, 24),
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32, vocabulary=49408),
-    text_length=8,
-    align_dim=8,
-    decoder_dim=8,
-    grid=2,
-)
 
 
 def official_shapes(dims, depths, ratio) -> dict[str, tuple[int, ...]]:

@@ -6,26 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_config import SMALL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tfanet.errors import InputError
-from tfanet.model.config import PRESETS, TextConfig, TFANetConfig, preset
+from tfanet.model.config import PRESETS, TFANetConfig, preset
 from tfanet.model.cost import describe, table4
 from tfanet.model.text import TextEncoder
 from tfanet.model.tfanet import TFANet
 from tfanet.training.losses import segmentation_loss
-
-SMALL = replace(
-    preset("tfanet-tiny"),
-    dims=(8, 12, 16, 24),
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32),
-    text_length=8,
-    align_dim=8,
-    decoder_dim=8,
-    grid=2,
-    image_size=(64, 64),
-)
 
 
 def sample(config: TFANetConfig, batch: int = 2, size: tuple[int, int] = (64, 64)):

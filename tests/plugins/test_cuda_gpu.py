@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import onnx_scans
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -54,7 +55,7 @@ def assert_close(y: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_length(onnx_scans: Any, length: int, dtype: torch.dtype) -> None:
+def test_every_length(length: int, dtype: torch.dtype) -> None:
     for states, rows in ((1, 24), (1, 600), (16, 24)):
         scan = onnx_scans.Scan(2, rows, length, 4, states, ("D", "delta_bias"))
         x = on_gpu(scan, length, dtype)
@@ -64,16 +65,14 @@ def test_every_length(onnx_scans: Any, length: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("optional", [(), ("D",), ("z",), ("D", "delta_bias", "z")])
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("states", [1, 2, 64])
-def test_optional_operands(
-    onnx_scans: Any, optional: tuple[str, ...], softplus: bool, states: int
-) -> None:
+def test_optional_operands(optional: tuple[str, ...], softplus: bool, states: int) -> None:
     scan = onnx_scans.Scan(3, 30, 333, 3, states, optional, softplus)
     for dtype in (torch.float32, torch.float16):
         x = on_gpu(scan, states, dtype)
         assert_close(run(x, softplus), oracle(x, softplus))
 
 
-def test_operands_that_start_anywhere(onnx_scans: Any) -> None:
+def test_operands_that_start_anywhere() -> None:
     scan = onnx_scans.Scan(2, 10, 77, 2, 1, ("D", "z"))
     for dtype in (torch.float32, torch.float16):
         x = on_gpu(scan, 0, dtype)
@@ -83,7 +82,7 @@ def test_operands_that_start_anywhere(onnx_scans: Any) -> None:
         assert_close(run(x), oracle(x))
 
 
-def test_the_same_bits_every_time_on_every_stream(onnx_scans: Any) -> None:
+def test_the_same_bits_every_time_on_every_stream() -> None:
     x = on_gpu(onnx_scans.Scan(2, 512, 2000, 4, 1, ("D", "delta_bias", "z")), 1)
     expected = run(x)
 
@@ -98,7 +97,7 @@ def test_the_same_bits_every_time_on_every_stream(onnx_scans: Any) -> None:
         assert all(pool.map(on_a_stream, range(16)))
 
 
-def test_in_a_cuda_graph(onnx_scans: Any) -> None:
+def test_in_a_cuda_graph() -> None:
     scan = onnx_scans.Scan(1, 64, 500, 4, 1, ("D", "delta_bias"))
     x = on_gpu(scan, 2)
     run(x)
@@ -111,7 +110,7 @@ def test_in_a_cuda_graph(onnx_scans: Any) -> None:
     assert_close(y, oracle(x))
 
 
-def test_gradients(onnx_scans: Any) -> None:
+def test_gradients() -> None:
     x = on_gpu(onnx_scans.Scan(2, 12, 130, 3, 2, ("D", "delta_bias", "z")), 4)
     own = {n: v.clone().requires_grad_() for n, v in x.items()}
     dy = torch.randn(2, 12, 130, device="cuda")
@@ -124,13 +123,13 @@ def test_gradients(onnx_scans: Any) -> None:
         assert (found.double().cpu() - expected).abs().max() < 1e-4 * expected.abs().max(), name
 
 
-def test_compiled_and_exported_models_keep_the_operator(onnx_scans: Any) -> None:
+def test_compiled_and_exported_models_keep_the_operator() -> None:
     x = on_gpu(onnx_scans.Scan(2, 16, 100, 4, 1, ("D", "delta_bias")), 5)
     compiled = torch.compile(lambda u: run({**x, "u": u * 2}), fullgraph=True)
     assert_close(compiled(x["u"] / 2), oracle(x))
 
 
-def test_more_elements_than_32_bits_count(onnx_scans: Any) -> None:
+def test_more_elements_than_32_bits_count() -> None:
     length, dim = 2**19, 2**12 + 8
     need = 4 * 2 * length * dim
     if torch.cuda.mem_get_info()[0] < 1.2 * need:
@@ -167,7 +166,7 @@ def onnxruntime_session(model: bytes) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("states", [1, 5])
-def test_onnxruntime_on_the_gpu(onnx_scans: Any, dtype: Any, states: int) -> None:
+def test_onnxruntime_on_the_gpu(dtype: Any, states: int) -> None:
     scan = onnx_scans.Scan(2, 24, 500, 4, states, ("D", "delta_bias", "z"))
     case = onnx_scans.chain(scan, dtype=dtype)
     session = onnxruntime_session(case.model.SerializeToString())
@@ -179,7 +178,7 @@ def test_onnxruntime_on_the_gpu(onnx_scans: Any, dtype: Any, states: int) -> Non
             assert np.array_equal(result, first)
 
 
-def test_onnxruntime_names_what_the_kernel_does_not_take(onnx_scans: Any) -> None:
+def test_onnxruntime_names_what_the_kernel_does_not_take() -> None:
     case = onnx_scans.chain(onnx_scans.Scan(1, 4, 10, 1, cuda.MAX_STATES + 1))
     session = onnxruntime_session(case.model.SerializeToString())
     with pytest.raises(Exception, match="N is not from 1 to 64"):

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_scans
 import pytest
 import torch
+from instruction_sets import ISAS
 
 from tfanet.plugins import selective_scan, selective_scan_parallel, ss2d_ref
 from tfanet.plugins.graph.attach import attach
 from tfanet.plugins.kernels import cpu
-from tfanet.plugins.kernels.cpu import isa_name
 from tfanet.plugins.pytorch.selective_scan import _native_args
 from tfanet.plugins.pytorch.ss2d import run_into
 
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-ISAS = [name for name in cpu.ISAS if name != "automatic" and isa_name(name)]
 BACKENDS = (*ISAS, "operator", "parallel", "onnxruntime", "sequential body", "parallel body")
 # Of every operand one value; A of plus infinity is another matter, below.
 PLACES = [
@@ -40,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def backends(onnx_scans: Any, library: Path) -> Callable[[str, Any], Callable[[Arrays], Any]]:
+def backends(library: Path) -> Callable[[str, Any], Callable[[Arrays], Any]]:
     def backend(name: str, scan: Any) -> Callable[[Arrays], np.ndarray]:
         def in_pytorch(arrays: Arrays) -> np.ndarray:
             x = [torch.from_numpy(arrays[n]) if n in arrays else None for n in ORDER]
@@ -75,9 +75,7 @@ def definition() -> dict[tuple[bool, str, float], np.ndarray]:
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("softplus", [True, False])
-def test_of_a_scan(
-    onnx_scans: Any, backends: Any, definition: Any, name: str, softplus: bool
-) -> None:
+def test_of_a_scan(backends: Any, definition: Any, name: str, softplus: bool) -> None:
     scan = onnx_scans.Scan(2, 20, 150, 2, 2, ("D", "delta_bias", "z"), softplus)
     run = backends(name, scan)
     for operand, at, value in PLACES:
@@ -96,9 +94,7 @@ def test_of_a_scan(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_growth_beyond_float32_stops_at_two_to_127(
-    isa: str, backends: Any, onnx_scans: Any
-) -> None:
+def test_growth_beyond_float32_stops_at_two_to_127(isa: str, backends: Any) -> None:
     """Where A is positive: the definition has inf times a state of zero, NaN."""
     scan = onnx_scans.Scan(1, 4, 1, 1, 1, ())
     arrays = scan.arrays(0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_scans
 import pytest
 from other_runtimes import build_in_tensorrt_rtx, needs_tensorrt_rtx
 
@@ -17,9 +17,7 @@ from tfanet.plugins.graph.attach import attach
 
 @needs_tensorrt_rtx
 @pytest.mark.parametrize("states", [1, 4])
-def test_tensorrt_rtx_builds_the_parallel_body(
-    onnx_scans: Any, tmp_path: Path, states: int
-) -> None:
+def test_tensorrt_rtx_builds_the_parallel_body(tmp_path: Path, states: int) -> None:
     scans = [onnx_scans.Scan(length=225, states=states, optional=o) for o in (("D",), ("z",))]
     model = attach(onnx_scans.chain(*scans).model, "parallel")
     assert build_in_tensorrt_rtx(model, tmp_path) > 10_000
@@ -30,7 +28,7 @@ def test_tensorrt_rtx_builds_the_parallel_body(
     reason="openvino is not installed: pip install openvino",
 )
 @pytest.mark.parametrize("states", [1, 4])
-def test_openvino_runs_the_inlined_parallel_body(onnx_scans: Any, states: int) -> None:
+def test_openvino_runs_the_inlined_parallel_body(states: int) -> None:
     import openvino
 
     core = openvino.Core()

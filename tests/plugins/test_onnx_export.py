@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_scans
 import pytest
 import torch
 
@@ -74,9 +75,7 @@ def export(module: torch.nn.Module, path: Path, opset: int, fixed_length: bool) 
 
 @pytest.mark.parametrize("opset", [18, 20, 23])
 @pytest.mark.parametrize("kind", ["sequential", "parallel"])
-def test_export_has_one_node_per_call(
-    onnx_scans: Any, tmp_path: Path, opset: int, kind: str
-) -> None:
+def test_export_has_one_node_per_call(tmp_path: Path, opset: int, kind: str) -> None:
     module = TwoScans(("D", "delta_bias"), rank=4)
     bare = export(module, tmp_path / "bare.onnx", opset, fixed_length=kind == "parallel")
     assert count_scan_nodes(bare) == 2
@@ -102,9 +101,7 @@ def test_export_has_one_node_per_call(
 
 @pytest.mark.parametrize("second", [(), ("z",), ("D", "z"), ("delta_bias",)])
 @pytest.mark.parametrize("rank", [3, 4])
-def test_optional_inputs_and_ranks(
-    onnx_scans: Any, tmp_path: Path, second: tuple[str, ...], rank: int
-) -> None:
+def test_optional_inputs_and_ranks(tmp_path: Path, second: tuple[str, ...], rank: int) -> None:
     module = TwoScans(second, rank)
     model = attach(export(module, tmp_path / "m.onnx", 20, fixed_length=False), "sequential")
     assert count_scan_nodes(model) == 2

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_scans
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ def check(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("opset", [18, 20, 23])
-def test_function_passes_checks_and_runs(onnx_scans: Any, kind: str, opset: int) -> None:
+def test_function_passes_checks_and_runs(kind: str, opset: int) -> None:
     for optional, softplus, states in product(OPTIONAL, (False, True), (1, 3)):
         scan = onnx_scans.Scan(optional=optional, softplus=softplus, states=states)
         case = onnx_scans.chain(scan, opset=opset, seed=states)
@@ -54,7 +55,7 @@ def test_function_passes_checks_and_runs(onnx_scans: Any, kind: str, opset: int)
     softplus=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_random_shapes(onnx_scans: Any, kind: str, **sizes: Any) -> None:
+def test_random_shapes(kind: str, **sizes: Any) -> None:
     seed, groups, wide = sizes.pop("seed"), sizes.pop("groups"), sizes.pop("wide")
     scan = onnx_scans.Scan(dim=groups * wide, groups=groups, **sizes)
     case = onnx_scans.chain(scan, seed=seed)
@@ -66,13 +67,13 @@ def test_random_shapes(onnx_scans: Any, kind: str, **sizes: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 255, 256, 257, 4099])
-def test_lengths_around_the_chunk(onnx_scans: Any, kind: str, length: int) -> None:
+def test_lengths_around_the_chunk(kind: str, length: int) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(length=length))
     result = onnx_scans.run(attach(case.model, kind), case.feeds)
     assert onnx_scans.error(result, case.expected) < 1e-6
 
 
-def test_sequential_body_takes_any_batch_and_length(onnx_scans: Any) -> None:
+def test_sequential_body_takes_any_batch_and_length() -> None:
     scan = onnx_scans.Scan()
     model = attach(onnx_scans.chain(scan, dynamic=("batch", "length")).model, "sequential")
     check(model)
@@ -82,7 +83,7 @@ def test_sequential_body_takes_any_batch_and_length(onnx_scans: Any) -> None:
     assert len(model.functions[0].node) < 90
 
 
-def test_parallel_body_takes_any_batch_and_is_free_of_control_flow(onnx_scans: Any) -> None:
+def test_parallel_body_takes_any_batch_and_is_free_of_control_flow() -> None:
     model = attach(onnx_scans.chain(onnx_scans.Scan(length=300)).model, "parallel")
     for batch in (1, 3):
         case = onnx_scans.chain(onnx_scans.Scan(batch=batch, length=300))
@@ -91,7 +92,7 @@ def test_parallel_body_takes_any_batch_and_is_free_of_control_flow(onnx_scans: A
     assert not used & {"Scan", "Loop", "If", "CumSum"}
 
 
-def test_parallel_body_is_shared_by_nodes_of_unlike_shapes(onnx_scans: Any) -> None:
+def test_parallel_body_is_shared_by_nodes_of_unlike_shapes() -> None:
     long, short = (
         onnx_scans.chain(onnx_scans.Scan(length=n, groups=g, states=s), seed=n)
         for n, g, s in ((700, 4, 1), (9, 1, 3))
@@ -110,7 +111,7 @@ def test_parallel_body_is_shared_by_nodes_of_unlike_shapes(onnx_scans: Any) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_element_types(onnx_scans: Any, kind: str) -> None:
+def test_other_element_types(kind: str) -> None:
     for optional in (("D", "delta_bias"), ("D", "delta_bias", "z")):
         scan = onnx_scans.Scan(length=100, states=2, optional=optional)
         double = onnx_scans.chain(scan, dtype=np.float64)
@@ -126,9 +127,7 @@ def test_other_element_types(onnx_scans: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_body_follows_when_another_tool_makes_the_model_half(
-    onnx_scans: Any, kind: str
-) -> None:
+def test_the_body_follows_when_another_tool_makes_the_model_half(kind: str) -> None:
     """As float16 converters do, which change values and weights and leave functions alone."""
     case = onnx_scans.chain(onnx_scans.Scan(length=70, states=2, optional=("D", "delta_bias", "z")))
     model = attach(case.model, kind)
@@ -152,9 +151,7 @@ def test_the_body_follows_when_another_tool_makes_the_model_half(
         (((), True), (("D", "z"), True), (("delta_bias", "z"), False)),
     ],
 )
-def test_nodes_come_to_one_pattern(
-    onnx_scans: Any, kind: str, dtype: Any, features: tuple[Any, ...]
-) -> None:
+def test_nodes_come_to_one_pattern(kind: str, dtype: Any, features: tuple[Any, ...]) -> None:
     scans = [onnx_scans.Scan(optional=o, softplus=s, states=2) for o, s in features]
     case = onnx_scans.chain(*scans, dtype=dtype)
     model = attach(case.model, kind)
@@ -167,13 +164,13 @@ def test_nodes_come_to_one_pattern(
     assert onnx_scans.error(onnx_scans.run(model, case.feeds), case.expected) < bound
 
 
-def test_equal_nodes_stay_as_they_are(onnx_scans: Any) -> None:
+def test_equal_nodes_stay_as_they_are() -> None:
     case = onnx_scans.chain(onnx_scans.Scan(), onnx_scans.Scan())
     assert len(attach(case.model, "sequential").graph.node) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inlined_by_onnx(onnx_scans: Any, kind: str) -> None:
+def test_inlined_by_onnx(kind: str) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(), onnx_scans.Scan(states=2))
     model = onnx.inliner.inline_local_functions(attach(case.model, kind))
     assert not model.functions
@@ -182,7 +179,7 @@ def test_inlined_by_onnx(onnx_scans: Any, kind: str) -> None:
     assert onnx_scans.error(onnx_scans.run(model, case.feeds), case.expected) < 1e-6
 
 
-def test_rewrite_goes_round(onnx_scans: Any, tmp_path: Path) -> None:
+def test_rewrite_goes_round(tmp_path: Path) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(), onnx_scans.Scan(optional=("z",)))
     start, end = tmp_path / "start.onnx", tmp_path / "end.onnx"
     onnx.save(attach(case.model, "sequential"), start)
@@ -201,7 +198,7 @@ def test_rewrite_goes_round(onnx_scans: Any, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["end.onnx", "start.onnx"]
 
 
-def test_scan_in_a_subgraph(onnx_scans: Any) -> None:
+def test_scan_in_a_subgraph() -> None:
     case = onnx_scans.chain(onnx_scans.Scan(optional=("z",)))
     branch = helper.make_graph(
         list(case.model.graph.node), "branch", [], [helper.make_tensor_value_info("y0", 1, None)]
@@ -238,7 +235,7 @@ def test_model_without_scans_is_left_alone() -> None:
     assert attach(model, "parallel") == model
 
 
-def test_mistakes_are_named(onnx_scans: Any, tmp_path: Path) -> None:
+def test_mistakes_are_named(tmp_path: Path) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(), dynamic=("batch", "length"))
     with pytest.raises(InputError, match="'fast' is unknown; choose one of sequential, parallel"):
         attach(case.model, "fast")

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+import onnx_scans
 import pytest
 from map_scans import options_with
 from onnx import TensorProto, helper
@@ -66,9 +66,7 @@ assert len(places) == 1 and None not in places, places
 
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel", "none"])
-def test_the_node_is_kept_and_computed(
-    onnx_scans: Any, library: Path, tmp_path: Path, kind: str
-) -> None:
+def test_the_node_is_kept_and_computed(library: Path, tmp_path: Path, kind: str) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(length=500), onnx_scans.Scan(length=500))
     options = options_with(library)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -80,9 +78,7 @@ def test_the_node_is_kept_and_computed(
     assert [n.op_type for n in nodes] == ["SelectiveScan"] * 2
 
 
-def test_registered_twice_is_registered_once(
-    onnx_scans: Any, library: Path, tmp_path: Path
-) -> None:
+def test_registered_twice_is_registered_once(library: Path, tmp_path: Path) -> None:
     """By two parts of a program, or by a copy of the library: the domain stands there once."""
     case = onnx_scans.chain(onnx_scans.Scan())
     copied = tmp_path / library.name
@@ -100,7 +96,7 @@ def test_registered_twice_is_registered_once(
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("states", [1, 5])
 def test_optional_inputs(
-    onnx_scans: Any, library: Path, optional: tuple[str, ...], softplus: bool, states: int
+    library: Path, optional: tuple[str, ...], softplus: bool, states: int
 ) -> None:
     scan = onnx_scans.Scan(
         dim=15, groups=3, length=77, optional=optional, softplus=softplus, states=states
@@ -109,14 +105,14 @@ def test_optional_inputs(
     assert onnx_scans.error(onnx_scans.run(case.model, case.feeds, library), case.expected) < 1e-6
 
 
-def test_same_result_as_the_functions(onnx_scans: Any, library: Path) -> None:
+def test_same_result_as_the_functions(library: Path) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(), onnx_scans.Scan(optional=("z",)))
     model = attach(case.model, "sequential")
     ours, inlined = (onnx_scans.run(model, case.feeds, lib) for lib in (library, None))
     assert onnx_scans.error(ours, inlined) < 1e-6
 
 
-def test_double_and_half(onnx_scans: Any, library: Path) -> None:
+def test_double_and_half(library: Path) -> None:
     scan = onnx_scans.Scan(length=130, states=2, optional=("D", "delta_bias", "z"))
     double = onnx_scans.chain(scan, dtype=np.float64)
     result = onnx_scans.run(double.model, double.feeds, library)
@@ -130,7 +126,7 @@ def test_double_and_half(onnx_scans: Any, library: Path) -> None:
 
 @pytest.mark.parametrize("elem", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize("wide_weights", [False, True])
-def test_short_sequences(onnx_scans: Any, library: Path, elem: int, wide_weights: bool) -> None:
+def test_short_sequences(library: Path, elem: int, wide_weights: bool) -> None:
     """float32 in and out of the model, 16 bits at the node, with 32 or 16-bit weights."""
     case = onnx_scans.chain(onnx_scans.Scan(length=64, states=2))
     model, node = case.model, case.model.graph.node[0]
@@ -150,7 +146,7 @@ def test_short_sequences(onnx_scans: Any, library: Path, elem: int, wide_weights
     assert onnx_scans.error(result, case.expected) < 16 * 2.0**-bits
 
 
-def hostile(onnx_scans: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def hostile() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model that declares no shape at all, so that only the operator can see a mistake."""
     case = onnx_scans.chain(onnx_scans.Scan(dim=6, states=2, optional=("D", "delta_bias", "z")))
     for value in (*case.model.graph.input, *case.model.graph.output):
@@ -175,9 +171,9 @@ def hostile(onnx_scans: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     ],
 )
 def test_bad_shapes_are_errors(
-    onnx_scans: Any, library: Path, name: str, shape: tuple[int, ...], message: str
+    library: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
-    model, feeds = hostile(onnx_scans)
+    model, feeds = hostile()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options_with(library))
     expected = session.run(None, feeds)[0]
     with pytest.raises(Exception, match=f"SelectiveScan: {message}"):
@@ -185,29 +181,29 @@ def test_bad_shapes_are_errors(
     assert (session.run(None, feeds)[0] == expected).all()
 
 
-def test_groups_that_do_not_divide_dim(onnx_scans: Any, library: Path) -> None:
-    model, feeds = hostile(onnx_scans)
+def test_groups_that_do_not_divide_dim(library: Path) -> None:
+    model, feeds = hostile()
     for groups in (0, 4, 7):
         grouped = np.ones((2, groups, 2, 40), np.float32)
         with pytest.raises(Exception, match="SelectiveScan: "):
             onnx_scans.run(model, {**feeds, "B0": grouped, "C0": grouped}, library)
 
 
-def test_missing_required_input(onnx_scans: Any, library: Path) -> None:
-    model, feeds = hostile(onnx_scans)
+def test_missing_required_input(library: Path) -> None:
+    model, feeds = hostile()
     model.graph.node[0].input[3] = ""
     with pytest.raises(Exception, match="SelectiveScan"):
         onnx_scans.run(model, feeds, library)
 
 
-def test_empty_batch_and_length(onnx_scans: Any, library: Path) -> None:
-    model, feeds = hostile(onnx_scans)
+def test_empty_batch_and_length(library: Path) -> None:
+    model, feeds = hostile()
     for axis in (0, -1):
         empty = {n: np.take(a, [], axis) if a.ndim > 2 else a for n, a in feeds.items()}
         assert onnx_scans.run(model, empty, library).shape == empty["u"].shape
 
 
-def test_concurrent_runs_agree(onnx_scans: Any, library: Path) -> None:
+def test_concurrent_runs_agree(library: Path) -> None:
     case = onnx_scans.chain(onnx_scans.Scan(dim=64, length=700))
     session = onnxruntime.InferenceSession(case.model.SerializeToString(), options_with(library))
     with ThreadPoolExecutor(4) as pool:
@@ -217,9 +213,7 @@ def test_concurrent_runs_agree(onnx_scans: Any, library: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [18, 20])
-def test_lowest_supported_runtime(
-    onnx_scans: Any, library: Path, tmp_path: Path, opset: int
-) -> None:
+def test_lowest_supported_runtime(library: Path, tmp_path: Path, opset: int) -> None:
     scan = onnx_scans.Scan(length=200, states=2, optional=("D", "delta_bias", "z"))
     case = onnx_scans.chain(scan, onnx_scans.Scan(length=200), opset=opset)
     models = {kind: attach(case.model, kind) for kind in ("sequential", "parallel", "none")}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_scans
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ISAS
 from torch import Tensor
 
 from tfanet.errors import InputError
@@ -22,7 +24,6 @@ from tfanet.plugins.pytorch.selective_scan import _native_args
 
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 OPTIONAL = ("D", "z", "delta_bias")
-ISAS = [name for name in cpu.ISAS if name != "automatic" and cpu.isa_name(name)]
 # Of both passes: channels of one vector, of one unit, and lengths around one tile of 64 steps.
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 103, 127, 129, 225, 1000)
 
@@ -46,7 +47,7 @@ def run_isa(x: dict[str, Tensor], softplus: bool, isa: str, threads: int = 1) ->
     return y
 
 
-def relative_error(onnx_scans: Any, result: Tensor, arrays: Any, softplus: bool = True) -> float:
+def relative_error(result: Tensor, arrays: Any, softplus: bool = True) -> float:
     """Largest difference from the oracle, relative to its largest value.
 
     A handful of values may all be small by cancellation: those of a scan of fewer than 500 are
@@ -64,7 +65,7 @@ def relative_error(onnx_scans: Any, result: Tensor, arrays: Any, softplus: bool 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_any_shape_fits_the_definition(onnx_scans: Any, data: st.DataObject) -> None:
+def test_any_shape_fits_the_definition(data: st.DataObject) -> None:
     draw = data.draw
     groups = draw(st.integers(1, 8), "groups")
     scan = onnx_scans.Scan(
@@ -79,28 +80,26 @@ def test_any_shape_fits_the_definition(onnx_scans: Any, data: st.DataObject) -> 
     arrays = scan.arrays(draw(st.integers(0, 2**32 - 1), "seed"))
     result = call(tensors(arrays), scan.softplus)
     assert result.is_contiguous()
-    assert relative_error(onnx_scans, result, arrays, scan.softplus) < 1e-6
+    assert relative_error(result, arrays, scan.softplus) < 1e-6
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_each_instruction_set(onnx_scans: Any, isa: str, length: int) -> None:
+def test_each_instruction_set(isa: str, length: int) -> None:
     for seed, (dim, groups, states) in enumerate(
         [(1, 1, 1), (7, 1, 3), (24, 4, 1), (24, 2, 1), (34, 2, 16), (64, 1, 1), (66, 2, 2)]
     ):
         scan = onnx_scans.Scan(2, dim, length, groups, states, ("D", "delta_bias", "z"))
         arrays = scan.arrays(seed)
         single = run_isa(tensors(arrays), True, isa)
-        assert relative_error(onnx_scans, single, arrays) < 1e-6
+        assert relative_error(single, arrays) < 1e-6
         double = run_isa(tensors(arrays, torch.float64), True, isa)
-        assert relative_error(onnx_scans, double, arrays) < 1e-12
+        assert relative_error(double, arrays) < 1e-12
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_lose_only_the_rounding_of_the_result(
-    onnx_scans: Any, isa: str, dtype: torch.dtype
-) -> None:
+def test_half_types_lose_only_the_rounding_of_the_result(isa: str, dtype: torch.dtype) -> None:
     scan = onnx_scans.Scan(2, 40, 333, 2, 4, ("D", "delta_bias", "z"))
     x = tensors(scan.arrays(3), dtype)
     x |= {name: x[name].float() for name in ("A", "D", "delta_bias")}
@@ -127,7 +126,7 @@ def test_float16_results_round_to_even_overflow_to_infinity_and_keep_subnormals(
 
 
 @pytest.mark.parametrize("decay", [1e-6, 1e-3, 1.0, 80.0])
-def test_twenty_thousand_steps_of_weak_and_strong_decay(onnx_scans: Any, decay: float) -> None:
+def test_twenty_thousand_steps_of_weak_and_strong_decay(decay: float) -> None:
     scan = onnx_scans.Scan(1, 33, 20_000, 1, 2, ("D", "delta_bias"))
     arrays = scan.arrays(11)
     arrays["A"] = np.full_like(arrays["A"], -decay)
@@ -136,7 +135,7 @@ def test_twenty_thousand_steps_of_weak_and_strong_decay(onnx_scans: Any, decay: 
         assert onnx_scans.error(run_isa(tensors(arrays), True, isa).numpy(), expected) < 1e-6
 
 
-def test_extreme_steps_neither_overflow_nor_give_nan(onnx_scans: Any) -> None:
+def test_extreme_steps_neither_overflow_nor_give_nan() -> None:
     arrays = onnx_scans.Scan(1, 20, 200, 1, 3, ("D",)).arrays(0)
     arrays["delta"] = np.random.default_rng(0).choice(
         np.float32([-100, -20, -1, 0, 1, 19.9, 20.1, 100, 1000]), arrays["delta"].shape
@@ -147,7 +146,7 @@ def test_extreme_steps_neither_overflow_nor_give_nan(onnx_scans: Any) -> None:
         assert onnx_scans.error(run_isa(tensors(arrays), True, isa).numpy(), expected) < 1e-6
 
 
-def test_what_is_not_a_number_reaches_its_own_channel_alone(onnx_scans: Any) -> None:
+def test_what_is_not_a_number_reaches_its_own_channel_alone() -> None:
     x = tensors(onnx_scans.Scan(2, 40, 100, 2, 1).arrays(1))
     clean = call(x, True)
     x["delta"][1, 3, 50] = torch.nan
@@ -157,7 +156,7 @@ def test_what_is_not_a_number_reaches_its_own_channel_alone(onnx_scans: Any) -> 
     assert torch.equal(dirty, clean)
 
 
-def test_threads_do_not_change_a_bit(onnx_scans: Any) -> None:
+def test_threads_do_not_change_a_bit() -> None:
     x = tensors(onnx_scans.Scan(2, 200, 700, 2, 3, ("D", "delta_bias", "z")).arrays(2))
     for isa in ISAS:
         one = run_isa(x, True, isa)
@@ -201,7 +200,7 @@ def test_nothing_past_the_end_of_an_array_is_touched(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_nothing_beside_a_strided_result_is_written(onnx_scans: Any, isa: str) -> None:
+def test_nothing_beside_a_strided_result_is_written(isa: str) -> None:
     for length in LENGTHS:
         x = tensors(onnx_scans.Scan(1, 40, length, 2, 1, ("D", "delta_bias")).arrays(length))
         args, held = _native_args(*(x.get(name) for name in ORDER), delta_softplus=True)
@@ -215,7 +214,7 @@ def test_nothing_beside_a_strided_result_is_written(onnx_scans: Any, isa: str) -
         assert (around[..., :3] == 7).all() and (around[..., 3 + length :] == 7).all()
 
 
-def test_large_results_written_past_the_caches_are_the_same(onnx_scans: Any) -> None:
+def test_large_results_written_past_the_caches_are_the_same() -> None:
     """Over 8 MiB the kernel streams its stores; a part of the same scan it does not."""
     x = tensors(onnx_scans.Scan(1, 160, 16_384, 1, 1).arrays(4))
     whole = call(x, True)
@@ -224,7 +223,7 @@ def test_large_results_written_past_the_caches_are_the_same(onnx_scans: Any) -> 
     assert torch.equal(whole[:, :16], call(part, True))
 
 
-def test_strided_and_expanded_operands(onnx_scans: Any) -> None:
+def test_strided_and_expanded_operands() -> None:
     scan = onnx_scans.Scan(3, 12, 50, 2, 4, ("D", "delta_bias", "z"))
     x = tensors(scan.arrays(5))
     expected = call(x, True)
@@ -241,7 +240,7 @@ def test_strided_and_expanded_operands(onnx_scans: Any) -> None:
     assert torch.equal(call(same, True), call(dense, True))
 
 
-def test_projections_of_rank_three_are_one_group(onnx_scans: Any) -> None:
+def test_projections_of_rank_three_are_one_group() -> None:
     x = tensors(onnx_scans.Scan(2, 6, 20, 1, 5).arrays(0))
     flat = {**x, "B": x["B"][:, 0], "C": x["C"][:, 0]}
     assert torch.equal(call(flat, True), call(x, True))
@@ -260,7 +259,7 @@ def test_empty_sequences(shape: tuple[int, int, int]) -> None:
     assert A.grad is not None and not A.grad.any()
 
 
-def test_a_state_is_not_kept_between_calls(onnx_scans: Any) -> None:
+def test_a_state_is_not_kept_between_calls() -> None:
     x = tensors(onnx_scans.Scan(1, 20, 90).arrays(7))
     first = call(x, True)
     call(tensors(onnx_scans.Scan(1, 20, 90).arrays(8)), True)
@@ -269,7 +268,7 @@ def test_a_state_is_not_kept_between_calls(onnx_scans: Any) -> None:
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_both_forms_in_plain_pytorch(onnx_scans: Any, data: st.DataObject) -> None:
+def test_both_forms_in_plain_pytorch(data: st.DataObject) -> None:
     draw = data.draw
     groups = draw(st.integers(1, 3))
     scan = onnx_scans.Scan(
@@ -285,22 +284,22 @@ def test_both_forms_in_plain_pytorch(onnx_scans: Any, data: st.DataObject) -> No
     x = tensors(arrays)
     ref = call(x, scan.softplus, selective_scan_ref)
     assert ref.dtype == torch.float64
-    assert relative_error(onnx_scans, ref, arrays, scan.softplus) < 1e-12
+    assert relative_error(ref, arrays, scan.softplus) < 1e-12
     parallel = call(x, scan.softplus, selective_scan_parallel)
-    assert relative_error(onnx_scans, parallel, arrays, scan.softplus) < 3e-6
+    assert relative_error(parallel, arrays, scan.softplus) < 3e-6
 
 
 # --- PyTorch's own machinery -------------------------------------------------------------------
 
 
-def test_the_operator_is_registered_as_pytorch_wants_it(onnx_scans: Any) -> None:
+def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
     x = tensors(onnx_scans.Scan(2, 6, 9, 2, 3, ("D", "delta_bias", "z")).arrays(0))
     for chosen in (ORDER, ORDER[:5]):
         operands = [x[n].requires_grad_() if n in chosen else None for n in ORDER]
         torch.library.opcheck(torch.ops.tfanet.selective_scan.default, (*operands, True))
 
 
-def test_compiles_without_a_graph_break(onnx_scans: Any) -> None:
+def test_compiles_without_a_graph_break() -> None:
     x = tensors(onnx_scans.Scan(2, 6, 30).arrays(0))
     graphs = []
 
@@ -333,7 +332,7 @@ def leaves(x: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("optional", [("D", "delta_bias", "z"), ("D",), ("delta_bias",), ()])
-def test_gradcheck(onnx_scans: Any, softplus: bool, optional: tuple[str, ...]) -> None:
+def test_gradcheck(softplus: bool, optional: tuple[str, ...]) -> None:
     scan = onnx_scans.Scan(2, 6, 5, 2, 3, optional, softplus)
     x = leaves(tensors(scan.arrays(1)), torch.float64)
     names = [n for n in ORDER if n in x]
@@ -349,7 +348,7 @@ def test_gradcheck(onnx_scans: Any, softplus: bool, optional: tuple[str, ...]) -
     [(2, 40, 333, 2, 1), (1, 66, 64, 1, 5), (3, 8, 129, 8, 16), (1, 130, 1500, 1, 1)],
 )
 def test_float32_gradients_are_those_of_the_float64_definition(
-    onnx_scans: Any, batch: int, dim: int, length: int, groups: int, states: int
+    batch: int, dim: int, length: int, groups: int, states: int
 ) -> None:
     scan = onnx_scans.Scan(batch, dim, length, groups, states, ("D", "delta_bias", "z"))
     x = tensors(scan.arrays(6))
@@ -365,7 +364,7 @@ def test_float32_gradients_are_those_of_the_float64_definition(
         assert onnx_scans.error(got.double().numpy(), wanted.numpy()) < 5e-6, name
 
 
-def test_gradients_do_not_depend_on_threads_or_strides(onnx_scans: Any) -> None:
+def test_gradients_do_not_depend_on_threads_or_strides() -> None:
     x = tensors(onnx_scans.Scan(2, 96, 400, 2, 2, ("D", "delta_bias", "z")).arrays(9))
     found = []
     before = torch.get_num_threads()
@@ -385,9 +384,7 @@ def test_gradients_do_not_depend_on_threads_or_strides(onnx_scans: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_gradients_keep_the_types_of_their_operands(
-    onnx_scans: Any, dtype: torch.dtype
-) -> None:
+def test_half_gradients_keep_the_types_of_their_operands(dtype: torch.dtype) -> None:
     x = tensors(onnx_scans.Scan(1, 20, 70, 1, 2, ("D", "delta_bias", "z")).arrays(2))
     types = {n: torch.float32 if n in ("A", "D", "delta_bias") else dtype for n in x}
     own = {n: v.to(types[n]).requires_grad_() for n, v in x.items()}
@@ -508,7 +505,7 @@ def test_libraries_need_nothing_but_the_c_and_cpp_runtimes(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_operator_on_a_gpu(onnx_scans: Any, dtype: torch.dtype) -> None:
+def test_the_operator_on_a_gpu(dtype: torch.dtype) -> None:
     arrays = onnx_scans.Scan(2, 64, 500, 4, 1, ("D", "delta_bias", "z")).arrays(0)
     x = {n: v.cuda() for n, v in tensors(arrays, dtype).items()}
     expected = onnx_scans.oracle({n: v.double().cpu().numpy() for n, v in x.items()}, True)

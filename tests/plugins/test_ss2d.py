@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ISAS
 from torch import Tensor
 
 from tfanet.errors import InputError
@@ -20,7 +21,6 @@ from tfanet.plugins.kernels import cpu
 from tfanet.plugins.pytorch.reference import ss2d_composed
 from tfanet.plugins.pytorch.ss2d import run_into
 
-ISAS = [name for name in cpu.ISAS if name != "automatic" and cpu.isa_name(name)]
 NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_scans
 import pytest
 import torch
 from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, options_with, run
@@ -172,7 +173,7 @@ def test_a_model_without_the_node_comes_back() -> None:
     assert expand_ss2d(model) is model
 
 
-def test_beside_other_scans(onnx_scans: Any, library: Path) -> None:
+def test_beside_other_scans(library: Path) -> None:
     """Scans of another pattern in the same model: one function body must serve all."""
     x = arrays(1)
     model, chain = make_model(x), onnx_scans.chain(onnx_scans.Scan(optional=("z",), softplus=False))

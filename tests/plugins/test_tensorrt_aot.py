@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import onnx
+import onnx_scans
 import pytest
 from onnx import ModelProto
 
@@ -215,7 +216,7 @@ def test_the_machines_gpu_is_the_default(
     "optional", [(), ("D",), ("delta_bias",), ("z",), ("D", "z"), ("D", "delta_bias", "z")]
 )
 @pytest.mark.parametrize("form", ["aot", "library"])
-def test_plugin_graph(onnx_scans: Any, optional: tuple[str, ...], form: str) -> None:
+def test_plugin_graph(optional: tuple[str, ...], form: str) -> None:
     scan = onnx_scans.Scan(optional=optional)
     model = attach(onnx_scans.chain(scan, scan).model, "sequential")
     before = model.SerializeToString()
@@ -245,7 +246,7 @@ def test_plugin_graph(onnx_scans: Any, optional: tuple[str, ...], form: str) -> 
     assert onnx_scans.error(result, chain.expected) < 2e-6
 
 
-def test_rewrite(onnx_scans: Any, tmp_path: Path) -> None:
+def test_rewrite(tmp_path: Path) -> None:
     model = onnx_scans.chain(onnx_scans.Scan(optional=("D",))).model
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(attach(model, "sequential"), source)
@@ -257,7 +258,7 @@ def test_rewrite(onnx_scans: Any, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "out.onnx"}
 
 
-def test_plugin_graph_refuses_an_unknown_form(onnx_scans: Any) -> None:
+def test_plugin_graph_refuses_an_unknown_form() -> None:
     with pytest.raises(InputError, match="choose one of aot, library"):
         plugin_graph(onnx_scans.chain(onnx_scans.Scan()).model, "jit")
 
@@ -354,18 +355,18 @@ def plugin_library(folder: Path, major: int) -> Path:
     return library
 
 
-def scans(onnx_scans: Any) -> ModelProto:
+def scans() -> ModelProto:
     scan = onnx_scans.Scan(optional=("D", "delta_bias"))
     return onnx_scans.chain(scan, scan, dynamic=("batch",)).model
 
 
 @pytest.mark.parametrize("form", ["aot", "library"])
 def test_build_with_a_plugin(
-    onnx_scans: Any, fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     library = plugin_library(tmp_path, 11)
     monkeypatch.setattr("tfanet.export.engines.build.trt_library_path", lambda: library)
-    graph = engine_graph(scans(onnx_scans), form)
+    graph = engine_graph(scans(), form)
     facts = build_engine(graph, tmp_path / "plan", target="tensorrt", options=Options(plugin=form))
     assert (facts["library"], facts["version"]) == ("tensorrt", "11.1.0")
     told = json.loads((tmp_path / "plan").read_bytes())
@@ -375,12 +376,12 @@ def test_build_with_a_plugin(
 
 
 def test_build_without_what_the_plugin_needs(
-    onnx_scans: Any, fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def options(form: str) -> dict[str, Any]:
         return {"output": tmp_path / "plan", "target": "tensorrt", "options": Options(plugin=form)}
 
-    aot, library = (engine_graph(scans(onnx_scans), form) for form in ("aot", "library"))
+    aot, library = (engine_graph(scans(), form) for form in ("aot", "library"))
     missing = tmp_path / "nowhere" / "libtfanet_trt.so"
     older, newer = plugin_library(tmp_path, 10), plugin_library(tmp_path, 11)
     monkeypatch.setattr("tfanet.plugins.kernels.cpu._LIBRARIES", missing.parent)
@@ -405,10 +406,8 @@ def test_build_without_what_the_plugin_needs(
     assert not list(tmp_path.glob("plan*"))
 
 
-def test_options_that_do_not_go_together(
-    onnx_scans: Any, fake_tensorrt: Path, tmp_path: Path
-) -> None:
-    graph = engine_graph(scans(onnx_scans), "aot")
+def test_options_that_do_not_go_together(fake_tensorrt: Path, tmp_path: Path) -> None:
+    graph = engine_graph(scans(), "aot")
     with pytest.raises(InputError, match="tensorrt-rtx has no plugins"):
         build_engine(graph, tmp_path / "plan", target="tensorrt-rtx", options=Options(plugin="aot"))
     with pytest.raises(InputError, match="plugin is 'jit': choose one of aot, library"):

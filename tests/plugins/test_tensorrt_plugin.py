@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_scans
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -139,7 +140,7 @@ def real_library(include: list[str]) -> Path:
     return library
 
 
-def make_cases(onnx_scans: Any, path: Path, seed: int) -> list[tuple[np.ndarray, np.dtype, float]]:
+def make_cases(path: Path, seed: int) -> list[tuple[np.ndarray, np.dtype, float]]:
     """Writes calls for the program; returns y of the oracle, its type and the tolerance."""
     rng = np.random.default_rng(seed)
     expected = []
@@ -174,8 +175,8 @@ def make_cases(onnx_scans: Any, path: Path, seed: int) -> list[tuple[np.ndarray,
     return expected
 
 
-def check_enqueue(conformance: Conformance, onnx_scans: Any, folder: Path, seed: int) -> None:
-    expected = make_cases(onnx_scans, folder / "cases", seed)
+def check_enqueue(conformance: Conformance, folder: Path, seed: int) -> None:
+    expected = make_cases(folder / "cases", seed)
     conformance.run(folder / "cases", folder / "results")
     results = (folder / "results").read_bytes()
     assert len(expected) == 5 * 16
@@ -234,8 +235,8 @@ def test_maps_on_the_processor(hosted: dict[str, Conformance], tmp_path: Path) -
     check_maps(hosted["SS2D"], tmp_path, seed=1)
 
 
-def test_enqueue_on_the_processor(on_host: Conformance, onnx_scans: Any, tmp_path: Path) -> None:
-    check_enqueue(on_host, onnx_scans, tmp_path, seed=1)
+def test_enqueue_on_the_processor(on_host: Conformance, tmp_path: Path) -> None:
+    check_enqueue(on_host, tmp_path, seed=1)
 
 
 def test_library_exports_and_links_the_least(real_library: Path) -> None:
@@ -257,11 +258,11 @@ def test_every_virtual_method_of_the_library(on_host: Conformance, real_library:
 
 
 def test_enqueue_without_a_gpu_is_an_error(
-    on_host: Conformance, real_library: Path, onnx_scans: Any, tmp_path: Path
+    on_host: Conformance, real_library: Path, tmp_path: Path
 ) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a GPU")
-    make_cases(onnx_scans, tmp_path / "cases", 2)
+    make_cases(tmp_path / "cases", 2)
     command = [on_host.program, real_library, tmp_path / "cases", tmp_path / "results"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done
@@ -270,9 +271,7 @@ def test_enqueue_without_a_gpu_is_an_error(
 
 
 @pytest.mark.gpu
-def test_enqueue_on_a_gpu(
-    include: list[str], real_library: Path, onnx_scans: Any, tmp_path: Path
-) -> None:
+def test_enqueue_on_a_gpu(include: list[str], real_library: Path, tmp_path: Path) -> None:
     if not Path("/dev/nvidiactl").exists():
         pytest.skip("no CUDA device")
     cudart = Path(include[3]).parent / "lib64"
@@ -282,7 +281,7 @@ def test_enqueue_on_a_gpu(
     compile_all(*([*options, HERE / PROGRAMS[n], "-o", found[n].program, *links] for n in PLUGINS))
     for conformance in found.values():
         conformance.run()
-    check_enqueue(found["SelectiveScan"], onnx_scans, tmp_path, seed=3)
+    check_enqueue(found["SelectiveScan"], tmp_path, seed=3)
     check_maps(found["SS2D"], tmp_path, seed=4)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from small_config import SMALL
 
 from tfanet.cli import build_parser
-from tfanet.model.config import TextConfig, preset
 
 import onnxruntime
 
@@ -83,13 +83,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tfanet.model.tfanet import TFANet
 
     torch.manual_seed(0)
-    config = replace(
-        preset("tfanet-tiny"), dims=(8, 12, 16, 24), depths=(1, 1, 1, 1),
-        text=TextConfig(width=16, layers=1, heads=2, intermediate=32), align_dim=8,
-        decoder_dim=8, grid=2, image_size=(64, 64),
-    )  # fmt: skip
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    save_checkpoint(path, TFANet(config).eval())
+    save_checkpoint(path, TFANet(replace(SMALL, text_length=20)).eval())
     return path
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from built import need_lowest_onnxruntime
 from onnx import ModelProto
 
-LOWEST = Path(__file__).resolve().parents[2] / "build" / "ort-lowest"
 needs_tensorrt_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13",
@@ -78,14 +78,13 @@ def run_in_lowest(
     Without it at each level of optimisation, since a body may run at some only. The kind "none"
     runs with the library alone. Skips where that runtime is not installed.
     """
-    if not (LOWEST / "onnxruntime").is_dir():
-        pytest.skip("the lowest supported ONNX Runtime is not installed: run `make ort-lowest`")
+    lowest = need_lowest_onnxruntime()
     np.savez(folder / "feeds.npz", **feeds)
     for kind, model in models.items():
         onnx.save(model, folder / f"{kind}.onnx")
     done = subprocess.run(
         [sys.executable, "-c", RUN, folder, library],
-        env={**os.environ, "PYTHONPATH": str(LOWEST)},
+        env={**os.environ, "PYTHONPATH": str(lowest)},
         capture_output=True,
         text=True,
         check=False,

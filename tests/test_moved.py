@@ -1,0 +1,29 @@
+"""Each old name of a module gives the very objects of its new home, with a warning."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+from tfanet.moved import MOVED, REMOVAL
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_what_an_old_name_gives_is_what_the_new_one_gives(old: str) -> None:
+    homes = [importlib.import_module(f"tfanet.{home}") for home in MOVED[old].split()]
+    module, seen = importlib.import_module(f"tfanet.{old}"), 0
+    for home in homes:
+        for name, value in vars(home).items():
+            own = inspect.isclass(value) or inspect.isfunction(value)
+            if name.startswith("_") or not own or value.__module__ != home.__name__:
+                continue
+            with pytest.warns(DeprecationWarning, match="is now") as caught:
+                assert getattr(module, name) is value
+            assert [str(one.message) for one in caught] == [
+                f"tfanet.{old}.{name} is now {home.__name__}.{name}; "
+                f"the old name goes in tfanet {REMOVAL}"
+            ]
+            seen += 1
+    assert seen
