@@ -16,7 +16,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    ROOT / "runtime/cpp/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(sh|python) run *(\w*)\n(.*?)^```", flags=re.M | re.S)
 
@@ -30,6 +34,7 @@ QUICK = ("README.md", "docs/README.md")
     [
         pytest.param(page, id=name, marks=() if name in QUICK else pytest.mark.full)
         for name, page in zip(NAMES, PAGES, strict=True)
+        if BLOCK.search(page.read_text())
     ],
 )
 def test_run_blocks_run(page, tmp_path):
@@ -68,7 +73,7 @@ def test_every_other_shell_block_is_known(page):
     makefile = (ROOT / "Makefile").read_text()
     for line in lines:
         if line.startswith("make "):
-            assert f"\n{line.removeprefix('make ')}:" in makefile
+            assert f"\n{line.split()[1]}:" in makefile
         elif line.startswith("tfanet "):
             options = set(re.findall(r"--[a-z-]+", line))
             help_text = subprocess.run(
@@ -79,7 +84,9 @@ def test_every_other_shell_block_is_known(page):
             ).stdout
             assert all(option in help_text for option in options)
         else:
-            assert line.startswith(("pip install ", "git clone https://github.com/", "cd "))
+            known = ("pip install ", "git clone https://github.com/", "cd ", "cmake ", "build/")
+            steps = ("git clone REPOSITORY ", "python -m pytest ", "export TFANET_")
+            assert line.startswith((*known, *steps))
 
 
 @pytest.mark.parametrize(
