@@ -17,9 +17,9 @@ from tfanet.export.parity.check import check, file_backends
 from tfanet.model.checkpoint import load_model
 from tfanet.model.config import PRESETS, check_image_size
 from tfanet.model.tfanet import TFANet
-from tfanet.plugins.graph import schemas
 from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
+from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
@@ -152,9 +152,9 @@ def _write(
         },
         threshold=THRESHOLD,
         scan={
-            "domain": schemas.DOMAIN,
-            "op": schemas.OP_TYPE,
-            "version": schemas.OP_VERSION,
+            "domain": DOMAIN,
+            "op": SELECTIVE_SCAN.op_type,
+            "version": VERSION,
             "function": function,
             "calls": calls,
             "fused": fused,

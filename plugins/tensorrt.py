@@ -13,6 +13,7 @@ one. Importing this module imports neither TensorRT nor CUDA.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -22,16 +23,15 @@ from onnx import ModelProto, helper
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.plugins.graph.attach import attach, expand_ss2d, rewrite_file, scan_nodes
-from tfanet.plugins.graph.bodies import DOMAIN, INPUTS, OP_TYPE
 from tfanet.plugins.graph.ss2d import is_ss2d, is_whole_ss2d
+from tfanet.plugins.kernels import cuda
+from tfanet.plugins.kernels.geometry import scan_geometry
+from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 
-__all__ = ["FORMS", "plugin_graph", "register", "rewrite", "symbolic_geometry"]
+__all__ = ["FORMS", "plugin_graph", "register", "rewrite", "write_plugin_graph"]
 
 FORMS = ("aot", "library")
-_VERSION = "1"
-_REQUIRED = 5
-_WEIGHTS = ("A", "D", "delta_bias")
-# Names of tensorrt.DataType: how `kernels.cuda` calls the type, and how autotune does.
+# Names of tensorrt.DataType: how `operands` calls the type, and how autotune does.
 _TYPES = {
     "FLOAT": ("float32", "FP32"),
     "HALF": ("float16", "FP16"),
@@ -55,22 +55,22 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
     """
     if form not in FORMS:
         raise InputError(f"plugin {form!r} is unknown; choose one of {', '.join(FORMS)}")
-    maps = [node for node in model.graph.node if is_ss2d(node)]
-    fused = form == "library" and all(map(is_whole_ss2d, maps))
+    scans_2d = [node for node in model.graph.node if is_ss2d(node)]
+    fused = form == "library" and all(map(is_whole_ss2d, scans_2d))
     result = attach(model if fused else expand_ss2d(model), "none")
     scans = scan_nodes(result)
     for node in scans:
-        given = len(node.input) - _REQUIRED
+        given = len(node.input) - SELECTIVE_SCAN.required
         name, value = ("aot", 1) if form == "aot" else ("optional_inputs", (1 << given) - 1)
         node.attribute.append(helper.make_attribute(name, value))
     for node in (*scans, *filter(is_whole_ss2d, result.graph.node)):
         node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
-        node.attribute.append(helper.make_attribute("plugin_version", _VERSION))
+        node.attribute.append(helper.make_attribute("plugin_version", str(VERSION)))
     return result
 
 
-def rewrite(path_in: str | Path, path_out: str | Path, form: str = "library") -> None:
-    """`plugin_graph` from file to file: what `trtexec --onnx=path_out` takes.
+def write_plugin_graph(path_in: str | Path, path_out: str | Path, form: str = "library") -> None:
+    """Writes `plugin_graph` of one ONNX file to another: what `trtexec --onnx=path_out` takes.
 
     With "library" it also needs `--dynamicPlugins=libtfanet_trt.so`, at the build and whenever the
     engine is loaded. Raises InputError where `path_in` can't be read, and as `plugin_graph` does.
@@ -78,7 +78,18 @@ def rewrite(path_in: str | Path, path_out: str | Path, form: str = "library") ->
     rewrite_file(path_in, path_out, lambda model: plugin_graph(model, form))
 
 
-def register(inputs: int = len(INPUTS), *, arch: int | None = None) -> None:
+def rewrite(path_in: str | Path, path_out: str | Path, form: str = "library") -> None:
+    """The old name of `write_plugin_graph`."""
+    warnings.warn(
+        "tfanet.plugins.tensorrt.rewrite is now tfanet.plugins.tensorrt.write_plugin_graph; the "
+        "old name goes in tfanet 0.3.0",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    write_plugin_graph(path_in, path_out, form)
+
+
+def register(inputs: int = len(SELECTIVE_SCAN.operands), *, arch: int | None = None) -> None:
     """Define tfanet::SelectiveScan ahead of time, for networks that this process builds.
 
     Args:
@@ -96,8 +107,9 @@ def register(inputs: int = len(INPUTS), *, arch: int | None = None) -> None:
             TensorRT-RTX. MissingDependencyError: without TensorRT 10.9 or newer, or what
             `tfanet.plugins.kernels.cuda` needs.
     """
-    if not _REQUIRED <= inputs <= len(INPUTS):
-        raise InputError(f"inputs is {inputs}: a scan has {_REQUIRED} to {len(INPUTS)}")
+    least, most = SELECTIVE_SCAN.required, len(SELECTIVE_SCAN.operands)
+    if not least <= inputs <= most:
+        raise InputError(f"inputs is {inputs}: a scan has {least} to {most}")
     if "tensorrt_rtx" in sys.modules:
         raise InputError(
             "this process has loaded TensorRT-RTX, whose parser ends the process when it meets a "
@@ -107,12 +119,12 @@ def register(inputs: int = len(INPUTS), *, arch: int | None = None) -> None:
     if _registered:
         if _registered != asked:
             raise InputError(
-                f"{DOMAIN}::{OP_TYPE} is registered already, with {_registered}: use another "
-                f"process for {asked}"
+                f"{DOMAIN}::{SELECTIVE_SCAN.op_type} is registered already, with {_registered}: "
+                f"use another process for {asked}"
             )
         return
     trtp = _plugin_module()
-    plugin_id = f"{DOMAIN}::{OP_TYPE}"
+    plugin_id = f"{DOMAIN}::{SELECTIVE_SCAN.op_type}"
     describe, tune, compile_kernel = _functions(trtp, inputs, arch or _this_machine())
     trtp.register(plugin_id)(describe)
     trtp.autotune(plugin_id)(tune)
@@ -137,16 +149,13 @@ def _plugin_module() -> Any:
 
 def _this_machine() -> int:
     """The compute capability of GPU 0, or the newest before it that NVRTC knows."""
-    from tfanet.plugins.kernels import cuda
-    from tfanet.runtime.backends.device import Device
-
-    here = int(Device.open().compute.replace(".", ""))
-    return max((known for known in cuda._architectures() if known <= here), default=here)
+    here = cuda.compute_capability()
+    return max((known for known in cuda.architectures() if known <= here), default=here)
 
 
 def _functions(trtp: Any, inputs: int, arch: int) -> tuple[Callable[..., Any], ...]:
     """What `tensorrt.plugin` wants: functions with one parameter for each tensor, annotated."""
-    names = INPUTS[:inputs]
+    names = SELECTIVE_SCAN.inputs[:inputs]
     tensors = [_parameter(name, trtp.TensorDesc) for name in names]
     softplus, tactic = _parameter("delta_softplus", int), _parameter("tactic", int)
     outputs = _parameter("outputs", tuple[trtp.TensorDesc])
@@ -158,7 +167,9 @@ def _functions(trtp: Any, inputs: int, arch: int) -> tuple[Callable[..., Any], .
     def tune(*arguments: Any) -> Any:
         *operands, _ = arguments
         io, weight = _types_of(operands)
-        codes = [_TYPES[weight if name in _WEIGHTS else io][1] for name in (*names, "y")]
+        codes = [
+            _TYPES[weight if name in SELECTIVE_SCAN.weights else io][1] for name in (*names, "y")
+        ]
         return [trtp.AutoTuneCombination(", ".join(codes), "LINEAR")]
 
     def compile_kernel(*arguments: Any) -> Any:
@@ -180,35 +191,33 @@ def _parameter(name: str, annotation: Any) -> Parameter:
     return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
 
 
-def _types_of(operands: Any) -> tuple[str, str]:
+def _types_of(tensors: Any) -> tuple[str, str]:
     """Names of the TensorRT types of sequences and weights."""
     found: dict[bool, str] = {}
-    for name, operand in zip(INPUTS, operands, strict=False):
-        kind = operand.dtype.name
-        first = found.setdefault(name in _WEIGHTS, kind)
+    for operand, tensor in zip(SELECTIVE_SCAN.operands, tensors, strict=False):
+        kind = tensor.dtype.name
+        first = found.setdefault(operand.weight, kind)
         if kind != first or kind not in _TYPES:
             raise InputError(
-                f"{OP_TYPE}: {name} is {kind}; sequences must be FLOAT, HALF or BF16 alike, and "
-                "so must be A, D and delta_bias"
+                f"{SELECTIVE_SCAN.op_type}: {operand.name} is {kind}; sequences must be FLOAT, "
+                "HALF or BF16 alike, and so must be A, D and delta_bias"
             )
     return found[False], found[True]
 
 
 def _kernel(trtp: Any, operands: dict[str, Any], softplus: bool, arch: int) -> Any:
-    from tfanet.plugins.kernels import cuda
-
     states = operands["A"].shape_expr[1]
     if not states.is_constant:
-        raise InputError(f"{OP_TYPE}: N is open; it must be fixed when the engine is built")
+        raise InputError(
+            f"{SELECTIVE_SCAN.op_type}: N is open; it must be fixed when the engine is built"
+        )
     count = states.constant_value()
     io, weight = (_TYPES[kind][0] for kind in _types_of(operands.values()))
-    given = {f"has_{name}": name in operands for name in ("D", "z")}
-    code, name = cuda.ptx(
-        io, weight, count, has_bias="delta_bias" in operands, softplus=softplus, arch=arch, **given
-    )
+    optional = tuple(name for name in SELECTIVE_SCAN.optional if name in operands)
+    code, name = cuda.ptx(io, weight, count, optional, softplus, arch)
     batch, dim, length = operands["u"].shape_expr
     groups = operands["B"].shape_expr[1]
-    grid, block, shared = symbolic_geometry(
+    grid, block, shared = scan_geometry(
         batch, dim, length, io, count, number=trtp.ShapeExpr, ceil_div=trtp.cdiv
     )
     launch = trtp.KernelLaunchParams(*grid, *block, shared)
@@ -216,42 +225,3 @@ def _kernel(trtp: Any, operands: dict[str, Any], softplus: bool, arch: int) -> A
         [trtp.SymInt32(size) for size in (batch, dim, length, groups)]
     )
     return name, code, launch, scalars
-
-
-def symbolic_geometry(
-    batch: Any,
-    dim: Any,
-    length: Any,
-    io: str,
-    states: int,
-    *,
-    number: Callable[[int], Any],
-    ceil_div: Callable[[Any, Any], Any],
-) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any], int]:
-    """`kernels.cuda.launch_geometry` without a branch, for sizes that are expressions.
-
-    Expressions have +, -, *, //, < and ==, where a comparison is 1 or 0; `number` makes one of a
-    constant. A loop that doubles a value while a condition holds, and never again once it fails,
-    is 1 + [c(1)] + 2 [c(2)] + 4 [c(4)] + ...
-    """
-    from tfanet.plugins.kernels import cuda
-
-    one = number(1)
-    rows = batch * dim
-    vector = 4 if io == "float32" else 8
-    items = vector if states == 1 else 8
-    whole = length == (length // vector) * vector
-    steps = length + (one - whole) * (vector - 1)
-    lanes = number(32)
-    for k in _powers(32, cuda._MAX_LANES):
-        lanes = lanes + (rows < -(-cuda._THREADS // k)) * (number(k * items) < steps) * k
-    block_rows = one
-    for k in _powers(1, cuda._MAX_ROWS):
-        fits = lanes < cuda._MAX_LANES // (2 * k) + 1
-        block_rows = block_rows + fits * (number(2 * k * cuda._BLOCKS - 1) < rows) * k
-    return (ceil_div(rows, block_rows), 1, 1), (lanes, block_rows, 1), 0
-
-
-def _powers(first: int, limit: int) -> list[int]:
-    """first, 2 first, 4 first, ... below `limit`."""
-    return [first << i for i in range(limit.bit_length()) if first << i < limit]

@@ -17,8 +17,7 @@ from onnx import NodeProto
 
 from tfanet.calibration.graph.reading import Graph, attribute
 from tfanet.errors import InputError
-from tfanet.plugins.graph.bodies import OP_TYPE
-from tfanet.plugins.graph.ss2d import SS2D_SCAN_INPUTS, SS2D_SCAN_OP_TYPE
+from tfanet.plugins.operands import SELECTIVE_SCAN, SS2D_SCAN
 
 __all__ = ["MOVES", "Layer", "find_layers", "int8_share"]
 
@@ -96,7 +95,7 @@ def int8_share(layers: list[Layer], chosen: set[str] | None = None) -> float:
 def _layer(graph: Graph, node: NodeProto) -> Layer | None:
     if node.op_type == "Gather":
         return _embedding(graph, node)
-    if node.op_type == SS2D_SCAN_OP_TYPE:
+    if node.op_type == SS2D_SCAN.op_type:
         return _product_in_scan(graph, node)
     if node.op_type not in ("Conv", "MatMul", "Gemm"):
         return None
@@ -133,7 +132,7 @@ def _embedding(graph: Graph, node: NodeProto) -> Layer | None:
 
 def _product_in_scan(graph: Graph, node: NodeProto) -> Layer:
     """dt_weight times the rows of dt: E of R products in each direction, at every pixel."""
-    weight = node.input[SS2D_SCAN_INPUTS.index("dt_weight")]
+    weight = node.input[SS2D_SCAN.inputs.index("dt_weight")]
     constant = weight in graph.constants
     batch, _, height, width = graph.shape(node.input[0])
     macs = batch * height * width * math.prod(graph.shape(weight))
@@ -197,7 +196,7 @@ def _downstream(graph: Graph, name: str, through: frozenset[str]) -> Iterator[No
 
 def _feeds_scan(graph: Graph, name: str) -> bool:
     through = MOVES | {"Mul", "Sigmoid"}  # the SiLU in front of a scan
-    scans = (OP_TYPE, SS2D_SCAN_OP_TYPE)
+    scans = (SELECTIVE_SCAN.op_type, SS2D_SCAN.op_type)
     return any(n.op_type in scans for n in _downstream(graph, name, through))
 
 

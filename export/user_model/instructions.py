@@ -43,8 +43,8 @@ def loading_instructions(
         text["trtexec (no plugin needed)"] = f"trtexec --onnx={path}{_profile(specs)}"
     with_plugin = path.with_stem(f"{path.stem}_plugin")
     text["trtexec with our plugin, libtfanet_trt.so"] = (
-        'python -c "from tfanet.plugins.tensorrt import rewrite; '
-        f"rewrite('{path}', '{with_plugin}')\"\n"
+        'python -c "from tfanet.plugins.tensorrt import write_plugin_graph; '
+        f"write_plugin_graph('{path}', '{with_plugin}')\"\n"
         f"trtexec --onnx={with_plugin} --dynamicPlugins=libtfanet_trt.so{_profile(specs)}"
     )
     return text

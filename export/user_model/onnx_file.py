@@ -45,7 +45,7 @@ from tfanet.model.checkpoint import load_weights
 from tfanet.plugins import attach, exportable
 from tfanet.plugins.compat.standin_import import Standins
 from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
-from tfanet.plugins.graph.bodies import DOMAIN
+from tfanet.plugins.operands import DOMAIN
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.write import check_output, new_file
 

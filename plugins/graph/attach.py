@@ -17,14 +17,11 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+import tfanet.plugins.graph.schemas  # noqa: F401  (registers the operators with onnx)
 from tfanet.errors import InputError
-from tfanet.plugins.graph import schemas
 from tfanet.plugins.graph.bodies import (
-    DOMAIN,
-    INPUTS,
-    OP_TYPE,
     Nodes,
     Pattern,
     all_graphs,
@@ -32,16 +29,13 @@ from tfanet.plugins.graph.bodies import (
     softplus,
 )
 from tfanet.plugins.graph.ss2d import (
-    SS2D_INPUTS,
-    SS2D_OP_TYPE,
-    SS2D_SCAN_INPUTS,
-    SS2D_SCAN_OP_TYPE,
     is_ss2d,
     is_whole_ss2d,
     replace_ss2d,
     ss2d_body,
     ss2d_scan_body,
 )
+from tfanet.plugins.operands import DOMAIN, OPERATORS, SELECTIVE_SCAN, SS2D, SS2D_SCAN, VERSION
 
 __all__ = [
     "KINDS",
@@ -57,7 +51,6 @@ __all__ = [
 
 KINDS = ("sequential", "parallel", "none")
 _LOWEST_OPSET, _IR_WITH_FUNCTIONS = 18, 8
-_D, _BIAS, _Z = (INPUTS.index(name) for name in ("D", "delta_bias", "z"))
 
 
 def scan_nodes(model: ModelProto) -> list[NodeProto]:
@@ -95,7 +88,7 @@ def _replaced(model: ModelProto, keep_scan: bool) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     replace_ss2d(result, _types(model, {name for n in old for name in n.input}), keep_scan)
-    body = next((f for f in model.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
+    body = _scan_function(model)
     if body is None:
         return attach(result, "none")
     return attach(result, "sequential" if "Scan" in {n.op_type for n in body.node} else "parallel")
@@ -119,7 +112,7 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
         raise InputError(f"scan function {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     result = ModelProto()
     result.CopyFrom(model)
-    ours = {(DOMAIN, name) for name in (OP_TYPE, SS2D_OP_TYPE, SS2D_SCAN_OP_TYPE)}
+    ours = {(DOMAIN, operator.op_type) for operator in OPERATORS}
     kept = [f for f in result.functions if (f.domain, f.name) not in ours]
     del result.functions[:]
     result.functions.extend(kept)
@@ -129,8 +122,8 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
     inside = [f.name for f in kept if any(_is_scan(n) or is_ss2d(n) for n in f.node)]
     if inside:
         raise InputError(
-            f"the local function {inside[0]!r} holds a {OP_TYPE} node; inline it first "
-            "(onnx.inliner.inline_selected_functions)"
+            f"the local function {inside[0]!r} holds a {SELECTIVE_SCAN.op_type} node; inline it "
+            "first (onnx.inliner.inline_selected_functions)"
         )
     opset = next((o.version for o in result.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < _LOWEST_OPSET:
@@ -139,11 +132,11 @@ def attach(model: ModelProto, kind: str) -> ModelProto:
             "export again with a newer opset"
         )
     if DOMAIN not in {o.domain for o in result.opset_import}:
-        result.opset_import.append(helper.make_opsetid(DOMAIN, schemas.OP_VERSION))
+        result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     result.ir_version = max(result.ir_version, _IR_WITH_FUNCTIONS)
     pattern, bodies = _unify(result, kind)
     if kind != "none":
-        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, schemas.OP_VERSION)]
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
         result.functions.append(build_function(kind, pattern, opset))
         result.functions.extend(
             helper.make_function(DOMAIN, name, inputs, ["y"], nodes, opsets)
@@ -160,7 +153,7 @@ def attach_by_length(model: ModelProto) -> ModelProto:
     inlining). Raises InputError as `attach` does.
     """
     result = attach(expand_ss2d(model), "parallel")
-    shared = next((f for f in result.functions if (f.domain, f.name) == (DOMAIN, OP_TYPE)), None)
+    shared = _scan_function(result)
     if shared is None:
         return result
     result.functions.remove(shared)
@@ -170,12 +163,13 @@ def attach_by_length(model: ModelProto) -> ModelProto:
         _measure(result, scans, "parallel")[0],
         one_length=True,
         delta_softplus=_softplus(scans[0]),
-        **{name: _given(scans[0], INPUTS.index(name)) for name in ("D", "delta_bias", "z")},
+        **{name: _given(scans[0], name) for name in SELECTIVE_SCAN.optional},
     )
     made = set()
     measured = [_measure(result, [scan], "parallel")[0] for scan in scans]  # before names change
     for scan, own in zip(scans, measured, strict=True):
-        scan.op_type = f"{OP_TYPE}_{own.max_length}" + ("" if own.single_state else "_N")
+        states = "" if own.single_state else "_N"
+        scan.op_type = f"{SELECTIVE_SCAN.op_type}_{own.max_length}{states}"
         if scan.op_type not in made:
             made.add(scan.op_type)
             own = replace(
@@ -215,10 +209,17 @@ def rewrite_file(
 
 
 def _is_scan(node: NodeProto) -> bool:
-    return node.op_type == OP_TYPE and node.domain == DOMAIN
+    return node.op_type == SELECTIVE_SCAN.op_type and node.domain == DOMAIN
 
 
-def _given(node: NodeProto, index: int) -> bool:
+def _scan_function(model: ModelProto) -> FunctionProto | None:
+    """The model's function SelectiveScan."""
+    name = (DOMAIN, SELECTIVE_SCAN.op_type)
+    return next((f for f in model.functions if (f.domain, f.name) == name), None)
+
+
+def _given(node: NodeProto, name: str) -> bool:
+    index = SELECTIVE_SCAN.inputs.index(name)
     return index < len(node.input) and bool(node.input[index])
 
 
@@ -239,12 +240,12 @@ def _unify(model: ModelProto, kind: str) -> tuple[Pattern, _Bodies]:
     measured, casts = _measure(model, [*scans, *fused], kind)
     body = ss2d_scan_body(casts).nodes if fused else []
     scans += filter(_is_scan, body)
-    smooth, gate = all(map(_softplus, scans)), all(_given(n, _Z) for n in scans)
-    bias = gate or any(_given(n, _BIAS) and _softplus(n) == smooth for n in scans)
+    smooth, gate = all(map(_softplus, scans)), all(_given(n, "z") for n in scans)
+    bias = gate or any(_given(n, "delta_bias") and _softplus(n) == smooth for n in scans)
     pattern = replace(
         measured,
         casts=True,  # other tools may change the element types of what is around a node
-        D=bias or any(_given(n, _D) for n in scans),
+        D=bias or any(_given(n, "D") for n in scans),
         delta_bias=bias,
         z=gate,
         delta_softplus=smooth,
@@ -260,9 +261,9 @@ def _unify(model: ModelProto, kind: str) -> tuple[Pattern, _Bodies]:
             graph.node.extend(nodes)
     bodies: _Bodies = []
     if fused:
-        bodies.append((SS2D_SCAN_OP_TYPE, SS2D_SCAN_INPUTS, unified(body)))
+        bodies.append((SS2D_SCAN.op_type, SS2D_SCAN.inputs, unified(body)))
     if any(map(is_whole_ss2d, fused)):
-        bodies.append((SS2D_OP_TYPE, SS2D_INPUTS, ss2d_body(casts).nodes))
+        bodies.append((SS2D.op_type, SS2D.inputs, ss2d_body(casts).nodes))
     return pattern, bodies
 
 
@@ -270,30 +271,32 @@ def _expand(node: NodeProto, pattern: Pattern) -> list[NodeProto]:
     """A scan node brought to `pattern`, between the nodes that do what the pattern leaves out."""
     scan = NodeProto()
     scan.CopyFrom(node)
-    inputs = [*scan.input, *[""] * (len(INPUTS) - len(scan.input))]
+    inputs = dict.fromkeys(SELECTIVE_SCAN.inputs, "")
+    inputs.update(zip(SELECTIVE_SCAN.inputs, scan.input, strict=False))
     y = scan.output[0]
     before, after = Nodes(f"{y}_scan_in_"), Nodes(f"{y}_scan_out_")
 
     if _softplus(scan) and not pattern.delta_softplus:
-        delta = before("Cast", inputs[1], to=pattern.compute)
-        if inputs[_BIAS]:
-            bias = before("Unsqueeze", inputs[_BIAS], before.constant([1]))
+        delta = before("Cast", inputs["delta"], to=pattern.compute)
+        if inputs["delta_bias"]:
+            bias = before("Unsqueeze", inputs["delta_bias"], before.constant([1]))
             delta = before("Add", delta, before("Cast", bias, to=pattern.compute))
         dtype = helper.tensor_dtype_to_np_dtype(pattern.compute)
-        inputs[1] = before("CastLike", softplus(before, delta, dtype, False), inputs[1])
-        inputs[_BIAS] = ""
-    if inputs[_Z] and not pattern.z:
+        smooth = softplus(before, delta, dtype, False)
+        inputs["delta"] = before("CastLike", smooth, inputs["delta"])
+        inputs["delta_bias"] = ""
+    if inputs["z"] and not pattern.z:
         scan.output[0] = f"{y}_scan_ungated"
-        gate = after("Mul", inputs[_Z], after("Sigmoid", inputs[_Z]))
+        gate = after("Mul", inputs["z"], after("Sigmoid", inputs["z"]))
         after("Mul", scan.output[0], gate, out=[y])
-        inputs[_Z] = ""
-    for index, wanted in ((_D, pattern.D), (_BIAS, pattern.delta_bias)):
-        if wanted and not inputs[index]:
-            size = before("Shape", inputs[2], start=0, end=1)
-            inputs[index] = before("CastLike", before("ConstantOfShape", size), inputs[2])
+        inputs["z"] = ""
+    for name, wanted in (("D", pattern.D), ("delta_bias", pattern.delta_bias)):
+        if wanted and not inputs[name]:
+            size = before("Shape", inputs["A"], start=0, end=1)
+            inputs[name] = before("CastLike", before("ConstantOfShape", size), inputs["A"])
 
     del scan.input[:], scan.attribute[:]
-    scan.input.extend(inputs[: len(pattern.inputs())])
+    scan.input.extend(inputs[name] for name in pattern.inputs())
     scan.attribute.append(helper.make_attribute("delta_softplus", int(pattern.delta_softplus)))
     return [*before.nodes, scan, *after.nodes]
 
@@ -335,7 +338,8 @@ def _measure(model: ModelProto, scans: list[NodeProto], kind: str) -> tuple[Patt
 
 def _decay(node: NodeProto) -> str:
     """The name of A, dim by N."""
-    return node.input[SS2D_INPUTS.index("A") if is_ss2d(node) else INPUTS.index("A")]
+    operator = next(operator for operator in OPERATORS if operator.op_type == node.op_type)
+    return node.input[operator.inputs.index("A")]
 
 
 def _known(value: TypeProto | None) -> bool:

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN
+
 __all__ = [
-    "DOMAIN",
-    "INPUTS",
-    "OP_TYPE",
     "Nodes",
     "Pattern",
     "all_graphs",
@@ -33,11 +32,6 @@ __all__ = [
     "softplus",
 ]
 
-DOMAIN = "tfanet"
-OP_TYPE = "SelectiveScan"
-# D and delta_bias can be given as zeros, z can't: with z last a node never has a gap in its inputs,
-# which TensorRT-RTX refuses in a node that stands for a function.
-INPUTS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 # Steps of a chunk of the parallel body: log2(16) passes over the whole data, the rest over 1/16.
 PARALLEL_CHUNK = 16
 
@@ -46,9 +40,10 @@ PARALLEL_CHUNK = 16
 class Pattern:
     """What all nodes of one model share, hence what one function body computes.
 
-    `compute` is the TensorProto type of the arithmetic, `casts` says that operands may come in
-    another type, `single_state` that N = 1 everywhere; `max_length` bounds L (parallel body only),
-    `one_length` says that L is that everywhere.
+    The fields named like optional operands say that nodes have these, `delta_softplus` that the
+    flag is set. `compute` is the TensorProto type of the arithmetic, `casts` says that operands may
+    come in another type, `single_state` that N = 1 everywhere; `max_length` bounds L (parallel body
+    only), `one_length` says that L is that everywhere.
     """
 
     D: bool = False
@@ -63,7 +58,10 @@ class Pattern:
 
     def inputs(self) -> list[str]:
         """Names of the inputs of a node, without gaps: z comes with D and delta_bias."""
-        return list(INPUTS[: 8 if self.z else 7 if self.delta_bias else 6 if self.D else 5])
+        names = list(SELECTIVE_SCAN.inputs)
+        while SELECTIVE_SCAN[names[-1]].optional and not getattr(self, names[-1]):
+            names.pop()
+        return names
 
 
 class Nodes:
@@ -201,7 +199,7 @@ class _Body:
             *([y, "u"] if pattern.casts else [y]),
             out=["y"],
         )
-        softplus = helper.make_attribute("delta_softplus", int(pattern.delta_softplus))
+        flags = [helper.make_attribute(f, int(getattr(pattern, f))) for f in SELECTIVE_SCAN.flags]
         return helper.make_function(
             DOMAIN,
             name,
@@ -209,11 +207,13 @@ class _Body:
             outputs=["y"],
             nodes=f.nodes,
             opset_imports=[helper.make_opsetid("", opset)],
-            attribute_protos=[softplus],
+            attribute_protos=flags,
         )
 
 
-def build_function(kind: str, pattern: Pattern, opset: int, name: str = OP_TYPE) -> FunctionProto:
+def build_function(
+    kind: str, pattern: Pattern, opset: int, name: str = SELECTIVE_SCAN.op_type
+) -> FunctionProto:
     """The function `name` for nodes of `pattern`, valid from opset 18 on.
 
     `kind` is "sequential" (three ONNX Scans, any L) or "parallel" (no control flow, L up to

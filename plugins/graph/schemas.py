@@ -6,27 +6,24 @@ strict shape inference know the operators.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from onnx import AttributeProto, TensorProto, TypeProto, defs
 from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
-from tfanet.plugins.graph.bodies import DOMAIN, INPUTS, OP_TYPE
-from tfanet.plugins.graph.ss2d import SS2D_OP_TYPE, SS2D_SCAN_OP_TYPE
-from tfanet.plugins.kernels.cpu import DIRECTIONS
+from tfanet.plugins.operands import (
+    DOMAIN,
+    OPERATORS,
+    SELECTIVE_SCAN,
+    SS2D,
+    SS2D_SCAN,
+    VERSION,
+    Operator,
+    derived_sizes,
+)
 
-__all__ = [
-    "DOMAIN",
-    "OP_TYPE",
-    "OP_VERSION",
-    "schema",
-    "ss2d_scan_schema",
-    "ss2d_schema",
-]
-
-OP_VERSION = 1
+__all__ = ["schema"]
 
 _DOC = """
 Selective state-space scan of Mamba with a real, diagonal A:
@@ -50,63 +47,47 @@ _SS2D_SCAN_DOC = """
 SS2D behind its projection, which is given: rows hold (dt_k, B_k, C_k) of the directions k = 0, 1, 2
 and 3 at every pixel, so that SS2D is a 1x1 convolution of u with x_proj_weight and this operator.
 """
-_ANY_FLOAT = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"]
-# What every axis stands for; equal names are equal sizes.
-_AXES = {
-    "u": ("batch", "dim", "L"),
-    "delta": ("batch", "dim", "L"),
-    "A": ("dim", "N"),
-    "B": ("batch", "G", "N", "L"),
-    "C": ("batch", "G", "N", "L"),
-    "D": ("dim",),
-    "delta_bias": ("dim",),
-    "z": ("batch", "dim", "L"),
+_DOCS = {SELECTIVE_SCAN: _DOC, SS2D: _SS2D_DOC, SS2D_SCAN: _SS2D_SCAN_DOC}
+# What the element types T and W are, by operator.
+_T_AND_W = {
+    SELECTIVE_SCAN: (
+        "type of the sequences and of the result",
+        "type of the weights A, D and delta_bias",
+    ),
+    SS2D: ("type of the map and of the result", "type of the weights and of the arithmetic"),
+    SS2D_SCAN: ("type of the map and of the result", "type of the weights and of the arithmetic"),
 }
-_WEIGHTS = ("A", "D", "delta_bias")
-_SS2D_AXES = {
-    "u": ("batch", "E", "H", "W"),
-    "x_proj_weight": ("K", "R + 2N", "E"),
-    "dt_weight": ("K", "E", "R"),
-    "dt_bias": ("K", "E"),
-    "A": ("4E", "N"),
-    "D": ("4E",),
-}
-_SS2D_SCAN_AXES = {
-    "u": ("batch", "E", "H", "W"),
-    "rows": ("batch", "4(R + 2N)", "H", "W"),
-    "dt_weight": ("4E", "R"),
-    "dt_bias": ("4E",),
-    "A": ("4E", "N"),
-    "D": ("4E",),
-}
+_FLAGS = {"delta_softplus": "1: delta + delta_bias goes through softplus"}
+# Names of element types in ONNX, where they differ from PyTorch's.
+_ONNX_TYPES = {"float32": "float", "float64": "double"}
 
 
-def _infer(
-    context: Any, operator: str, all_axes: dict[str, tuple[str, ...]], weights: Collection[str]
-) -> dict[str, tuple[int, str]]:
-    """y has u's element type and shape; ranks and equal sizes are checked. Returns known sizes."""
+def _infer(context: Any, operator: Operator) -> None:
+    """y has u's element type and shape; ranks and sizes are checked."""
     sizes: dict[str, tuple[int, str]] = {}
     named: dict[str, str] = {}
     element: dict[str, tuple[int, str]] = {}
-    for index, (name, axes) in enumerate(all_axes.items()):
+    for index, operand in enumerate(operator.operands):
+        name, axes = operand.name, operand.axes
         proto = context.get_input_type(index) if index < context.get_num_inputs() else None
         if proto is None or not proto.HasField("tensor_type"):
             continue
         tensor = proto.tensor_type
         if tensor.elem_type:
-            role = "weight" if name in weights else "sequence"
+            role = "weight" if operand.weight else "sequence"
             known, owner = element.setdefault(role, (tensor.elem_type, name))
             if known != tensor.elem_type:
                 raise InferenceError(
-                    f"{operator}: input {name} is {TensorProto.DataType.Name(tensor.elem_type)} "
-                    f"but input {owner} is {TensorProto.DataType.Name(known)}; cast one of them"
+                    f"{operator.op_type}: input {name} is "
+                    f"{TensorProto.DataType.Name(tensor.elem_type)} but input {owner} is "
+                    f"{TensorProto.DataType.Name(known)}; cast one of them"
                 )
         if not tensor.HasField("shape"):
             continue
         dims = tensor.shape.dim
         if len(dims) != len(axes):
             raise InferenceError(
-                f"{operator}: input {name} has rank {len(dims)}, expected {len(axes)}: "
+                f"{operator.op_type}: input {name} has rank {len(dims)}, expected {len(axes)}: "
                 f"({', '.join(axes)})"
             )
         for axis, dim in zip(axes, dims, strict=True):
@@ -115,125 +96,81 @@ def _infer(
                 known, owner = sizes.setdefault(axis, (size, name))
                 if known != size:
                     raise InferenceError(
-                        f"{operator}: {axis} is {size} in input {name} but {known} in input "
-                        f"{owner}; {name} must have the shape ({', '.join(axes)})"
+                        f"{operator.op_type}: {axis} is {size} in input {name} but {known} in "
+                        f"input {owner}; {name} must have the shape ({', '.join(axes)})"
                     )
             elif dim.dim_param:
                 named.setdefault(axis, dim.dim_param)
     output = TypeProto()
     output.tensor_type.elem_type = element["sequence"][0] if "sequence" in element else 0
-    for axis in all_axes["u"]:
+    for axis in operator["u"].axes:
         entry = output.tensor_type.shape.dim.add()
         if axis in sizes:
             entry.dim_value = sizes[axis][0]
         elif axis in named:
             entry.dim_param = named[axis]
     context.set_output_type(0, output)
-    return sizes
+    _check_sizes(operator, {axis: size for axis, (size, _) in sizes.items()})
 
 
-def _infer_scan(context: Any) -> None:
-    sizes = _infer(context, OP_TYPE, _AXES, _WEIGHTS)
-    if "G" in sizes and "dim" in sizes:
-        groups, dim_size = sizes["G"][0], sizes["dim"][0]
-        if groups == 0 or dim_size % groups:
-            raise InferenceError(f"{OP_TYPE}: dim {dim_size} is not a multiple of G {groups}")
-
-
-def _infer_2d(context: Any, operator: str, all_axes: dict[str, tuple[str, ...]]) -> None:
-    known = _infer(context, operator, all_axes, [*all_axes][1:])
-    sizes = {axis: size for axis, (size, _) in known.items()}
-    inner, rank, states = (sizes.get(axis) for axis in ("E", "R", "N"))
-    expected = {"K": DIRECTIONS}
-    if inner is not None:
-        expected["4E"] = DIRECTIONS * inner
-    if rank is not None and states is not None:
-        expected["R + 2N"] = rank + 2 * states
-        expected["4(R + 2N)"] = DIRECTIONS * (rank + 2 * states)
-    for axis, size in expected.items():
-        if sizes.get(axis, size) != size:
-            raise InferenceError(f"{operator}: {axis} is {sizes[axis]}, expected {size}")
-
-
-def schema() -> OpSchema:
-    """The registered schema of tfanet::SelectiveScan-1; registers it on the first call."""
-    if defs.has(OP_TYPE, OP_VERSION, DOMAIN):
-        return defs.get_schema(OP_TYPE, OP_VERSION, DOMAIN)
-    option = OpSchema.FormalParameterOption
-    inputs = [
-        OpSchema.FormalParameter(
-            name,
-            "W" if name in _WEIGHTS else "T",
-            f"shape ({', '.join(axes)})",
-            param_option=option.Optional if name in INPUTS[5:] else option.Single,
+def _check_sizes(operator: Operator, sizes: dict[str, int]) -> None:
+    if "G" in sizes and "dim" in sizes and (not sizes["G"] or sizes["dim"] % sizes["G"]):
+        raise InferenceError(
+            f"{operator.op_type}: dim {sizes['dim']} is not a multiple of G {sizes['G']}"
         )
-        for name, axes in _AXES.items()
-    ]
+    for axis, size in derived_sizes(sizes).items():
+        if sizes.get(axis, size) != size:
+            raise InferenceError(f"{operator.op_type}: {axis} is {sizes[axis]}, expected {size}")
+
+
+def schema(operator: Operator) -> OpSchema:
+    """The registered schema of an operator, one of `OPERATORS`."""
+    if not defs.has(operator.op_type, VERSION, DOMAIN):
+        defs.register_schema(_schema(operator))
+    return defs.get_schema(operator.op_type, VERSION, DOMAIN)
+
+
+def _schema(operator: Operator) -> OpSchema:
+    option = OpSchema.FormalParameterOption
+
+    def in_words(axes: tuple[str, ...]) -> str:
+        return f"shape ({', '.join(axes)})"
+
+    def tensors(types: tuple[str, ...]) -> list[str]:
+        return [f"tensor({_ONNX_TYPES.get(name, name)})" for name in types]
+
+    t, w = _T_AND_W[operator]
     new = OpSchema(
-        OP_TYPE,
+        operator.op_type,
         DOMAIN,
-        OP_VERSION,
-        _DOC,
-        inputs=inputs,
-        outputs=[OpSchema.FormalParameter("y", "T", "shape (batch, dim, L)")],
-        type_constraints=[
-            ("T", _ANY_FLOAT, "type of the sequences and of the result"),
-            ("W", _ANY_FLOAT, "type of the weights A, D and delta_bias"),
-        ],
-        attributes=[
-            OpSchema.Attribute(
-                "delta_softplus",
-                _int_attribute("delta_softplus", 0),
-                "1: delta + delta_bias goes through softplus",
-            )
-        ],
-    )
-    new.set_type_and_shape_inference_function(_infer_scan)
-    defs.register_schema(new)
-    return defs.get_schema(OP_TYPE, OP_VERSION, DOMAIN)
-
-
-def ss2d_schema() -> OpSchema:
-    """The registered schema of tfanet::SS2D-1; registers it on the first call."""
-    return _schema_2d(SS2D_OP_TYPE, _SS2D_DOC, _SS2D_AXES)
-
-
-def ss2d_scan_schema() -> OpSchema:
-    """The registered schema of tfanet::SS2DScan-1; registers it on the first call."""
-    return _schema_2d(SS2D_SCAN_OP_TYPE, _SS2D_SCAN_DOC, _SS2D_SCAN_AXES)
-
-
-def _schema_2d(operator: str, doc: str, all_axes: dict[str, tuple[str, ...]]) -> OpSchema:
-    if defs.has(operator, OP_VERSION, DOMAIN):
-        return defs.get_schema(operator, OP_VERSION, DOMAIN)
-    new = OpSchema(
-        operator,
-        DOMAIN,
-        OP_VERSION,
-        doc,
+        VERSION,
+        _DOCS[operator],
         inputs=[
             OpSchema.FormalParameter(
-                name, "T" if name == "u" else "W", f"shape ({', '.join(axes)})"
+                operand.name,
+                "W" if operand.weight else "T",
+                in_words(operand.axes),
+                param_option=option.Optional if operand.optional else option.Single,
             )
-            for name, axes in all_axes.items()
+            for operand in operator.operands
         ],
-        outputs=[OpSchema.FormalParameter("y", "T", "shape (batch, E, H, W)")],
+        outputs=[OpSchema.FormalParameter("y", "T", in_words(operator["u"].axes))],
         type_constraints=[
-            ("T", _ANY_FLOAT, "type of the map and of the result"),
-            ("W", _ANY_FLOAT[2:], "type of the weights and of the arithmetic"),
+            ("T", tensors(operator.onnx_types), t),
+            ("W", tensors(operator.onnx_weight_types), w),
+        ],
+        attributes=[
+            OpSchema.Attribute(flag, _int_attribute(flag, 0), _FLAGS[flag])
+            for flag in operator.flags
         ],
     )
-    new.set_type_and_shape_inference_function(
-        lambda context: _infer_2d(context, operator, all_axes)
-    )
-    defs.register_schema(new)
-    return defs.get_schema(operator, OP_VERSION, DOMAIN)
+    new.set_type_and_shape_inference_function(lambda context: _infer(context, operator))
+    return new
 
 
 def _int_attribute(name: str, value: int) -> AttributeProto:
     return AttributeProto(name=name, type=AttributeProto.INT, i=value)
 
 
-schema()
-ss2d_schema()
-ss2d_scan_schema()
+for _operator in OPERATORS:
+    schema(_operator)

@@ -29,14 +29,10 @@ from onnx import (
     numpy_helper,
 )
 
-from tfanet.plugins.graph.bodies import DOMAIN, OP_TYPE, Nodes, all_graphs
-from tfanet.plugins.kernels.cpu import DIRECTIONS
+from tfanet.plugins.graph.bodies import Nodes, all_graphs
+from tfanet.plugins.operands import DIRECTIONS, DOMAIN, SELECTIVE_SCAN, SS2D, SS2D_SCAN
 
 __all__ = [
-    "SS2D_INPUTS",
-    "SS2D_OP_TYPE",
-    "SS2D_SCAN_INPUTS",
-    "SS2D_SCAN_OP_TYPE",
     "is_ss2d",
     "is_whole_ss2d",
     "replace_ss2d",
@@ -44,9 +40,6 @@ __all__ = [
     "ss2d_scan_body",
 ]
 
-SS2D_OP_TYPE, SS2D_SCAN_OP_TYPE = "SS2D", "SS2DScan"
-SS2D_INPUTS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
-SS2D_SCAN_INPUTS = ("u", "rows", "dt_weight", "dt_bias", "A", "D")
 _COLUMNS_FIRST = [0, 1, 3, 2]
 
 
@@ -72,11 +65,11 @@ class _Prepared:
 
 def is_ss2d(node: NodeProto) -> bool:
     """Whether a node is a 2-D scan, with its projection or without."""
-    return is_whole_ss2d(node) or (node.op_type == SS2D_SCAN_OP_TYPE and node.domain == DOMAIN)
+    return is_whole_ss2d(node) or (node.op_type == SS2D_SCAN.op_type and node.domain == DOMAIN)
 
 
 def is_whole_ss2d(node: NodeProto) -> bool:
-    return node.op_type == SS2D_OP_TYPE and node.domain == DOMAIN
+    return node.op_type == SS2D.op_type and node.domain == DOMAIN
 
 
 def _project(f: Nodes, u: str, maps: str, weights: Sequence[str], flat: Sequence[str]) -> str:
@@ -87,7 +80,7 @@ def _project(f: Nodes, u: str, maps: str, weights: Sequence[str], flat: Sequence
     x_proj, dt_weight, dt_bias = flat
     rows = f("Conv", maps, x_proj, name="x_proj")
     operands = (u, rows, dt_weight, dt_bias, *weights)
-    return f(SS2D_SCAN_OP_TYPE, *operands, name="scan", domain=DOMAIN)
+    return f(SS2D_SCAN.op_type, *operands, name="scan", domain=DOMAIN)
 
 
 def _flatten(f: Nodes, x_proj: str, dt_weight: str, dt_bias: str) -> list[str]:
@@ -127,7 +120,7 @@ def _compose(f: Nodes, x: _Prepared) -> str:
     row, column = f("Reshape", x.u, flat), f("Reshape", turn(x.u), flat)
     sequences = f("Concat", row, column, reverse(row), reverse(column), axis=1)
     operands = (sequences, delta, x.A, B, C, x.D, x.bias)
-    y = f(OP_TYPE, *operands, name="scan", domain=DOMAIN, delta_softplus=1)
+    y = f(SELECTIVE_SCAN.op_type, *operands, name="scan", domain=DOMAIN, delta_softplus=1)
     y0, y1, y2, y3 = four(y)
     by_rows = f("Reshape", f("Add", y0, reverse(y2)), x.size)
     by_columns = f("Reshape", f("Add", y1, reverse(y3)), x.turned)
@@ -155,22 +148,22 @@ def _prepare(f: Nodes, names: Sequence[str], u: str) -> _Prepared:
 
 
 def ss2d_body(casts: bool) -> Nodes:
-    """The nodes of the function SS2D, from `SS2D_INPUTS` to y.
+    """The nodes of the function SS2D, from `SS2D.inputs` to y.
 
     `casts`: the map comes in another type than the weights, which is the one to compute in.
     """
     f = Nodes()
     maps = f("CastLike", "u", "A") if casts else "u"
-    _project(f, "u", maps, ("A", "D"), _flatten(f, *SS2D_INPUTS[1:4]))
+    _project(f, "u", maps, ("A", "D"), _flatten(f, *SS2D.inputs[1:4]))
     f.nodes[-1].output[0] = "y"
     return f
 
 
 def ss2d_scan_body(casts: bool) -> Nodes:
-    """The nodes of the function SS2DScan, from `SS2D_SCAN_INPUTS` to y; `casts` as above."""
+    """The nodes of the function SS2DScan, from `SS2D_SCAN.inputs` to y; `casts` as above."""
     f = Nodes()
     u = f("CastLike", "u", "A") if casts else "u"
-    y = _compose(f, _prepare(f, SS2D_SCAN_INPUTS, u))
+    y = _compose(f, _prepare(f, SS2D_SCAN.inputs, u))
     f("CastLike", y, "u", out=["y"]) if casts else f("Identity", y, out=["y"])
     return f
 
@@ -260,12 +253,12 @@ class _Constants:
         if not all(name in self.known for name in node.input[1:4]):
             return None
         _, x_proj, dt_weight, dt_bias, _, _ = node.input
-        _, inner, rank = self.known[dt_weight].dims
+        _, channels, rank = self.known[dt_weight].dims
         rows = DIRECTIONS * self.known[x_proj].dims[1]
         return [
-            self._reshaped(x_proj, rows, inner, 1, 1),
-            self._reshaped(dt_weight, DIRECTIONS * inner, rank),
-            self._reshaped(dt_bias, DIRECTIONS * inner),
+            self._reshaped(x_proj, rows, channels, 1, 1),
+            self._reshaped(dt_weight, DIRECTIONS * channels, rank),
+            self._reshaped(dt_bias, DIRECTIONS * channels),
         ]
 
     def prepare(self, f: Nodes, node: NodeProto, u: str) -> _Prepared | None:
@@ -275,12 +268,12 @@ class _Constants:
         stored = self.stored.get(dt_weight, dt_weight)
         if not all(size) or stored not in self.known or A not in self.known:
             return None
-        channels, rank = self.known[stored].dims
+        rows_of_weights, rank = self.known[stored].dims
         states = self.known[A].dims[1]
-        dt_proj = self._reshaped(stored, channels, rank, 1)
+        dt_proj = self._reshaped(stored, rows_of_weights, rank, 1)
         if stored != dt_weight:
             kind = self.types[A].tensor_type.elem_type
-            self.types[dt_weight] = helper.make_tensor_type_proto(kind, [channels, rank, 1])
+            self.types[dt_weight] = helper.make_tensor_type_proto(kind, [rows_of_weights, rank, 1])
             self.retyped.add(dt_weight)
         return _Prepared(
             u=u,

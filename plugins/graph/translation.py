@@ -9,9 +9,8 @@ import onnxscript
 import torch
 
 import tfanet.plugins.pytorch.ss2d  # noqa: F401  (registers torch.ops.tfanet.ss2d, selective_scan)
-from tfanet.plugins.graph.bodies import DOMAIN, OP_TYPE
-from tfanet.plugins.graph.schemas import OP_VERSION, schema, ss2d_schema
-from tfanet.plugins.graph.ss2d import SS2D_OP_TYPE
+from tfanet.plugins.graph.schemas import schema
+from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, SS2D, VERSION
 
 __all__ = ["custom_translation_table"]
 
@@ -22,9 +21,10 @@ def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     The model that comes out holds bare nodes; `tfanet.plugins.attach` adds the
     function that lets runtimes without the operator library run them.
     """
-    opset = onnxscript.values.Opset(DOMAIN, OP_VERSION)
-    operator = onnxscript.values.Op(opset, OP_TYPE, schema())
-    fused = onnxscript.values.Op(opset, SS2D_OP_TYPE, ss2d_schema())
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    operator, fused = (
+        onnxscript.values.Op(opset, x.op_type, schema(x)) for x in (SELECTIVE_SCAN, SS2D)
+    )
 
     def selective_scan(
         u: Any,

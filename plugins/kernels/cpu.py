@@ -10,18 +10,18 @@ from functools import cache
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.plugins.libraries import cpu_library_path
+from tfanet.plugins.operands import SELECTIVE_SCAN, SS2D, TYPES, Operand
 
 __all__ = [
-    "DIRECTIONS",
     "DTYPES",
     "ISAS",
-    "MAX_STATE",
     "SS2DArgs",
     "ScanArgs",
     "ScanGradients",
     "backward",
     "backward_slabs",
     "forward",
+    "gradient_name",
     "isa_name",
     "ss2d_forward",
     "ss2d_workspace",
@@ -29,12 +29,10 @@ __all__ = [
 
 _ABI = 3
 
-DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+DTYPES = {name: code for code, name in enumerate(TYPES)}
 # What `isa` of the arguments may be; "automatic" is the best of this machine, or the one that the
 # environment variable TFANET_SCAN_ISA names when the kernel runs for the first time.
 ISAS = {"automatic": 0, "baseline": 1, "avx2": 2, "avx512": 3}
-MAX_STATE = 256
-DIRECTIONS = 4  # of a 2-D scan: rows, columns, rows reversed, columns reversed
 
 
 def _fields(kind: type, *names: str) -> tuple[tuple[str, type], ...]:
@@ -53,25 +51,41 @@ class ProjectionStrides(ctypes.Structure):
     _fields_ = _fields(ctypes.c_int64, "batch", "group", "state")
 
 
+# Operands of SelectiveScan that have `SequenceStrides`, and those that have `ProjectionStrides`.
+_SEQUENCES, _PROJECTIONS = (
+    [o.name for o in SELECTIVE_SCAN.torch_operands if not o.weight and len(o.axes) == rank]
+    for rank in (3, 4)
+)
+
+
 class ScanArgs(ctypes.Structure):
     """`tfanet::ScanArgs` of csrc/cpu/selective_scan.h."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch", "dim", "length", "state", "groups"),
         *_fields(ctypes.c_int32, "dtype", "weight_dtype", "delta_softplus", "isa"),
-        *_fields(ctypes.c_void_p, "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "y"),
-        *_fields(SequenceStrides, "u_strides", "delta_strides", "z_strides", "y_strides"),
-        *_fields(ProjectionStrides, "B_strides", "C_strides"),
+        *_fields(ctypes.c_void_p, *SELECTIVE_SCAN.torch_inputs, "y"),
+        *_fields(SequenceStrides, *(f"{name}_strides" for name in (*_SEQUENCES, "y"))),
+        *_fields(ProjectionStrides, *(f"{name}_strides" for name in _PROJECTIONS)),
     )
+
+
+def gradient_name(operand: Operand) -> str:
+    """The field of `ScanGradients` for the gradient of an operand, or for parts to be summed."""
+    return f"d{operand.name}" + ("" if operand.name in _SEQUENCES else "_parts")
 
 
 class ScanGradients(ctypes.Structure):
     """`tfanet::ScanGradients` of csrc/cpu/selective_scan.h."""
 
-    _fields_ = (
-        *_fields(ctypes.c_void_p, "dy", "du", "ddelta", "dz"),
-        *_fields(ctypes.c_void_p, "dA_parts", "dB_parts", "dC_parts", "dD_parts"),
-        *_fields(ctypes.c_void_p, "ddelta_bias_parts"),
+    # Whole gradients come first.
+    _fields_ = _fields(
+        ctypes.c_void_p,
+        "dy",
+        *sorted(
+            map(gradient_name, SELECTIVE_SCAN.torch_operands),
+            key=lambda name: name.endswith("_parts"),
+        ),
     )
 
 
@@ -81,8 +95,8 @@ class SS2DArgs(ctypes.Structure):
     _fields_ = (
         *_fields(ctypes.c_int64, "batch", "channels", "height", "width", "rank", "state"),
         *_fields(ctypes.c_int32, "dtype", "isa"),
-        *_fields(ctypes.c_void_p, "u", "x_proj_weight", "rows", "dt_weight", "dt_bias", "A", "D"),
-        *_fields(ctypes.c_void_p, "y", "workspace"),
+        # Of x_proj_weight and its product with u, `rows`, one is null.
+        *_fields(ctypes.c_void_p, *SS2D.inputs[:2], "rows", *SS2D.inputs[2:], "y", "workspace"),
     )
 
 

@@ -20,33 +20,24 @@ from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.plugins.kernels.geometry import Geometry, check_scan, launch_geometry
+from tfanet.plugins.operands import CUDA_TYPES, SELECTIVE_SCAN
 
 __all__ = [
-    "MAX_STATES",
-    "OPERANDS",
-    "TYPES",
+    "CPP_TYPES",
+    "Program",
     "ScanKernel",
+    "architectures",
+    "compute_capability",
     "enqueue",
     "launch",
-    "launch_geometry",
     "ptx",
 ]
 
-MAX_STATES = 64
-# The kernel's pointers in order: those that are there, then batch, dim, length, groups, then y.
-OPERANDS = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
-
 # Of C++, by name of the element type.
-TYPES = {"float32": "float", "float16": "tfanet::Half", "bfloat16": "tfanet::BFloat16"}
+CPP_TYPES = dict(zip(CUDA_TYPES, ("float", "tfanet::Half", "tfanet::BFloat16"), strict=True))
 _SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 _NAME = "tfanet_selective_scan"
-# Grid, block, bytes of dynamic shared memory.
-_Geometry = tuple[tuple[int, int, int], tuple[int, int, int], int]
-
-# As in csrc/cuda/scan_launch.h.
-_MAX_LANES, _MAX_ROWS, _THREADS, _BLOCKS = 256, 8, 131072, 256
-# Positions in a row are 32-bit, and run past its end by at most one tile.
-_MAX_SIZE = 2**31 - 2**17
 
 
 class Program(Protocol):
@@ -72,6 +63,7 @@ class ScanKernel:
         io: "float32", "float16" or "bfloat16", the type of u, delta, B, C, z and y.
         weight: "float32" or `io`, the type of A, D and delta_bias.
         states: N, from 1 to 64.
+        optional: the optional operands that are there: of "D", "delta_bias" and "z".
 
     Raises:
         InputError: naming the field that does not fit.
@@ -80,9 +72,7 @@ class ScanKernel:
     io: str
     weight: str
     states: int
-    has_D: bool
-    has_bias: bool
-    has_z: bool
+    optional: tuple[str, ...]
     softplus: bool
 
     sources: ClassVar[tuple[str, ...]] = (
@@ -95,97 +85,57 @@ class ScanKernel:
     kernels: ClassVar[tuple[str, ...]] = (_NAME,)
 
     def __post_init__(self) -> None:
-        if self.io not in TYPES:
-            raise InputError(
-                f"selective_scan on CUDA: u is {self.io}, expected one of {', '.join(TYPES)}; "
-                "cast it"
-            )
-        if self.weight not in ("float32", self.io):
+        check_scan(self.io, self.states)
+        if (self.io, self.weight) not in SELECTIVE_SCAN.cuda_types:
             raise InputError(
                 f"selective_scan on CUDA: A is {self.weight}, expected float32 or {self.io} as u; "
                 "cast it"
             )
-        if not 1 <= self.states <= MAX_STATES:
+        if unknown := {*self.optional} - {*SELECTIVE_SCAN.optional}:
             raise InputError(
-                f"selective_scan on CUDA: A has N = {self.states}, expected from 1 to {MAX_STATES}"
+                f"selective_scan on CUDA: optional names {', '.join(sorted(unknown))}, expected "
+                f"some of {', '.join(SELECTIVE_SCAN.optional)}"
             )
 
     def operands(self) -> tuple[str, ...]:
-        """The names of `OPERANDS` that the kernel takes."""
-        absent = {"D": not self.has_D, "delta_bias": not self.has_bias, "z": not self.has_z}
-        return tuple(name for name in OPERANDS if not absent.get(name, False))
+        """The names of the operands that the kernel takes."""
+        return tuple(
+            operand.name
+            for operand in SELECTIVE_SCAN.operands
+            if not operand.optional or operand.name in self.optional
+        )
 
     def macros(self) -> list[str]:
         values = {
-            "IO": TYPES[self.io],
+            "IO": CPP_TYPES[self.io],
             "STATES": self.states,
             "NARROW_WEIGHTS": int(self.weight != "float32"),
-            "D": int(self.has_D),
-            "BIAS": int(self.has_bias),
-            "Z": int(self.has_z),
+            **{f"HAS_{n.upper()}": int(n in self.optional) for n in SELECTIVE_SCAN.optional},
             "SOFTPLUS": int(self.softplus),
         }
         return [f"--define-macro=TFANET_{name}={value}" for name, value in values.items()]
-
-
-def launch_geometry(batch: int, dim: int, length: int, io: str, states: int) -> _Geometry:
-    """Grid, block and bytes of dynamic shared memory for u of shape (batch, dim, length).
-
-    `scan_launch` of csrc/cuda/scan_launch.h in Python. Only the grid must fit the call: the kernel
-    is right for every block (32 k, rows, 1) of at most 256 threads and 8 rows, and for a grid of
-    ceil(batch dim / rows).
-
-    Raises:
-        InputError: a size that is not positive or too large for one launch.
-    """
-    kernel = ScanKernel(io, io, states, False, False, False, False)
-    for name, size in {"batch": batch, "dim": dim, "length": length}.items():
-        if not 1 <= size <= _MAX_SIZE:
-            raise InputError(
-                f"selective_scan on CUDA: {name} is {size}, expected from 1 to {_MAX_SIZE}"
-            )
-    rows, vector = batch * dim, 4 if kernel.io == "float32" else 8
-    if rows > _MAX_SIZE:
-        raise InputError(
-            f"selective_scan on CUDA: batch x dim is {rows}, expected at most {_MAX_SIZE}"
-        )
-    items = vector if states == 1 else 8
-    steps = length + (vector - 1 if length % vector else 0)
-    lanes = 32
-    while lanes < _MAX_LANES and lanes * rows < _THREADS and lanes * items < steps:
-        lanes *= 2
-    block_rows = 1
-    while (
-        block_rows < _MAX_ROWS
-        and 2 * block_rows * lanes <= _MAX_LANES
-        and rows >= 2 * block_rows * _BLOCKS
-    ):
-        block_rows *= 2
-    return (-(-rows // block_rows), 1, 1), (lanes, block_rows, 1), 0
 
 
 def ptx(
     io: str,
     weight: str,
     states: int,
-    has_D: bool,
-    has_bias: bool,
-    has_z: bool,
+    optional: tuple[str, ...],
     softplus: bool,
     arch: int,
 ) -> tuple[bytes, str]:
     """PTX of one kernel for compute capability `arch` (90 is 9.0) and newer, and its name.
 
-    Its parameters are pointers to the operands that are there in the order of `OPERANDS`, then the
-    32-bit integers batch, dim, length and groups, then the pointer to y. Launched as
-    `launch_geometry` says. No GPU is needed. Kept on disk, see `_compile`.
+    Its parameters are pointers to `ScanKernel.operands`, then the 32-bit integers batch, dim,
+    length and groups, then the pointer to y. Launched as `geometry.launch_geometry` says. No GPU is
+    needed. Kept on disk, see `_compile`.
 
     Raises:
         InputError: see `ScanKernel`, or an `arch` that NVRTC does not know.
         MissingDependencyError: cuda-bindings or NVRTC is not installed.
     """
-    kernel = ScanKernel(io, weight, states, has_D, has_bias, has_z, softplus)
-    known = _architectures()
+    kernel = ScanKernel(io, weight, states, optional, softplus)
+    known = architectures()
     if arch not in known:
         raise InputError(
             f"selective_scan on CUDA: arch is {arch}, expected one of "
@@ -232,7 +182,8 @@ def _nvrtc_version() -> tuple[int, int]:
 
 
 @cache
-def _architectures() -> tuple[int, ...]:
+def architectures() -> tuple[int, ...]:
+    """The compute capabilities that NVRTC compiles for; 90 is 9.0."""
     _nvrtc_version()
     return tuple(_call(_nvrtc().nvrtcGetSupportedArchs))
 
@@ -303,6 +254,34 @@ def _driver() -> ModuleType:
     return driver
 
 
+def compute_capability(device: int = 0) -> int:
+    """Of a GPU, by the driver's numbering of those that are visible; 90 is 9.0.
+
+    Raises:
+        MissingDependencyError: no cuda-bindings, no driver, or no such GPU.
+    """
+    driver = _driver()
+    try:
+        _call(driver.cuInit, 0)
+        number = _call(driver.cuDeviceGet, device)
+        kinds = driver.CUdevice_attribute
+        major, minor = (
+            _call(driver.cuDeviceGetAttribute, kind, number)
+            for kind in (
+                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+    except RuntimeError as error:  # cuda.bindings looks for the driver when it is first called
+        if isinstance(error, MissingDependencyError):
+            raise
+        raise MissingDependencyError(
+            f"selective_scan on CUDA needs NVIDIA's driver ({' '.join(str(error).split())}): "
+            "install it, or name the compute capability to compile for"
+        ) from error
+    return 10 * major + minor
+
+
 @cache
 def _context(device: int) -> Any:
     """The primary context of a device: the one that PyTorch and the CUDA runtime use."""
@@ -313,11 +292,11 @@ def _context(device: int) -> Any:
 @cache
 def _load(program: Program, arch: int) -> tuple[Any, ...]:
     """The kernels' handles, for every device of compute capability `arch`; live as the process."""
-    known = [a for a in _architectures() if a <= arch]
+    known = [a for a in architectures() if a <= arch]
     if not known:
         raise InputError(
             f"selective_scan on CUDA: the device has compute capability {arch / 10}, expected "
-            f"{min(_architectures()) / 10} or newer"
+            f"{min(architectures()) / 10} or newer"
         )
     # A device newer than NVRTC gets PTX, which its driver compiles.
     code = _compile(program, f"sm_{arch}" if arch in known else f"compute_{max(known)}")
@@ -328,7 +307,7 @@ def _load(program: Program, arch: int) -> tuple[Any, ...]:
 
 def launch(
     program: Program,
-    geometries: Sequence[_Geometry],
+    geometries: Sequence[Geometry],
     parameters: Sequence[tuple[type, int]],
     device: int,
     arch: int,

@@ -12,9 +12,9 @@ and nested, by torch.func or by torch.autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,39 +23,38 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from tfanet.errors import InputError
+from tfanet.plugins.operands import DIRECTIONS, TYPES, Operand, Operator
 
-__all__ = ["Operand", "check_operands", "check_tensors", "define", "empty_like"]
+__all__ = ["arguments_of", "check_operands", "check_tensors", "define", "empty_like"]
 
 _LIBRARY = torch.library.Library("tfanet", "FRAGMENT")
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DTYPES = tuple(getattr(torch, name) for name in TYPES)
 
 
-class Operand(NamedTuple):
-    """What an operator takes: the names of its axes, and whether its dtype is the first one's."""
-
-    axes: tuple[str, ...]
-    same_dtype: bool = False
-    optional: bool = False
+def arguments_of(operator: Operator) -> str:
+    """The arguments of an operator as a schema of PyTorch lists them: operands, then flags."""
+    operands = (f"Tensor{'?' if x.optional else ''} {x.name}" for x in operator.torch_operands)
+    return ", ".join((*operands, *(f"bool {flag}" for flag in operator.flags)))
 
 
-def check_tensors(operator: str, operands: Mapping[str, Operand], values: Iterable[Any]) -> None:
+def check_tensors(operator: str, operands: Iterable[Operand], values: Iterable[Any]) -> None:
     """Raises InputError for a value that is not a tensor, nor None where it may be."""
-    for (name, operand), value in zip(operands.items(), values, strict=True):
-        _expect_tensor(operator, name, operand, value)
+    for operand, value in zip(operands, values, strict=True):
+        _expect_tensor(operator, operand, value)
 
 
-def _expect_tensor(operator: str, name: str, operand: Operand, value: Any) -> bool:
+def _expect_tensor(operator: str, operand: Operand, value: Any) -> bool:
     """Whether there is one; an error where there must be."""
     if isinstance(value, Tensor):
         return True
     if value is None and operand.optional:
         return False
-    raise InputError(f"{operator}: {name} is a {type(value).__name__}, expected a tensor")
+    raise InputError(f"{operator}: {operand.name} is a {type(value).__name__}, expected a tensor")
 
 
 def check_operands(
     operator: str,
-    operands: Mapping[str, Operand],
+    operands: Sequence[Operand],
     values: Sequence[Any],
     sizes_of: Callable[..., dict[str, tuple[int, str]]],
 ) -> None:
@@ -66,11 +65,12 @@ def check_operands(
         sizes_of: of the values, whose ranks are right, the size of every axis and what has it.
     """
     # PyTorch lets None pass where a schema says Tensor.
-    first_name, first = next(iter(operands)), values[0]
+    first = values[0]
     dtype, device = getattr(first, "dtype", None), getattr(first, "device", None)
-    for (name, operand), value in zip(operands.items(), values, strict=True):
-        if not _expect_tensor(operator, name, operand, value):
+    for operand, value in zip(operands, values, strict=True):
+        if not _expect_tensor(operator, operand, value):
             continue
+        name = operand.name
         if value.layout is not torch.strided:
             raise InputError(
                 f"{operator}: {name} has the layout {value.layout}, expected a dense tensor; "
@@ -83,37 +83,38 @@ def check_operands(
         if value.dtype not in _DTYPES:
             raise InputError(
                 f"{operator}: {name} is {value.dtype}, expected one of the real dtypes "
-                "float32, float64, float16, bfloat16"
+                f"{', '.join(TYPES)}"
             )
-        if operand.same_dtype and value.dtype != dtype:
+        if not operand.weight and value.dtype != dtype:
             raise InputError(
-                f"{operator}: {name} is {value.dtype}, expected {dtype} as {first_name}; cast one "
-                "of them"
+                f"{operator}: {name} is {value.dtype}, expected {dtype} as {operands[0].name}; "
+                "cast one of them"
             )
         if value.device != device:
             raise InputError(
-                f"{operator}: {name} is on {value.device}, expected {device} as {first_name}; move "
-                "it"
+                f"{operator}: {name} is on {value.device}, expected {device} as "
+                f"{operands[0].name}; move it"
             )
     sizes = sizes_of(*values)
     wrong = []
-    for (name, operand), value in zip(operands.items(), values, strict=True):
+    for operand, value in zip(operands, values, strict=True):
         if value is not None:
             expected = tuple([sizes[axis][0] for axis in operand.axes])
             if value.shape != expected:
-                wrong.append((name, operand, tuple(value.shape), expected))
+                wrong.append((operand, tuple(value.shape), expected))
     if wrong:
         # What follows from other sizes is wrong where they are: it is named last.
-        name, operand, shape, expected = min(wrong, key=lambda found: "+" in str(found[1].axes))
-        known = [f"{a} = {sizes[a][0]} {sizes[a][1]}" for a in operand.axes if not a.isdigit()]
+        operand, shape, expected = min(wrong, key=lambda found: "+" in str(found[0].axes))
+        known = [f"{a} = {sizes[a][0]} {sizes[a][1]}" for a in operand.axes if a != "K"]
         raise InputError(
-            f"{operator}: {name} has shape {shape}, expected {expected} = {_axes(operand)}, with "
-            f"{', '.join(known)}"
+            f"{operator}: {operand.name} has shape {shape}, expected {expected} = "
+            f"{_axes(operand)}, with {', '.join(known)}"
         )
 
 
 def _axes(operand: Operand) -> str:
-    return f"({', '.join(operand.axes)})"
+    """In words; K, the directions, as the number that it always is."""
+    return f"({', '.join(str(DIRECTIONS) if a == 'K' else a for a in operand.axes)})"
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -144,7 +145,6 @@ def define(
         vmap: batching rule, see `torch.library.register_vmap`.
     """
     name = schema.partition("(")[0]
-
     arguments = [a.split()[1] for a in schema[len(name) + 1 : schema.index(")")].split(", ")]
 
     def checked(kernel: Callable[..., Any], reads: bool = False) -> Callable[..., Any]:

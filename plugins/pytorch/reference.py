@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tfanet.plugins.kernels.cpu import DIRECTIONS
+from tfanet.plugins.operands import DIRECTIONS
 from tfanet.plugins.pytorch.cross_scan import cross_merge, cross_scan
 
 __all__ = [

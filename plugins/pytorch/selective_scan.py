@@ -11,8 +11,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tfanet.errors import InputError
 from tfanet.plugins.kernels import cpu, cuda
-from tfanet.plugins.pytorch.operators import (
+from tfanet.plugins.operands import (
+    MAX_STATES_CPU,
+    MAX_STATES_CUDA,
+    SELECTIVE_SCAN,
     Operand,
+)
+from tfanet.plugins.pytorch.operators import (
+    arguments_of,
     check_operands,
     check_tensors,
     define,
@@ -25,22 +31,8 @@ from tfanet.plugins.pytorch.reference import (
 
 __all__ = ["selective_scan"]
 
-_OPERANDS = {
-    "u": Operand(("batch", "dim", "L"), same_dtype=True),
-    "delta": Operand(("batch", "dim", "L"), same_dtype=True),
-    "A": Operand(("dim", "N")),
-    "B": Operand(("batch", "G", "N", "L"), same_dtype=True),
-    "C": Operand(("batch", "G", "N", "L"), same_dtype=True),
-    "D": Operand(("dim",), optional=True),
-    "z": Operand(("batch", "dim", "L"), same_dtype=True, optional=True),
-    "delta_bias": Operand(("dim",), optional=True),
-}
-_WITH_GRADIENT = {**_OPERANDS, "dy": Operand(("batch", "dim", "L"), same_dtype=True)}
-_WEIGHTS = ("A", "D", "delta_bias")
-_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, bool delta_softplus"
-)
+_OPERANDS = SELECTIVE_SCAN.torch_operands
+_DY = Operand("dy", SELECTIVE_SCAN["u"].axes)
 
 
 def selective_scan(
@@ -101,12 +93,12 @@ def selective_scan(
 
 def _check(*args: Any) -> None:
     """Raises InputError for what the operator does not take: its operands, then delta_softplus."""
-    check_operands("selective_scan", _OPERANDS, args[:8], _sizes)
+    check_operands("selective_scan", _OPERANDS, args[:-1], _sizes)
 
 
 def _check_backward(dy: Tensor, *args: Any) -> None:
     """The same for selective_scan_backward, whose first operand is dy."""
-    check_operands("selective_scan_backward", _WITH_GRADIENT, (*args[:8], dy), _sizes)
+    check_operands("selective_scan_backward", (*_OPERANDS, _DY), (*args[:-1], dy), _sizes)
 
 
 def _sizes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *_: Any) -> dict[str, tuple[int, str]]:
@@ -117,8 +109,8 @@ def _sizes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *_: Any) -> dict[str,
         raise InputError(
             f"selective_scan: B has {groups} groups, expected a divisor of u's dim = {dim}"
         )
-    if not 1 <= states <= cpu.MAX_STATE:
-        raise InputError(f"selective_scan: A has N = {states}, expected from 1 to {cpu.MAX_STATE}")
+    if not 1 <= states <= MAX_STATES_CPU:
+        raise InputError(f"selective_scan: A has N = {states}, expected from 1 to {MAX_STATES_CPU}")
     sizes = {"batch": (batch, "as in u"), "dim": (dim, "as in u"), "L": (length, "as in u")}
     return sizes | {"N": (states, "as in A"), "G": (groups, "as in B")}
 
@@ -131,16 +123,17 @@ def _native_args(*operands: Tensor | None, delta_softplus: bool) -> tuple[cpu.Sc
     """The kernel's arguments without y, and the tensors that must live as long as they do."""
     held: dict[str, Tensor] = {}
     args = cpu.ScanArgs(delta_softplus=delta_softplus, isa=cpu.ISAS["automatic"])
-    for name, value in zip(_OPERANDS, operands, strict=True):
+    for operand, value in zip(_OPERANDS, operands, strict=True):
         if value is None:
             continue
-        if name in _WEIGHTS:
+        name = operand.name
+        if operand.weight:
             value = value.to(_state_dtype(held["u"])).contiguous()
         elif value.shape[-1] > 1 and value.stride(-1) != 1:
             value = value.contiguous()
         held[name] = value
         setattr(args, name, value.data_ptr())
-        if name not in _WEIGHTS:
+        if not operand.weight:
             strides = cpu.ProjectionStrides if value.ndim == 4 else cpu.SequenceStrides
             setattr(args, f"{name}_strides", strides(*value.stride()[:-1]))
     u = held["u"]
@@ -177,7 +170,7 @@ def _scan_cuda(
     delta_softplus: bool,
 ) -> Tensor:
     operands = (u, delta, A, B, C, D, z, delta_bias)
-    if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
+    if u.dtype == torch.float64 or A.shape[1] > MAX_STATES_CUDA:
         return selective_scan_parallel(*operands, delta_softplus)
     y = empty_like(u)
     if y.numel():
@@ -187,18 +180,18 @@ def _scan_cuda(
 
 def _enqueue_forward(y: Tensor, *operands: Tensor | None, delta_softplus: bool) -> None:
     """Writes the scan to y (batch, dim, L), which is contiguous, on the device's current stream."""
-    x = {n: v.contiguous() for n, v in zip(_OPERANDS, operands, strict=True) if v is not None}
+    given = zip(SELECTIVE_SCAN.torch_inputs, operands, strict=True)
+    x = {name: value.contiguous() for name, value in given if value is not None}
     u, A = x["u"], x["A"]
     # The kernel reads weights of one type: u's or float32.
-    narrow = all(x[n].dtype == u.dtype for n in _WEIGHTS if n in x)
-    x |= {n: x[n].to(u.dtype if narrow else torch.float32) for n in _WEIGHTS if n in x}
+    weights = [name for name in SELECTIVE_SCAN.weights if name in x]
+    narrow = all(x[name].dtype == u.dtype for name in weights)
+    x |= {name: x[name].to(u.dtype if narrow else torch.float32) for name in weights}
     kernel = cuda.ScanKernel(
         io=str(u.dtype).removeprefix("torch."),
         weight=str(x["A"].dtype).removeprefix("torch."),
         states=A.shape[1],
-        has_D="D" in x,
-        has_bias="delta_bias" in x,
-        has_z="z" in x,
+        optional=tuple(name for name in SELECTIVE_SCAN.optional if name in x),
         softplus=delta_softplus,
     )
     major, minor = torch.cuda.get_device_capability(u.device)
@@ -223,18 +216,18 @@ def _scan_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[
 
 
 def _fold(
-    names: Iterable[str], size: int, in_dims: Iterable[int | None], operands: Iterable[Any]
+    operands: Iterable[Operand], size: int, in_dims: Iterable[int | None], values: Iterable[Any]
 ) -> Iterator[Tensor | None]:
-    """Operands with the mapped axis, of `size`, folded into their channels, B and C's groups.
+    """Values with the mapped axis, of `size`, folded into their channels, B and C's groups.
 
     Channels stand for themselves in a scan, so that weights may be mapped too; channel c goes on
     reading the group that it read.
     """
-    for name, dim, x in zip(names, in_dims, operands, strict=False):
+    for operand, dim, x in zip(operands, in_dims, values, strict=False):
         if x is None:
             yield None
             continue
-        axis = _channel_axis(name)
+        axis = _channel_axis(operand)
         if dim is None:
             x = x.unsqueeze(axis).expand(*x.shape[:axis], size, *x.shape[axis:])
         else:
@@ -242,8 +235,8 @@ def _fold(
         yield x.flatten(axis, axis + 1)
 
 
-def _channel_axis(name: str) -> int:
-    return 0 if name in _WEIGHTS else 1
+def _channel_axis(operand: Operand) -> int:
+    return 0 if operand.weight else 1
 
 
 def _gradient(args: Sequence[Any], dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -257,30 +250,21 @@ def _present(gradients: Iterable[Tensor], operands: Iterable[Any]) -> Iterator[T
         yield None if operand is None else gradient
 
 
-# Gradients of u, delta, A, B, C, D, z and delta_bias; empty tensors stand for absent operands.
-_Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _backward_cpu(dy: Tensor, *scan_args: Any) -> _Gradients:
+# Here and below: gradients of all operands; empty tensors stand for those of absent ones.
+def _backward_cpu(dy: Tensor, *scan_args: Any) -> tuple[Tensor, ...]:
     operands, delta_softplus = scan_args[:-1], scan_args[-1]
-    u, _, A, B, C, D, z, delta_bias = operands
+    u = operands[0]
     args, held = _native_args(*operands, delta_softplus=delta_softplus)
     slabs, batch, state = cpu.backward_slabs(args), u.shape[0], _state_dtype(u)
 
-    def part(lead: int, like: Tensor | None, *shape: int) -> Tensor:
-        size = (lead, *shape) if like is not None else (0, 0)
-        return torch.empty(size, dtype=state, device=u.device)
-
-    found = {
-        "du": empty_like(u),
-        "ddelta": empty_like(u),
-        "dA_parts": part(batch, A, *A.shape),
-        "dB_parts": part(slabs, B, *B.shape),
-        "dC_parts": part(slabs, C, *C.shape),
-        "dD_parts": part(batch, D, u.shape[1]),
-        "dz": u.new_empty(0) if z is None else empty_like(u),
-        "ddelta_bias_parts": part(batch, delta_bias, u.shape[1]),
-    }
+    found = {}
+    for operand, x in zip(_OPERANDS, operands, strict=True):
+        name = cpu.gradient_name(operand)
+        if not name.endswith("_parts"):
+            found[name] = u.new_empty(0) if x is None else empty_like(u)
+            continue
+        size = (0, 0) if x is None else (batch if operand.weight else slabs, *x.shape)
+        found[name] = torch.empty(size, dtype=state, device=u.device)
     dy = dy.contiguous()
     addresses = {name: value.data_ptr() or None for name, value in found.items()}
     gradients = cpu.ScanGradients(dy=dy.data_ptr(), **addresses)
@@ -290,40 +274,34 @@ def _backward_cpu(dy: Tensor, *scan_args: Any) -> _Gradients:
     if u.numel() == 0:
         for value in found.values():
             value.zero_()
-    sums = (v.sum(0) if n.endswith("parts") else v for n, v in found.items())
-    return tuple(  # type: ignore[return-value]
-        v if x is None else v.to(x.dtype) for v, x in zip(sums, operands, strict=True)
-    )
+    sums = (v.sum(0) if n.endswith("_parts") else v for n, v in found.items())
+    return tuple(v if x is None else v.to(x.dtype) for v, x in zip(sums, operands, strict=True))
 
 
-def _backward_composite(dy: Tensor, *args: Any) -> _Gradients:
+def _backward_composite(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """In PyTorch's operators: on CUDA, and to be differentiated once more."""
     found = selective_scan_gradients(dy, *args)
-    return tuple(  # type: ignore[return-value]
-        dy.new_empty(0) if v is None else v.contiguous() for v in found
-    )
+    return tuple(dy.new_empty(0) if v is None else v.contiguous() for v in found)
 
 
-def _backward_meta(dy: Tensor, *args: Any) -> _Gradients:
-    return tuple(  # type: ignore[return-value]
-        dy.new_empty(0) if x is None else empty_like(x) for x in args[:-1]
-    )
+def _backward_meta(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(dy.new_empty(0) if x is None else empty_like(x) for x in args[:-1])
 
 
 def _backward_vmap(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    size, names = info.batch_size, ("dy", *_OPERANDS)
+    size = info.batch_size
     found = torch.ops.tfanet.selective_scan_backward(
-        *_fold(names, size, in_dims, args[:-1]), args[-1]
+        *_fold((_DY, *_OPERANDS), size, in_dims, args[:-1]), args[-1]
     )
     gradients, out_dims = [], []
-    for name, gradient, operand in zip(_OPERANDS, found, args[1:-1], strict=True):
-        axis = _channel_axis(name)
-        if operand is not None:
+    for operand, gradient, value in zip(_OPERANDS, found, args[1:-1], strict=True):
+        axis = _channel_axis(operand)
+        if value is not None:
             gradient = gradient.unflatten(axis, (size, gradient.shape[axis] // size))
         gradients.append(gradient)
-        out_dims.append(None if operand is None else axis)
+        out_dims.append(None if value is None else axis)
     return tuple(gradients), tuple(out_dims)
 
 
@@ -343,7 +321,7 @@ def _second_gradient(args: Sequence[Any], *grads: Tensor) -> tuple[Tensor | None
 
 
 define(
-    f"selective_scan({_ARGUMENTS}) -> Tensor",
+    f"selective_scan({arguments_of(SELECTIVE_SCAN)}) -> Tensor",
     check=_check,
     cpu=_scan_cpu,
     cuda=_scan_cuda,
@@ -353,7 +331,8 @@ define(
     vmap=_scan_vmap,
 )
 define(
-    f"selective_scan_backward(Tensor dy, {_ARGUMENTS}) -> ({', '.join(['Tensor'] * 8)})",
+    f"selective_scan_backward(Tensor dy, {arguments_of(SELECTIVE_SCAN)})"
+    f" -> ({', '.join(['Tensor'] * len(_OPERANDS))})",
     check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_composite,

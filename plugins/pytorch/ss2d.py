@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tfanet.errors import InputError
-from tfanet.plugins.kernels import cpu, cuda, cuda_ss2d
-from tfanet.plugins.kernels.cpu import DIRECTIONS
+from tfanet.plugins.kernels import cpu, cuda_ss2d
+from tfanet.plugins.kernels.geometry import SS2DSizes, plan_ss2d
+from tfanet.plugins.operands import MAX_STATES_CPU, MAX_STATES_CUDA, SS2D, derived_sizes
 from tfanet.plugins.pytorch.operators import (
-    Operand,
+    arguments_of,
     check_operands,
     check_tensors,
     define,
@@ -23,16 +24,6 @@ from tfanet.plugins.pytorch.reference import ss2d_composed, ss2d_gradients
 from tfanet.plugins.pytorch.selective_scan import selective_scan
 
 __all__ = ["ss2d"]
-
-_K = str(DIRECTIONS)
-_OPERANDS = {
-    "u": Operand(("batch", "E", "H", "W")),
-    "x_proj_weight": Operand((_K, "R + 2N", "E")),
-    "dt_weight": Operand((_K, "E", "R")),
-    "dt_bias": Operand((_K, "E")),
-    "A": Operand((f"{_K}E", "N")),
-    "D": Operand((f"{_K}E",)),
-}
 
 
 def ss2d(
@@ -66,35 +57,36 @@ def ss2d(
         InputError: naming the argument that does not fit, what it is and what was expected.
         MissingDependencyError: on the CPU, where the native library has not been built.
     """
-    check_tensors("ss2d", _OPERANDS, (u, x_proj_weight, dt_weight, dt_bias, A, D))
+    check_tensors("ss2d", SS2D.torch_operands, (u, x_proj_weight, dt_weight, dt_bias, A, D))
     return torch.ops.tfanet.ss2d(u, x_proj_weight, dt_weight, dt_bias, A, D)
 
 
 def _check(*operands: Tensor) -> None:
     """Raises InputError for what the operator does not take."""
-    check_operands("ss2d", _OPERANDS, operands, _sizes)
+    check_operands("ss2d", SS2D.torch_operands, operands, _sizes)
 
 
 def _sizes(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> dict[str, tuple[int, str]]:
     """The size of every axis, and what has it."""
-    batch, inner, height, width = u.shape
+    batch, channels, height, width = u.shape
     rank, states = dt_weight.shape[2], A.shape[1]
     if rank < 1:
         raise InputError(f"ss2d: dt_weight has R = {rank}, expected 1 or more")
-    if not 1 <= states <= cpu.MAX_STATE:
-        raise InputError(f"ss2d: A has N = {states}, expected from 1 to {cpu.MAX_STATE}")
+    if not 1 <= states <= MAX_STATES_CPU:
+        raise InputError(f"ss2d: A has N = {states}, expected from 1 to {MAX_STATES_CPU}")
+    derived = derived_sizes({"E": channels, "R": rank, "N": states})
     return {
         "batch": (batch, "as in u"),
-        "E": (inner, "as in u"),
+        "E": (channels, "as in u"),
         "H": (height, "as in u"),
         "W": (width, "as in u"),
         "R": (rank, "as in dt_weight"),
         "N": (states, "as in A"),
-        "R + 2N": (rank + 2 * states, f"for dt_weight's R = {rank} and A's N = {states}"),
-        f"{_K}E": (DIRECTIONS * inner, f"for u's E = {inner}"),
-        _K: (DIRECTIONS, "directions"),
+        "R + 2N": (derived["R + 2N"], f"for dt_weight's R = {rank} and A's N = {states}"),
+        "4E": (derived["4E"], f"for u's E = {channels}"),
+        "K": (derived["K"], "directions"),
     }
 
 
@@ -113,12 +105,12 @@ def run_into(
     threads = threads or torch.get_num_threads()
     u = u.contiguous()
     held = [weight.to(_state_dtype(u)).contiguous() for weight in weights]
-    names = list(_OPERANDS)[1:]
+    names = SS2D.torch_inputs[1:]
     addresses = {name: value.data_ptr() for name, value in zip(names, held, strict=True)}
-    batch, inner, height, width = u.shape
+    batch, channels, height, width = u.shape
     args = cpu.SS2DArgs(
         batch=batch,
-        channels=inner,
+        channels=channels,
         height=height,
         width=width,
         rank=weights[1].shape[2],
@@ -145,7 +137,7 @@ def _ss2d_cuda(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
     weights = (x_proj_weight, dt_weight, dt_bias, A, D)
-    if u.dtype == torch.float64 or A.shape[1] > cuda.MAX_STATES:
+    if u.dtype == torch.float64 or A.shape[1] > MAX_STATES_CUDA:
         return _composite(u, *weights)
     y = empty_like(u)
     if y.numel():
@@ -155,11 +147,9 @@ def _ss2d_cuda(
 
 def _enqueue(y: Tensor, u: Tensor, *weights: Tensor) -> None:
     """Writes the 2-D scan to y on the device's current stream; everything is contiguous."""
-    batch, inner, height, width = u.shape
-    rank, states = weights[1].shape[2], weights[3].shape[1]
-    sizes = cuda_ss2d.MapSizes(batch, inner, height, width, rank, states)
-    workspace = torch.empty(cuda_ss2d.plan(sizes)[0], dtype=torch.uint8, device=u.device)
-    operands = zip(cuda_ss2d.OPERANDS, (u, *weights, y, workspace), strict=True)
+    sizes = SS2DSizes(*u.shape, rank=weights[1].shape[2], states=weights[3].shape[1])
+    workspace = torch.empty(plan_ss2d(sizes)[0], dtype=torch.uint8, device=u.device)
+    operands = zip(cuda_ss2d.POINTERS, (u, *weights, y, workspace), strict=True)
     major, minor = torch.cuda.get_device_capability(u.device)
     stream = torch.cuda.current_stream(u.device)
     cuda_ss2d.enqueue(
@@ -199,8 +189,7 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Te
 
 
 define(
-    "ss2d(Tensor u, Tensor x_proj_weight, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D)"
-    " -> Tensor",
+    f"ss2d({arguments_of(SS2D)}) -> Tensor",
     check=_check,
     cpu=_ss2d_cpu,
     cuda=_ss2d_cuda,
@@ -216,8 +205,8 @@ def ss2d_flops(
     u_shape: Sequence[int], x_proj_shape: Sequence[int], dt_shape: Sequence[int], *_: Any, **__: Any
 ) -> int:
     """Two products per pixel and direction, and the scans in VMamba's convention, 9 N + 1."""
-    batch, inner, height, width = u_shape
+    batch, channels, height, width = u_shape
     directions, rows, rank = x_proj_shape[0], x_proj_shape[1], dt_shape[2]
     states = (rows - rank) // 2
     per_channel = 2 * rows + 2 * rank + 9 * states + 1
-    return batch * height * width * directions * inner * per_channel
+    return batch * height * width * directions * channels * per_channel

@@ -19,14 +19,14 @@ IPluginV3* create(TensorRTPhase phase = TensorRTPhase::kBUILD) {
 // All inputs and y, in this order.
 std::vector<PluginTensorDesc> tensors(const Sizes& sizes, DataType io,
                                       DataType weight = DataType::kFLOAT) {
-  const auto [batch, inner, height, width, rank, states] = sizes;
-  const Dims map{4, {batch, inner, height, width}};
+  const auto [batch, channels, height, width, rank, states] = sizes;
+  const Dims map{4, {batch, channels, height, width}};
   return {tensor(map, io),
-          tensor(Dims{3, {4, rank + 2 * states, inner}}, weight),
-          tensor(Dims{3, {4, inner, rank}}, weight),
-          tensor(Dims{2, {4, inner}}, weight),
-          tensor(Dims{2, {4 * inner, states}}, weight),
-          tensor(Dims{1, {4 * inner}}, weight),
+          tensor(Dims{3, {4, rank + 2 * states, channels}}, weight),
+          tensor(Dims{3, {4, channels, rank}}, weight),
+          tensor(Dims{2, {4, channels}}, weight),
+          tensor(Dims{2, {4 * channels, states}}, weight),
+          tensor(Dims{1, {4 * channels}}, weight),
           tensor(map, io)};
 }
 

@@ -11,21 +11,22 @@ namespace {
 
 template <typename T>
 void run(const tfanet::SS2DCall& call) {
-  const tfanet::MapOperands<T> operands{static_cast<const T*>(call.u),
-                                        call.x_proj_weight,
-                                        call.dt_weight,
-                                        call.dt_bias,
-                                        call.A,
-                                        call.D,
-                                        static_cast<T*>(call.y),
-                                        static_cast<float*>(call.workspace),
-                                        tfanet::ss2d_sizes(call)};
-  const tfanet::MapPlan plan = tfanet::plan_map(operands.sizes);
-  void (*const kernels[tfanet::kMapKernels])(const tfanet::MapOperands<T>&) = {
+  const tfanet::SS2DOperands<T> operands{static_cast<const T*>(call.u),
+                                         call.x_proj_weight,
+                                         call.dt_weight,
+                                         call.dt_bias,
+                                         call.A,
+                                         call.D,
+                                         static_cast<T*>(call.y),
+                                         static_cast<float*>(call.workspace),
+                                         tfanet::ss2d_sizes(call)};
+  const tfanet::SS2DPlan plan = tfanet::plan_ss2d(operands.sizes);
+  void (*const kernels[tfanet::kSS2DKernels])(const tfanet::SS2DOperands<T>&) = {
       tfanet::project_map<T>, tfanet::scan_segments<0, T>, tfanet::carry_states<T>,
       tfanet::scan_map<0, T>};
-  for (int i = 0; i < tfanet::kMapKernels; ++i) {
-    emulator::run_grid(plan.grid[i], {tfanet::kMapThreads, 1, 1}, i, [&] { kernels[i](operands); });
+  for (int i = 0; i < tfanet::kSS2DKernels; ++i) {
+    emulator::run_grid(plan.grid[i], {tfanet::kSS2DThreads, 1, 1}, i,
+                       [&] { kernels[i](operands); });
   }
 }
 

@@ -17,6 +17,8 @@ import pytest
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.plugins.kernels import cuda, cuda_ss2d
+from tfanet.plugins.kernels.geometry import launch_geometry
+from tfanet.plugins.operands import SELECTIVE_SCAN
 
 SOURCES = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / "cuda"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -26,7 +28,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the path")
 
 def nvrtc_missing() -> str:
     try:
-        cuda._architectures()
+        cuda.architectures()
     except MissingDependencyError as error:
         return str(error)
     return ""
@@ -35,12 +37,12 @@ def nvrtc_missing() -> str:
 needs_nvrtc = pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing() or "-")
 # Of every kind one that matters, and N at its limits.
 KERNELS = [
-    cuda.ScanKernel("float32", "float32", 1, True, True, False, True),
-    cuda.ScanKernel("float16", "float32", 1, True, True, False, True),
-    cuda.ScanKernel("bfloat16", "float32", 1, True, True, True, True),
-    cuda.ScanKernel("float16", "float16", 16, True, True, True, True),
-    cuda.ScanKernel("float32", "float32", 64, False, False, False, False),
-    cuda.ScanKernel("bfloat16", "bfloat16", 2, False, True, False, False),
+    cuda.ScanKernel("float32", "float32", 1, ("D", "delta_bias"), True),
+    cuda.ScanKernel("float16", "float32", 1, ("D", "delta_bias"), True),
+    cuda.ScanKernel("bfloat16", "float32", 1, ("D", "delta_bias", "z"), True),
+    cuda.ScanKernel("float16", "float16", 16, ("D", "delta_bias", "z"), True),
+    cuda.ScanKernel("float32", "float32", 64, (), False),
+    cuda.ScanKernel("bfloat16", "bfloat16", 2, ("delta_bias",), False),
 ]
 
 
@@ -193,8 +195,8 @@ def test_ptx_has_the_parameters_that_are_passed(kernel: cuda.ScanKernel, tmp_pat
 
 @needs_nvrtc
 @pytest.mark.parametrize(("io", "states", "arch"), [("float32", 0, 90), ("bfloat16", 1, 75)])
-def test_the_kernels_of_a_map_take_the_same_parameters(io: str, states: int, arch: int) -> None:
-    kernels = cuda_ss2d.MapKernels(io, states)
+def test_the_kernels_of_a_2d_scan_take_the_same_parameters(io: str, states: int, arch: int) -> None:
+    kernels = cuda_ss2d.SS2DKernels(io, states)
     text = cuda._compile(kernels, f"compute_{arch}").rstrip(b"\0").decode()
     entries = dict(re.findall(r"\.visible \.entry (\w+)\(([^)]*)\)", text))
     assert sorted(entries) == sorted(kernels.kernels)
@@ -237,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
 
 @needs_nvrtc
 def test_what_nvrtc_says_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cuda.TYPES, "float32", "no_such_type")
+    monkeypatch.setitem(cuda.CPP_TYPES, "float32", "no_such_type")
     with pytest.raises(MissingDependencyError, match=r"NVRTC 1\d\.\d+ does not compile.*no_such_t"):
         cuda._compile(KERNELS[0], "sm_90")
     with pytest.raises(InputError, match=r"arch is 10, expected one of 75, .*120"):
@@ -245,17 +247,24 @@ def test_what_nvrtc_says_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "optional", "message"),
     [
-        (("float64", "float64", 1), "u is float64, expected one of float32, float16, bfloat16"),
-        (("float16", "bfloat16", 1), "A is bfloat16, expected float32 or float16 as u; cast it"),
-        (("float32", "float32", 0), "A has N = 0, expected from 1 to 64"),
-        (("float32", "float32", 65), "A has N = 65, expected from 1 to 64"),
+        (("float64", "float64", 1), (), "u is float64, expected one of float32, float16"),
+        (
+            ("float16", "bfloat16", 1),
+            (),
+            "A is bfloat16, expected float32 or float16 as u; cast it",
+        ),
+        (("float32", "float32", 0), (), "A has N = 0, expected from 1 to 64"),
+        (("float32", "float32", 65), (), "A has N = 65, expected from 1 to 64"),
+        (("float32", "float32", 1), ("D", "E"), "optional names E, expected some of D, delta_bias"),
     ],
 )
-def test_kernels_that_there_are_not(fields: tuple[Any, ...], message: str) -> None:
+def test_kernels_that_there_are_not(
+    fields: tuple[Any, ...], optional: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        cuda.ScanKernel(*fields, False, False, False, False)
+        cuda.ScanKernel(*fields, optional, False)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +277,7 @@ def test_kernels_that_there_are_not(fields: tuple[Any, ...], message: str) -> No
 )
 def test_sizes_that_no_launch_takes(sizes: tuple[int, int, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        cuda.launch_geometry(*sizes, "float32", 1)
+        launch_geometry(*sizes, "float32", 1)
 
 
 def test_cpp_and_python_choose_the_same_launch(tmp_path: Path) -> None:
@@ -299,7 +308,7 @@ def test_cpp_and_python_choose_the_same_launch(tmp_path: Path) -> None:
     )
     expected = np.frombuffer(done.stdout, np.int64).reshape(-1, 3)
     for (r, n, io, s), (grid, lanes, block_rows) in zip(calls, expected.tolist(), strict=True):
-        geometry = cuda.launch_geometry(1, r, n, io, s)
+        geometry = launch_geometry(1, r, n, io, s)
         assert geometry == ((grid, 1, 1), (lanes, block_rows, 1), 0), (r, n, io, s)
         assert lanes % 32 == 0 and lanes * block_rows <= 256 and block_rows <= 8
         assert grid * block_rows >= r > (grid - 1) * block_rows
@@ -323,12 +332,12 @@ class Driver:
         return function
 
 
-ADDRESSES = {name: 4096 * (i + 1) for i, name in enumerate((*cuda.OPERANDS, "y"))}
+ADDRESSES = {name: 4096 * (i + 1) for i, name in enumerate((*SELECTIVE_SCAN.inputs, "y"))}
 
 
 def launch(driver: Driver, monkeypatch: pytest.MonkeyPatch, arch: int = 90) -> None:
     monkeypatch.setattr(cuda, "_driver", lambda: driver)
-    monkeypatch.setattr(cuda, "_architectures", lambda: (75, 90))
+    monkeypatch.setattr(cuda, "architectures", lambda: (75, 90))
     monkeypatch.setattr(cuda, "_compile", lambda kernel, target: target.encode())
     cuda._context.cache_clear()
     cuda._load.cache_clear()
@@ -349,7 +358,7 @@ def test_a_launch_passes_operands_sizes_and_y(monkeypatch: pytest.MonkeyPatch) -
     assert names[-3:] == ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"]
     handle, *geometry, stream, (values, types), extra = calls["cuLaunchKernel"]
     assert handle == "result of cuLibraryGetKernel" and stream == 77 and extra == 0
-    grid, block, shared = cuda.launch_geometry(2, 512, 100, "float32", 1)
+    grid, block, shared = launch_geometry(2, 512, 100, "float32", 1)
     assert tuple(geometry) == (*grid, *block, shared)
     inputs = [ADDRESSES[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
     assert values == (*inputs, 2, 512, 100, 4, ADDRESSES["y"])
@@ -392,7 +401,7 @@ import sys
 sys.modules["cuda"] = None
 from tfanet.plugins import cuda, cuda_ss2d
 try:
-    cuda.ptx("float32", "float32", 1, False, False, False, False, 90)
+    cuda.ptx("float32", "float32", 1, (), False, 90)
 except cuda.MissingDependencyError as error:
     print(error)
 assert "torch" not in sys.modules

@@ -20,7 +20,7 @@ from tfanet.plugins import (
     ss2d,
     ss2d_ref,
 )
-from tfanet.plugins.kernels import cuda
+from tfanet.plugins.operands import MAX_STATES_CUDA
 
 import onnxruntime
 
@@ -179,7 +179,7 @@ def test_onnxruntime_on_the_gpu(dtype: Any, states: int) -> None:
 
 
 def test_onnxruntime_names_what_the_kernel_does_not_take() -> None:
-    case = onnx_scans.chain(onnx_scans.Scan(1, 4, 10, 1, cuda.MAX_STATES + 1))
+    case = onnx_scans.chain(onnx_scans.Scan(1, 4, 10, 1, MAX_STATES_CUDA + 1))
     session = onnxruntime_session(case.model.SerializeToString())
     with pytest.raises(Exception, match="N is not from 1 to 64"):
         session.run(None, case.feeds)
@@ -188,22 +188,22 @@ def test_onnxruntime_names_what_the_kernel_does_not_take() -> None:
 MAPS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
 
-def map_operands(
-    batch: int, inner: int, height: int, width: int, rank: int, states: int
+def ss2d_operands(
+    batch: int, channels: int, height: int, width: int, rank: int, states: int
 ) -> dict[str, Tensor]:
     """Random operands of the 2-D scan, in float32 on the GPU."""
-    random = torch.Generator().manual_seed(inner + width)
+    random = torch.Generator().manual_seed(channels + width)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=random).cuda()
 
     return {
-        "u": normal(batch, inner, height, width),
-        "x_proj_weight": normal(4, rank + 2 * states, inner) / inner**0.5,
-        "dt_weight": normal(4, inner, rank) / rank**0.5,
-        "dt_bias": normal(4, inner) - 2,
-        "A": -normal(4 * inner, states).exp(),
-        "D": normal(4 * inner),
+        "u": normal(batch, channels, height, width),
+        "x_proj_weight": normal(4, rank + 2 * states, channels) / channels**0.5,
+        "dt_weight": normal(4, channels, rank) / rank**0.5,
+        "dt_bias": normal(4, channels) - 2,
+        "A": -normal(4 * channels, states).exp(),
+        "D": normal(4 * channels),
     }
 
 
@@ -222,13 +222,13 @@ def map_operands(
     ],
 )
 def test_maps_of_every_shape(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = map_operands(*sizes)
+    x = ss2d_operands(*sizes)
     x["u"] = x["u"].to(dtype)
     assert_close(ss2d(*x.values()), ss2d_ref(*(v.cpu() for v in x.values())))
 
 
 def test_maps_on_every_stream_and_in_a_graph_have_the_same_bits() -> None:
-    x = map_operands(2, 128, 60, 44, 8, 1)
+    x = ss2d_operands(2, 128, 60, 44, 8, 1)
     x["u"] = x["u"].transpose(2, 3).contiguous().transpose(2, 3)
     expected = ss2d(*x.values())
     torch.cuda.synchronize()
@@ -250,7 +250,7 @@ def test_maps_on_every_stream_and_in_a_graph_have_the_same_bits() -> None:
 
 
 def test_gradients_of_maps() -> None:
-    x = map_operands(2, 12, 9, 7, 3, 2)
+    x = ss2d_operands(2, 12, 9, 7, 3, 2)
     own = {n: v.clone().requires_grad_() for n, v in x.items()}
     dy = torch.randn(x["u"].shape, device="cuda")
     ss2d(*own.values()).backward(dy)
@@ -262,7 +262,7 @@ def test_gradients_of_maps() -> None:
         assert (found.double().cpu() - expected).abs().max() < 1e-4 * expected.abs().max(), name
 
 
-def map_model(x: dict[str, Tensor]) -> bytes:
+def ss2d_model(x: dict[str, Tensor]) -> bytes:
     """One node SS2D; its weights are in the file."""
     element = helper.np_dtype_to_tensor_dtype(x["u"].cpu().numpy().dtype)
     u, y = (helper.make_tensor_value_info(n, element, list(x["u"].shape)) for n in ("u", "y"))
@@ -276,9 +276,9 @@ def map_model(x: dict[str, Tensor]) -> bytes:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("states", [1, 5])
 def test_maps_in_onnxruntime_on_the_gpu(dtype: torch.dtype, states: int) -> None:
-    x = map_operands(2, 40, 33, 20, 5, states)
+    x = ss2d_operands(2, 40, 33, 20, 5, states)
     x["u"] = x["u"].to(dtype)
-    session = onnxruntime_session(map_model(x))
+    session = onnxruntime_session(ss2d_model(x))
     feeds = {"u": x["u"].cpu().numpy()}
     (first,) = session.run(None, feeds)
     assert_close(torch.from_numpy(first), ss2d_ref(*(v.cpu() for v in x.values())))
@@ -288,7 +288,7 @@ def test_maps_in_onnxruntime_on_the_gpu(dtype: torch.dtype, states: int) -> None
 
 
 def test_onnxruntime_names_what_the_kernels_of_maps_do_not_take() -> None:
-    x = map_operands(1, 4, 5, 6, 2, cuda.MAX_STATES + 1)
-    session = onnxruntime_session(map_model(x))
+    x = ss2d_operands(1, 4, 5, 6, 2, MAX_STATES_CUDA + 1)
+    session = onnxruntime_session(ss2d_model(x))
     with pytest.raises(Exception, match="N is not from 1 to 64"):
         session.run(None, {"u": x["u"].cpu().numpy()})

@@ -18,6 +18,7 @@ from torch import Tensor
 from tfanet.errors import InputError
 from tfanet.plugins import selective_scan_ref
 from tfanet.plugins.kernels import cuda
+from tfanet.plugins.kernels.geometry import launch_geometry
 from tfanet.plugins.pytorch import selective_scan as scan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,7 +62,7 @@ class Call:
     def launched(self) -> Call:
         """With the block that a GPU would run."""
         name = str(self.dtype).removeprefix("torch.")
-        _, (lanes, rows, _), shared = cuda.launch_geometry(
+        _, (lanes, rows, _), shared = launch_geometry(
             self.batch, self.dim, self.length, name, self.states
         )
         assert shared == 0
@@ -260,8 +261,9 @@ def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[cuda.Scan
         batch, dim, length, groups = sizes
         states, io = kernel.states, [f"torch.{kernel.io}" == str(d) for d in DTYPES].index(True)
         call = Call(batch, dim, length, groups, states, io, kernel.weight != "float32")
-        call = replace(call, softplus=kernel.softplus, has_D=kernel.has_D, has_z=kernel.has_z)
-        call = replace(call, has_bias=kernel.has_bias).launched()
+        has_D, has_z, has_bias = (name in kernel.optional for name in ("D", "z", "delta_bias"))
+        call = replace(call, softplus=kernel.softplus, has_D=has_D, has_z=has_z, has_bias=has_bias)
+        call = call.launched()
         sequence, grouped = (batch, dim, length), (batch, groups, states, length)
         shapes = dict.fromkeys(("u", "delta", "z", "y"), sequence) | {"B": grouped, "C": grouped}
         shapes |= {"A": (dim, states), "D": (dim,), "delta_bias": (dim,)}

@@ -20,7 +20,8 @@ from torch import Tensor
 from tfanet.errors import InputError
 from tfanet.plugins import ss2d
 from tfanet.plugins.kernels import cuda, cuda_ss2d
-from tfanet.plugins.pytorch import ss2d as scan2d
+from tfanet.plugins.kernels.geometry import SS2DSizes, plan_ss2d
+from tfanet.plugins.pytorch import ss2d as ss2d_operator
 from tfanet.plugins.pytorch.reference import ss2d_ref
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,7 +30,7 @@ OPERANDS = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
 @dataclass(frozen=True)
 class Call:
-    """One run of the kernels; fields up to `offset` as `Call` of cuda_map_emulator.cpp."""
+    """One run of the kernels; fields up to `offset` as `Call` of cuda_ss2d_emulator.cpp."""
 
     batch: int = 1
     channels: int = 5
@@ -81,7 +82,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_emulator("cuda_map_emulator.cpp", tmp_path_factory.mktemp("emulator"))
+    return build_emulator("cuda_ss2d_emulator.cpp", tmp_path_factory.mktemp("emulator"))
 
 
 def check(call: Call, y: Tensor, tolerance: float = 3e-6) -> None:
@@ -194,23 +195,23 @@ def test_not_a_number_stays_in_its_image_and_its_channel(emulator: Path) -> None
 
 
 @pytest.fixture
-def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[cuda_ss2d.MapSizes]:
+def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[SS2DSizes]:
     """CUDA launches run in the emulator, on the memory that they name; their sizes are listed."""
-    launched: list[cuda_ss2d.MapSizes] = []
+    launched: list[SS2DSizes] = []
 
     def enqueue(
         io: str,
         addresses: Mapping[str, int],
-        sizes: cuda_ss2d.MapSizes,
+        sizes: SS2DSizes,
         device: int,
         arch: int,
         stream: int,
     ) -> None:
         assert (device, arch, stream) == (1, 90, 77)
-        assert tuple(addresses) == cuda_ss2d.OPERANDS and addresses["workspace"] % 16 == 0
+        assert tuple(addresses) == cuda_ss2d.POINTERS and addresses["workspace"] % 16 == 0
         call = Call(*sizes, io=[f"torch.{io}" == str(d) for d in DTYPES].index(True))
         # The last byte of the workspace is there.
-        ctypes.c_char.from_address(addresses["workspace"] + cuda_ss2d.plan(sizes)[0] - 1)
+        ctypes.c_char.from_address(addresses["workspace"] + plan_ss2d(sizes)[0] - 1)
 
         def memory(name: str) -> Tensor:
             dtype = call.dtype if name in ("u", "y") else torch.float32
@@ -231,16 +232,14 @@ def pretended(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> list[cuda_ss2d
 
 
 @pytest.mark.parametrize("io", range(3))
-def test_the_operator_launches_what_its_tensors_are(
-    pretended: list[cuda_ss2d.MapSizes], io: int
-) -> None:
+def test_the_operator_launches_what_its_tensors_are(pretended: list[SS2DSizes], io: int) -> None:
     call = Call(2, 5, 7, 9, 3, 2, io)
     x = call.operands()
     # As transposed tensors and weights of another type come.
     x["u"] = x["u"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     x["dt_weight"] = x["dt_weight"].transpose(1, 2).contiguous().transpose(1, 2)
     x["D"], x["A"] = x["D"].to(call.dtype), x["A"].double()
-    y = scan2d._ss2d_cuda(*(x[name] for name in OPERANDS))
+    y = ss2d_operator._ss2d_cuda(*(x[name] for name in OPERANDS))
     expected = ss2d_ref(*(x[name] for name in OPERANDS))
     assert y.dtype == call.dtype and y.is_contiguous()
     bound = 3e-6 if io == 0 else torch.finfo(y.dtype).eps
@@ -249,21 +248,21 @@ def test_the_operator_launches_what_its_tensors_are(
 
 
 def test_what_the_kernels_do_not_do_runs_in_its_parts(
-    pretended: list[cuda_ss2d.MapSizes],
+    pretended: list[SS2DSizes],
 ) -> None:
     for call, dtype in ((Call(states=65), torch.float32), (Call(), torch.float64)):
         x = {name: value.to(dtype) for name, value in call.operands().items()}
-        y = scan2d._ss2d_cuda(*(x[name] for name in OPERANDS))
+        y = ss2d_operator._ss2d_cuda(*(x[name] for name in OPERANDS))
         expected = ss2d_ref(*(x[name] for name in OPERANDS))
         assert y.dtype == dtype and y.is_contiguous()
         torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
     empty = Call(batch=0)
-    assert scan2d._ss2d_cuda(*empty.operands().values()).shape == empty.shape
+    assert ss2d_operator._ss2d_cuda(*empty.operands().values()).shape == empty.shape
     assert pretended == []
 
 
 def test_mixed_devices_are_refused_before_anything_runs(
-    pretended: list[cuda_ss2d.MapSizes],
+    pretended: list[SS2DSizes],
 ) -> None:
     x = Call().operands()
     x["dt_bias"] = x["dt_bias"].to("meta")
@@ -284,11 +283,11 @@ def test_a_launch_puts_four_kernels_on_the_stream(monkeypatch: pytest.MonkeyPatc
             return function
 
     monkeypatch.setattr(cuda, "_driver", Driver)
-    monkeypatch.setattr(cuda, "_architectures", lambda: (75, 90))
+    monkeypatch.setattr(cuda, "architectures", lambda: (75, 90))
     monkeypatch.setattr(cuda, "_compile", lambda program, target: target.encode())
     monkeypatch.setattr(cuda, "_context", lambda device: f"context of {device}")
-    sizes = cuda_ss2d.MapSizes(2, 40, 30, 20, 3, 5)
-    addresses = {name: 4096 * (i + 1) for i, name in enumerate(cuda_ss2d.OPERANDS)}
+    sizes = SS2DSizes(2, 40, 30, 20, 3, 5)
+    addresses = {name: 4096 * (i + 1) for i, name in enumerate(cuda_ss2d.POINTERS)}
     cuda._load.cache_clear()
     try:
         cuda_ss2d.enqueue("float16", addresses, sizes, device=3, arch=91, stream=77)
@@ -297,7 +296,7 @@ def test_a_launch_puts_four_kernels_on_the_stream(monkeypatch: pytest.MonkeyPatc
     assert calls[0][1][0] == b"compute_90" and calls[5] == ("cuCtxPushCurrent", ("context of 3",))
     launches = [arguments for name, arguments in calls if name == "cuLaunchKernel"]
     for arguments, grid, kernel in zip(
-        launches, cuda_ss2d.plan(sizes)[1], cuda_ss2d.MapKernels("float16", 0).kernels, strict=True
+        launches, plan_ss2d(sizes)[1], cuda_ss2d.SS2DKernels("float16", 0).kernels, strict=True
     ):
         handle, *geometry, stream, (values, types), _ = arguments
         assert handle == kernel.encode() and geometry == [grid, 1, 1, 256, 1, 1, 0]
@@ -312,7 +311,7 @@ def test_cpp_and_python_plan_alike(tmp_path: Path) -> None:
     #include "ss2d_launch.h"
     int main() {
       for (int n[6]; std::fread(n, sizeof n, 1, stdin) == 1;) {
-        const auto p = tfanet::plan_map({n[0], n[1], n[2], n[3], n[4], n[5]});
+        const auto p = tfanet::plan_ss2d({n[0], n[1], n[2], n[3], n[4], n[5]});
         const long long out[] = {4 * p.floats, p.grid[0], p.grid[1], p.grid[2], p.grid[3]};
         std::fwrite(out, sizeof out, 1, stdout);
       }
@@ -327,7 +326,7 @@ def test_cpp_and_python_plan_alike(tmp_path: Path) -> None:
     done = subprocess.run([program], input=numbers, capture_output=True, check=True)
     expected = np.frombuffer(done.stdout, np.int64).reshape(-1, 5).tolist()
     for sizes, (bytes_, *grids) in zip(calls, expected, strict=True):
-        assert cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes)) == (bytes_, tuple(grids)), sizes
+        assert plan_ss2d(SS2DSizes(*sizes)) == (bytes_, tuple(grids)), sizes
 
 
 def test_cpp_refuses_what_python_refuses(tmp_path: Path) -> None:
@@ -357,7 +356,7 @@ def test_cpp_refuses_what_python_refuses(tmp_path: Path) -> None:
     answers = done.stdout.decode().splitlines()
     for sizes, answer in zip(calls.tolist(), answers, strict=True):
         try:
-            cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes))
+            plan_ss2d(SS2DSizes(*sizes))
         except InputError:
             assert answer, sizes
         else:
@@ -391,9 +390,9 @@ def test_cpp_refuses_what_python_refuses(tmp_path: Path) -> None:
 )
 def test_sizes_that_no_launch_takes(sizes: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        cuda_ss2d.plan(cuda_ss2d.MapSizes(*sizes))
+        plan_ss2d(SS2DSizes(*sizes))
 
 
 def test_types_that_there_are_no_kernels_for() -> None:
     with pytest.raises(InputError, match="u is float64, expected one of float32, float16"):
-        cuda_ss2d.MapKernels("float64", 1)
+        cuda_ss2d.SS2DKernels("float64", 1)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import onnx_scans
 import pytest
-from map_scans import options_with
 from onnx import TensorProto, helper
 from other_runtimes import run_in_lowest
+from ss2d_models import options_with
 
 from tfanet.plugins.graph.attach import attach
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from onnx.shape_inference import InferenceError
 
 from tfanet.plugins.graph import schemas
+from tfanet.plugins.operands import SELECTIVE_SCAN
 
 SHAPES: dict[str, list[Any]] = {
     "u": ["batch", 12, 30],
@@ -46,8 +47,8 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_schema_is_registered_once_with_the_signature() -> None:
-    schema = schemas.schema()
-    assert schemas.schema().since_version == schema.since_version == 1
+    schema = schemas.schema(SELECTIVE_SCAN)
+    assert schemas.schema(SELECTIVE_SCAN).since_version == schema.since_version == 1
     assert [i.name for i in schema.inputs] == list(SHAPES)
     assert (schema.min_input, schema.max_input, schema.max_output) == (5, 8, 1)
     assert schema.attributes["delta_softplus"].default_value.i == 0

@@ -11,9 +11,9 @@ import onnx.inliner
 import onnx_scans
 import pytest
 import torch
-from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, options_with, run
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from other_runtimes import build_in_tensorrt_rtx, needs_tensorrt_rtx, run_in_lowest
+from ss2d_models import NAMES, Arrays, arrays, check, error, expected, model_of, options_with, run
 
 from tfanet.errors import InputError
 from tfanet.plugins import attach, custom_translation_table, expand_ss2d, ss2d
@@ -27,8 +27,8 @@ def make_model(
     x: Arrays, constant: bool = True, opset: int = 20, open_size: bool = False
 ) -> ModelProto:
     """u -> SS2D -> y; weights are constants, or inputs beside u."""
-    inner, height, width = x["u"].shape[1:]
-    shape = ["batch", inner, *(("H", "W") if open_size else (height, width))]
+    channels, height, width = x["u"].shape[1:]
+    shape = ["batch", channels, *(("H", "W") if open_size else (height, width))]
     elem = helper.np_dtype_to_tensor_dtype(x["u"].dtype)
     inputs = [helper.make_tensor_value_info("u", elem, shape)]
     weights = [numpy_helper.from_array(x[name], name) for name in NAMES[1:]]

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from map_scans import NAMES, Arrays, arrays, check, error, expected, model_of, run
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from ss2d_models import NAMES, Arrays, arrays, check, error, expected, model_of, run
 
 from tfanet.plugins import attach, expand_ss2d
 from tfanet.plugins.graph.attach import attach_by_length, count_scan_nodes, split_ss2d

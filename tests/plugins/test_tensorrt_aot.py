@@ -29,7 +29,7 @@ from tfanet.export.engines.build import Options, build_engine, engine_graph
 from tfanet.plugins import tensorrt
 from tfanet.plugins.graph.attach import attach, scan_nodes
 from tfanet.plugins.kernels import cuda
-from tfanet.plugins.kernels.cuda import launch_geometry
+from tfanet.plugins.kernels.geometry import launch_geometry
 from tfanet.plugins.tensorrt import plugin_graph, register
 
 HERE = Path(__file__).resolve().parent
@@ -65,8 +65,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the compiler is asked for, in place of compiling it."""
     calls: list[dict[str, Any]] = []
 
-    def ptx(io: str, weight: str, states: int, **options: Any) -> tuple[bytes, str]:
-        calls.append({"io": io, "weight": weight, "states": states, **options})
+    def ptx(*arguments: Any) -> tuple[bytes, str]:
+        names = ("io", "weight", "states", "optional", "softplus", "arch")
+        calls.append(dict(zip(names, arguments, strict=True)))
         return b"// PTX", "kernel"
 
     monkeypatch.setattr(cuda, "ptx", ptx)
@@ -104,9 +105,7 @@ def test_what_tensorrt_is_told(
             "io": io,
             "weight": weight,
             "states": states,
-            "has_D": inputs > 5,
-            "has_bias": inputs > 6,
-            "has_z": inputs > 7,
+            "optional": NAMES[5:inputs],
             "softplus": bool(softplus),
             "arch": 90,
         }
@@ -138,7 +137,7 @@ def test_fixed_sizes_give_constants(trt: ModuleType, asked: list[Any]) -> None:
 def test_the_kernel_takes_what_tensorrt_passes(trt: ModuleType, inputs: int) -> None:
     """Pointers to the inputs, the four sizes, the pointer to y: the parameters of the PTX."""
     try:
-        cuda.ptx("float16", "float32", 1, True, True, False, True, 80)
+        cuda.ptx("float16", "float32", 1, ("D", "delta_bias"), True, 80)
     except MissingDependencyError as error:
         pytest.skip(str(error))
     register(inputs, arch=80)
@@ -200,10 +199,8 @@ def test_register_without_tensorrt(trt: ModuleType, monkeypatch: pytest.MonkeyPa
 def test_the_machines_gpu_is_the_default(
     trt: ModuleType, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tfanet.runtime.backends.device import Device
-
-    monkeypatch.setattr(Device, "open", lambda index=0: Device(0, "12.5", "a GPU"))
-    monkeypatch.setattr(cuda, "_architectures", lambda: (75, 80, 90, 120, 130))
+    monkeypatch.setattr(cuda, "compute_capability", lambda: 125)
+    monkeypatch.setattr(cuda, "architectures", lambda: (75, 80, 90, 120, 130))
     register(5)
     build(trt, types(5, DataType.FLOAT, DataType.FLOAT), shapes(5, 1), 0)
     assert asked[0]["arch"] == 120
@@ -246,15 +243,19 @@ def test_plugin_graph(optional: tuple[str, ...], form: str) -> None:
     assert onnx_scans.error(result, chain.expected) < 2e-6
 
 
-def test_rewrite(tmp_path: Path) -> None:
+def test_plugin_graph_from_file_to_file(tmp_path: Path) -> None:
     model = onnx_scans.chain(onnx_scans.Scan(optional=("D",))).model
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(attach(model, "sequential"), source)
-    tensorrt.rewrite(source, target)
+    tensorrt.write_plugin_graph(source, target)
+    assert onnx.load(target) == plugin_graph(model, "library")
+    target.unlink()
+    with pytest.warns(DeprecationWarning, match=r"is now tfanet\.plugins\.tensorrt\.write_plugin_"):
+        tensorrt.rewrite(source, target)
     assert onnx.load(target) == plugin_graph(model, "library")
     source.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"in\.onnx can't be read"):
-        tensorrt.rewrite(source, tmp_path / "other.onnx", "aot")
+        tensorrt.write_plugin_graph(source, tmp_path / "other.onnx", "aot")
     assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "out.onnx"}
 
 
@@ -331,10 +332,9 @@ def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(TENSORRT)
     (package.parent / "sitecustomize.py").write_text(
-        "from tfanet.plugins import cuda\n"
-        "from tfanet.runtime.backends.device import Device\n"
-        "cuda._architectures = lambda: (75, 80, 90)\n"
-        "Device.open = classmethod(lambda cls, index=0: cls(0, '8.0', 'a GPU'))\n"
+        "from tfanet.plugins.kernels import cuda\n"
+        "cuda.architectures = lambda: (75, 80, 90)\n"
+        "cuda.compute_capability = lambda: 80\n"
     )
     for name in [n for n in sys.modules if n.split(".")[0] == "tensorrt"]:
         monkeypatch.delitem(sys.modules, name)
@@ -384,7 +384,7 @@ def test_build_without_what_the_plugin_needs(
     aot, library = (engine_graph(scans(), form) for form in ("aot", "library"))
     missing = tmp_path / "nowhere" / "libtfanet_trt.so"
     older, newer = plugin_library(tmp_path, 10), plugin_library(tmp_path, 11)
-    monkeypatch.setattr("tfanet.plugins.kernels.cpu._LIBRARIES", missing.parent)
+    monkeypatch.setattr("tfanet.plugins.libraries._FOLDER", missing.parent)
     with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
         build_engine(library, **options("library"))
     for path, words in ((missing, "cannot be loaded"), (older, r"for TensorRT 10, here is 11\.1")):

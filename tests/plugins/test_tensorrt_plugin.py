@@ -195,11 +195,11 @@ def make_maps(path: Path, seed: int) -> list[tuple[torch.Tensor, float]]:
     sizes = [(1, 5, 7, 9, 2, 1), (2, 17, 1, 20, 3, 2), (1, 3, 33, 18, 5, 4)]
     with path.open("wb") as stream:
         for (code, dtype, tolerance), size in itertools.product(TYPES.values(), sizes):
-            batch, inner, height, width, rank, states = size
-            shapes = [(batch, inner, height, width), (4, rank + 2 * states, inner)]
-            shapes += [(4, inner, rank), (4, inner), (4 * inner, states), (4 * inner,)]
+            batch, channels, height, width, rank, states = size
+            shapes = [(batch, channels, height, width), (4, rank + 2 * states, channels)]
+            shapes += [(4, channels, rank), (4, channels), (4 * channels, states), (4 * channels,)]
             x = [torch.randn(shape, generator=random) for shape in shapes]
-            x[1], x[4] = x[1] / inner**0.5, -x[4].exp()
+            x[1], x[4] = x[1] / channels**0.5, -x[4].exp()
             u = x[0].numpy().astype(dtype)
             stream.write(np.array((code, *size), np.int32).tobytes() + u.tobytes())
             for value in x[1:]:

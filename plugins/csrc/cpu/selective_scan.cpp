@@ -105,7 +105,7 @@ void set_contiguous(ScanArgs& args) {
 
 const char* check(const ScanArgs& args) {
   if (args.batch < 0 || args.dim < 0 || args.length < 0) return "a size is negative";
-  if (args.state < 1 || args.state > kMaxState) return "N (columns of A) must be from 1 to 256";
+  if (args.state < 1 || args.state > kMaxStatesCpu) return kWrongStates;
   if (args.groups < 1 || args.dim % args.groups != 0) return "dim must be a multiple of G";
   if (!countable({args.batch, args.dim, args.length, args.state})) return "the sizes are too large";
   if (!known(args.dtype) || !known(args.weight_dtype)) return "unknown dtype";

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "../operands.h"
+
 namespace tfanet {
 
 // Values are part of the C interface.
@@ -20,8 +22,6 @@ enum DType : std::int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 
 // Instruction sets; kAutomatic is the best one that this machine has, or the one named by the
 // environment variable TFANET_SCAN_ISA ("baseline", "avx2", "avx512") at the first call.
 enum Isa : std::int32_t { kAutomatic = 0, kBaseline = 1, kAvx2 = 2, kAvx512 = 3 };
-
-constexpr std::int64_t kMaxState = 256;
 
 // Strides count elements. The last axis (time) of every sequence is contiguous; A, D and
 // delta_bias are contiguous. Batch and row strides may be 0 (an expanded tensor) except in y.

@@ -65,7 +65,7 @@ void backward_block(const ScanArgs& a, const ScanGradients& grads, const Block& 
   S* dB = static_cast<S*>(grads.dB_parts) + parts;
   S* dC = static_cast<S*>(grads.dC_parts) + parts;
 
-  Vec<S> decay[kMaxState], carry[kMaxState], dA[kMaxState];
+  Vec<S> decay[kMaxStatesCpu], carry[kMaxStatesCpu], dA[kMaxStatesCpu];
   for (int64_t n = 0; n < a.state; ++n) {
     decay[n] = decay_weights<S>(a, k, n);
     carry[n] = dA[n] = Vec<S>{};

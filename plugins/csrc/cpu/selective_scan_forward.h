@@ -29,7 +29,7 @@ TFANET_INLINE const T* at(const void* data, const SequenceStrides& s, const Bloc
 
 // A state and what float32 lost when it added the last steps to it, or a weak decay over thousands
 // of steps would cost 1e-6 and more. A loss is given back one step late, which keeps it out of the
-// chain of dependent operations from step to step. (No initial values: of kMaxState states only
+// chain of dependent operations from step to step. (No initial values: of kMaxStatesCpu states only
 // those that there are should be touched.)
 template <class S>
 struct Compensated {
@@ -153,8 +153,8 @@ void forward_block(const ScanArgs& a, const Block& block, const Block& next, boo
   const Operands<T> in(a, block.vector<S>(0));
   T* y = const_cast<T*>(at<T>(a.y, a.y_strides, block));
   Vec<S> D[V], bias[V];
-  Compensated<S> states[kMaxState][V];
-  Vec<S> decay[kMaxState][V];
+  Compensated<S> states[kMaxStatesCpu][V];
+  Vec<S> decay[kMaxStatesCpu][V];
   int rows[V];
   for (int v = 0; v < V; ++v) {
     const Block k = block.vector<S>(v);

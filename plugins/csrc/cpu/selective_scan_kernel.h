@@ -30,6 +30,8 @@ extern const Kernel kernel_avx512;
 
 // The table of an instruction set, null where this machine lacks it.
 const Kernel* kernel_of(std::int32_t isa);
+static_assert(kMaxStatesCpu == 256, "kWrongStates says so");
+constexpr const char* kWrongStates = "N (columns of A) must be from 1 to 256";
 constexpr const char* kNoSuchIsa =
     "this machine lacks the instruction set asked for (by isa or the environment's "
     "TFANET_SCAN_ISA; known: baseline, avx2, avx512)";

@@ -16,7 +16,7 @@ bool is_empty(const SS2DArgs& a) {
 const char* check(const SS2DArgs& a) {
   if (a.batch < 0 || a.channels < 0 || a.height < 0 || a.width < 0) return "a size is negative";
   if (a.width > 0 && a.height > INT32_MAX / a.width) return "H W must be below 2^31";
-  if (a.state < 1 || a.state > kMaxState) return "N (columns of A) must be from 1 to 256";
+  if (a.state < 1 || a.state > kMaxStatesCpu) return kWrongStates;
   if (a.rank < 1) return "R (columns of dt_weight) must be 1 or more";
   if (!countable({a.batch, a.channels, a.height, a.width, a.state}))
     return "the sizes are too large";

@@ -21,9 +21,9 @@
 
 #include <cstdint>
 
-namespace tfanet {
+#include "../operands.h"
 
-constexpr std::int64_t kDirections = 4;
+namespace tfanet {
 
 struct SS2DArgs {
   std::int64_t batch, channels, height, width, rank, state;  // channels: E, rank: R, state: N

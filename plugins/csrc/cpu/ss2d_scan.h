@@ -105,8 +105,8 @@ void scan_direction(const ChannelMaps<T>& m, bool past_cache) {
     for (int i = 0; i < kDirections; ++i) skip += m.per_channel(a.D, m.weight_row(i), 1);
   }
   m.read_dt_weight(k);
-  Compensated<S> states[kMaxState];
-  Vec<S> decay[kMaxState];
+  Compensated<S> states[kMaxStatesCpu];
+  Vec<S> decay[kMaxStatesCpu];
   for (int64_t n = 0; n < a.state; ++n) {
     states[n] = Compensated<S>();
     decay[n] = m.per_channel(a.A, m.weight_row(k) * a.state + n, a.state) * kExpScale<S>;

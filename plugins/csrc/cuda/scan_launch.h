@@ -1,5 +1,5 @@
 // How many threads run the scan: shared by the kernel and the C++ libraries, and proved equal to
-// tfanet.plugins.kernels.cuda.launch_geometry by a test. Needs no header.
+// tfanet.plugins.kernels.geometry.scan_geometry by a test. Needs no header.
 #ifndef TFANET_SCAN_LAUNCH_H
 #define TFANET_SCAN_LAUNCH_H
 
@@ -11,7 +11,7 @@
 
 namespace tfanet {
 
-constexpr int kMaxScanStates = 64;
+constexpr int kMaxScanStates = 64;    // kMaxStatesCuda of ../operands.h
 constexpr int kMaxScanLanes = 256;    // threads along time, and threads of a block
 constexpr int kMaxScanRows = 8;       // rows of a block
 constexpr int kScanThreads = 131072;  // wanted at a time: 31 warps on each of 132 multiprocessors

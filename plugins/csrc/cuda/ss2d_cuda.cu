@@ -8,23 +8,23 @@ namespace tfanet {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(kMapThreads, map_blocks(kProjectMap))
-    project_kernel(const MapOperands<T> operands) {
+__global__ void __launch_bounds__(kSS2DThreads, ss2d_blocks(kProjectMap))
+    project_kernel(const SS2DOperands<T> operands) {
   project_map(operands);
 }
 template <typename T, int kStates>
-__global__ void __launch_bounds__(kMapThreads, map_blocks(kScanSegments))
-    segments_kernel(const MapOperands<T> operands) {
+__global__ void __launch_bounds__(kSS2DThreads, ss2d_blocks(kScanSegments))
+    segments_kernel(const SS2DOperands<T> operands) {
   scan_segments<kStates>(operands);
 }
 template <typename T>
-__global__ void __launch_bounds__(kMapThreads, map_blocks(kCarryStates))
-    carry_kernel(const MapOperands<T> operands) {
+__global__ void __launch_bounds__(kSS2DThreads, ss2d_blocks(kCarryStates))
+    carry_kernel(const SS2DOperands<T> operands) {
   carry_states(operands);
 }
 template <typename T, int kStates>
-__global__ void __launch_bounds__(kMapThreads, map_blocks(kScanMap))
-    merge_kernel(const MapOperands<T> operands) {
+__global__ void __launch_bounds__(kSS2DThreads, ss2d_blocks(kScanMap))
+    merge_kernel(const SS2DOperands<T> operands) {
   scan_map<kStates>(operands);
 }
 
@@ -45,7 +45,7 @@ const char* check_operands(const SS2DCall& call) {
 
 template <typename T>
 cudaError_t launch(const SS2DCall& call, cudaStream_t stream) {
-  MapOperands<T> operands{};
+  SS2DOperands<T> operands{};
   operands.u = static_cast<const T*>(call.u);
   operands.x_proj_weight = call.x_proj_weight;
   operands.dt_weight = call.dt_weight;
@@ -56,16 +56,16 @@ cudaError_t launch(const SS2DCall& call, cudaStream_t stream) {
   operands.workspace = static_cast<float*>(call.workspace);
   operands.sizes = ss2d_sizes(call);
   void* arguments[] = {&operands};
-  using Kernel = void (*)(const MapOperands<T>);
+  using Kernel = void (*)(const SS2DOperands<T>);
   const bool one = call.states == 1;
-  const Kernel kernels[kMapKernels] = {
+  const Kernel kernels[kSS2DKernels] = {
       project_kernel<T>, one ? segments_kernel<T, 1> : segments_kernel<T, 0>, carry_kernel<T>,
       one ? merge_kernel<T, 1> : merge_kernel<T, 0>};
-  const MapPlan plan = plan_map(operands.sizes);
-  for (int i = 0; i < kMapKernels; ++i) {
+  const SS2DPlan plan = plan_ss2d(operands.sizes);
+  for (int i = 0; i < kSS2DKernels; ++i) {
     const cudaError_t status = cudaLaunchKernel(reinterpret_cast<const void*>(kernels[i]),
                                                 dim3(static_cast<unsigned>(plan.grid[i])),
-                                                dim3(kMapThreads), arguments, 0, stream);
+                                                dim3(kSS2DThreads), arguments, 0, stream);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

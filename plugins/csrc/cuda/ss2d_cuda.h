@@ -27,8 +27,8 @@ struct SS2DCall {
 const char* check_ss2d_sizes(const SS2DCall& call) noexcept;
 
 // The sizes as the kernels take them, for sizes that make sense.
-struct MapSizes;
-MapSizes ss2d_sizes(const SS2DCall& call) noexcept;
+struct SS2DSizes;
+SS2DSizes ss2d_sizes(const SS2DCall& call) noexcept;
 
 // Bytes of the workspace for sizes that make sense; 0 for an empty map.
 long long ss2d_workspace(const SS2DCall& call) noexcept;

@@ -21,20 +21,20 @@ struct ProjectedChannels {
 };
 
 template <typename T>
-__device__ __forceinline__ void project_map(const MapOperands<T>& p) {
-  constexpr int kWarps = kMapThreads / 32, kParts = kMapPixels / kPixelsAtOnce;
+__device__ __forceinline__ void project_map(const SS2DOperands<T>& p) {
+  constexpr int kWarps = kSS2DThreads / 32, kParts = kMapPixels / kPixelsAtOnce;
   constexpr int kAtOnce = 16;                // channels
   constexpr int kPitch = kPixelsAtOnce + 4;  // of a row of sums
   constexpr int kGroup = kPixelsAtOnce / 8;  // pixels of a lane
   __shared__ float sums[kWarps][kRowsAtOnce][kPitch];
 
-  const MapPlan plan = plan_map(p.sizes);
+  const SS2DPlan plan = plan_ss2d(p.sizes);
   const int channels = p.sizes.channels, height = p.sizes.height, width = p.sizes.width;
   const int first_row = blockIdx.x % plan.row_blocks * kRowsAtOnce;
   const int block = blockIdx.x / plan.row_blocks, part = block % kParts;
   const int tile = block / kParts % plan.tiles, batch = block / kParts / plan.tiles;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int all_rows = kMapDirections * plan.rows;
+  const int all_rows = kSS2DDirections * plan.rows;
 
   const int line = tile / plan.tiles_x * kMapTile + part * 2 + g / 4;
   const int column = tile % plan.tiles_x * kMapTile + g % 4 * kGroup;
@@ -99,7 +99,7 @@ __device__ __forceinline__ void project_map(const MapOperands<T>& p) {
       }
     }
   }
-  device::barrier(1, kMapThreads);
+  device::barrier(1, kSS2DThreads);
 
   const int own_row = threadIdx.x / 8, pixel = threadIdx.x % 8 * kGroup;
   const int row = first_row + own_row;

@@ -56,7 +56,7 @@ struct TilePlace {
   int g, t, half, segment;
 };
 
-__device__ __forceinline__ TilePlace place_in_tile(const MapPlan& plan) {
+__device__ __forceinline__ TilePlace place_in_tile(const SS2DPlan& plan) {
   TilePlace place;
   const int block = blockIdx.x / plan.channel_blocks;
   place.first_channel = blockIdx.x % plan.channel_blocks * kMapChannels;
@@ -75,7 +75,7 @@ __device__ __forceinline__ TilePlace place_in_tile(const MapPlan& plan) {
 // Calls visit(channel, thread's place in the tile, its place in u and y) for each channel that is
 // there, if this thread's pixel is.
 template <typename T, typename Visit>
-__device__ __forceinline__ void for_each_channel(const MapOperands<T>& p, const TilePlace& place,
+__device__ __forceinline__ void for_each_channel(const SS2DOperands<T>& p, const TilePlace& place,
                                                  Visit visit) {
   const int line = threadIdx.x / kMapTile, column = threadIdx.x % kMapTile;
   const int y = place.tile_y * kMapTile + line, x = place.tile_x * kMapTile + column;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void for_each_channel(const MapOperands<T>& p, const 
 // delta of this lane's steps in direction k; zero from step `steps` of the segment on, where there
 // is no pixel.
 template <typename T>
-__device__ __forceinline__ void compute_delta(const MapOperands<T>& p, const TilePlace& place,
+__device__ __forceinline__ void compute_delta(const SS2DOperands<T>& p, const TilePlace& place,
                                               int k, const float* rows, int steps,
                                               float (&delta)[2][kRun]) {
   const int rank = p.sizes.rank, last = p.sizes.channels - 1;
@@ -145,7 +145,7 @@ __device__ __forceinline__ void compute_delta(const MapOperands<T>& p, const Til
 // states that the segments start from; adds the results to y. Otherwise writes the segments' sums
 // of delta and states.
 template <int kStates, bool kMerge, bool kReversed, typename T>
-__device__ __forceinline__ void scan_direction(const MapOperands<T>& p, const MapPlan& plan,
+__device__ __forceinline__ void scan_direction(const SS2DOperands<T>& p, const SS2DPlan& plan,
                                                const TilePlace& place, int k,
                                                const float* const (&u)[2], int apart,
                                                float (&y)[2][kRun]) {
@@ -219,7 +219,7 @@ __device__ __forceinline__ void scan_direction(const MapOperands<T>& p, const Ma
 // Both directions of an axis: rows and rows reversed (0, 2) or columns and columns reversed (1, 3).
 // y, where kMerge: set to their sum for rows, increased by it for columns.
 template <int kStates, bool kMerge, typename T>
-__device__ __forceinline__ void scan_axis(const MapOperands<T>& p, const MapPlan& plan,
+__device__ __forceinline__ void scan_axis(const SS2DOperands<T>& p, const SS2DPlan& plan,
                                           const TilePlace& place, int axis, const MapTile& u_tile,
                                           MapTile& y_tile) {
   const int along = axis == 0 ? 1 : kLinePitch, across = axis == 0 ? kLinePitch : 1;
@@ -242,30 +242,30 @@ __device__ __forceinline__ void scan_axis(const MapOperands<T>& p, const MapPlan
 
 // kStates: N where it is known, 0 where p.sizes.states holds it.
 template <int kStates, bool kMerge, typename T>
-__device__ __forceinline__ void scan_tile(const MapOperands<T>& p, const MapPlan& plan,
+__device__ __forceinline__ void scan_tile(const SS2DOperands<T>& p, const SS2DPlan& plan,
                                           const TilePlace& place, MapTile& u_tile,
                                           MapTile& y_tile) {
   for_each_channel(p, place, [&](int c, int in_tile, long long at, bool inside) {
     u_tile[c][in_tile] = inside ? decode(bits_of(device::load_one(p.u + at)), T{}) : 0.0f;
   });
-  device::barrier(1, kMapThreads);
+  device::barrier(1, kSS2DThreads);
   scan_axis<kStates, kMerge>(p, plan, place, 0, u_tile, y_tile);
-  if (kMerge) device::barrier(1, kMapThreads);
+  if (kMerge) device::barrier(1, kSS2DThreads);
   scan_axis<kStates, kMerge>(p, plan, place, 1, u_tile, y_tile);
 }
 
 template <int kStates, typename T>
-__device__ __forceinline__ void scan_segments(const MapOperands<T>& p) {
+__device__ __forceinline__ void scan_segments(const SS2DOperands<T>& p) {
   __shared__ MapTile u_tile;
-  const MapPlan plan = plan_map(p.sizes);
+  const SS2DPlan plan = plan_ss2d(p.sizes);
   scan_tile<kStates, false>(p, plan, place_in_tile(plan), u_tile, u_tile);
 }
 
 template <int kStates, typename T>
-__device__ __forceinline__ void scan_map(const MapOperands<T>& p) {
+__device__ __forceinline__ void scan_map(const SS2DOperands<T>& p) {
   __shared__ MapTile u_tile, y_tile;
   __shared__ float skip[kMapChannels];  // the sum of D
-  const MapPlan plan = plan_map(p.sizes);
+  const SS2DPlan plan = plan_ss2d(p.sizes);
   const TilePlace place = place_in_tile(plan);
   const int channel = place.first_channel + threadIdx.x, channels = p.sizes.channels;
   if (threadIdx.x < kMapChannels && channel < channels) {
@@ -273,7 +273,7 @@ __device__ __forceinline__ void scan_map(const MapOperands<T>& p) {
                         (p.D[2 * channels + channel] + p.D[3 * channels + channel]);
   }
   scan_tile<kStates, true>(p, plan, place, u_tile, y_tile);
-  device::barrier(1, kMapThreads);
+  device::barrier(1, kSS2DThreads);
   for_each_channel(p, place, [&](int c, int in_tile, long long at, bool inside) {
     if (inside) {
       put(p.y + at, encode(fmaf(skip[c], u_tile[c][in_tile], y_tile[c][in_tile]), T{}));
@@ -314,15 +314,15 @@ struct SegmentRun {
 // One state of 8 channels along all segments of a direction: 32 parts of the sequence are composed
 // side by side, and walked once more from the right states. A decay is kept less 1, see Step.
 template <typename T>
-__device__ __forceinline__ void carry_states(const MapOperands<T>& p) {
+__device__ __forceinline__ void carry_states(const SS2DOperands<T>& p) {
   using Steps = Step<true>;
   __shared__ Steps totals[kCarryParts][kCarryChannels];
-  const MapPlan plan = plan_map(p.sizes);
+  const SS2DPlan plan = plan_ss2d(p.sizes);
   const int blocks = plan.padded_channels / kCarryChannels, states = p.sizes.states;
   const int own = threadIdx.x % kCarryChannels, part = threadIdx.x / kCarryChannels;
   const int channel = blockIdx.x % blocks * kCarryChannels + own;
   const int n = blockIdx.x / blocks % states, scan = blockIdx.x / blocks / states;
-  const int k = scan % kMapDirections, batch = scan / kMapDirections;
+  const int k = scan % kSS2DDirections, batch = scan / kSS2DDirections;
 
   const int last = p.sizes.channels - 1;
   const long long weight_row =
@@ -339,7 +339,7 @@ __device__ __forceinline__ void carry_states(const MapOperands<T>& p) {
   Steps total{0.0f, 0.0f};
   run.walk([&](const Steps& step, float*) { step.append_to(total); });
   totals[part][own] = total;
-  device::barrier(1, kMapThreads);
+  device::barrier(1, kSS2DThreads);
   float h = 0.0f;
   for (int before = 0; before < part; ++before) h = totals[before][own](h);
   run.walk([&](const Steps& step, float* state) {

@@ -1,6 +1,7 @@
 // Sizes of the 2-D scan on the GPU, checked. Nothing of CUDA is in it.
 #include <initializer_list>
 
+#include "../operands.h"
 #include "ss2d_cuda.h"
 #include "ss2d_launch.h"
 
@@ -8,7 +9,9 @@ namespace tfanet {
 namespace {
 
 constexpr long long kMaxBlocks = (1LL << 31) - 1;
-constexpr long long kMaxChannels = 1LL << 20;
+// The sources that NVRTC compiles include nothing from outside their folder.
+static_assert(kMaxScanStates == kMaxStatesCuda && kSS2DDirections == kDirections);
+static_assert(kMaxStatesCuda == 64 && kMaxChannelsCuda == 1 << 20, "the messages below say so");
 
 bool is_empty(const SS2DCall& call) {
   return call.batch == 0 || call.channels == 0 || call.height == 0 || call.width == 0;
@@ -16,7 +19,7 @@ bool is_empty(const SS2DCall& call) {
 
 }  // namespace
 
-MapSizes ss2d_sizes(const SS2DCall& call) noexcept {
+SS2DSizes ss2d_sizes(const SS2DCall& call) noexcept {
   return {static_cast<int>(call.batch),  static_cast<int>(call.channels),
           static_cast<int>(call.height), static_cast<int>(call.width),
           static_cast<int>(call.rank),   static_cast<int>(call.states)};
@@ -29,8 +32,8 @@ const char* check_ss2d_sizes(const SS2DCall& call) noexcept {
     return "a size is negative";
   }
   if (call.states < 1 || call.states > kMaxScanStates) return "N is not from 1 to 64 (on the GPU)";
-  if (call.rank < 1 || call.rank > kMaxChannels) return "R is not from 1 to 2^20";
-  if (call.channels > kMaxChannels) return "E is above 2^20";
+  if (call.rank < 1 || call.rank > kMaxChannelsCuda) return "R is not from 1 to 2^20";
+  if (call.channels > kMaxChannelsCuda) return "E is above 2^20";
   constexpr const char* kTooLarge = "u is too large for one call; split the batch";
   for (const long long size : {call.batch, call.height, call.width}) {
     if (size > kMaxBlocks) return kTooLarge;
@@ -41,9 +44,9 @@ const char* check_ss2d_sizes(const SS2DCall& call) noexcept {
   if (across > kMaxBlocks / kMapPixels / down) return kTooLarge;
   // Blocks of a map are fewer than 2^23 tiles x 2^18 or 2^31 x 2^17, so that this does not
   // overflow.
-  MapSizes one = ss2d_sizes(call);
+  SS2DSizes one = ss2d_sizes(call);
   one.batch = 1;
-  const MapPlan plan = plan_map(one);
+  const SS2DPlan plan = plan_ss2d(one);
   for (const long long blocks : plan.grid) {
     if (blocks > kMaxBlocks / call.batch) return kTooLarge;
   }
@@ -51,7 +54,7 @@ const char* check_ss2d_sizes(const SS2DCall& call) noexcept {
 }
 
 long long ss2d_workspace(const SS2DCall& call) noexcept {
-  return is_empty(call) ? 0 : plan_map(ss2d_sizes(call)).floats * 4;
+  return is_empty(call) ? 0 : plan_ss2d(ss2d_sizes(call)).floats * 4;
 }
 
 }  // namespace tfanet

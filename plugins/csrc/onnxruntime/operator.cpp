@@ -9,11 +9,14 @@
 
 namespace tfanet_ort {
 
+using tfanet::operands::Element;
+using tfanet::operands::Operand;
+
 constexpr const char* kCudaProvider = "CUDAExecutionProvider";
 
 OrtStatus* failure(const Operator& op, OrtErrorCode code, const char* format, ...) {
   char text[256];
-  const int start = std::snprintf(text, sizeof text, "%s: ", op.spec->name);
+  const int start = std::snprintf(text, sizeof text, "%s: ", op.table->op_type);
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text + start, sizeof text - static_cast<size_t>(start), format, arguments);
@@ -23,14 +26,27 @@ OrtStatus* failure(const Operator& op, OrtErrorCode code, const char* format, ..
 
 namespace {
 
+ONNXTensorElementDataType onnx_type(Element type) {
+  switch (type) {
+    case Element::kFloat64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+    case Element::kFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case Element::kBFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    default:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  }
+}
+
 OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const Operator& op,
-                       const InputSpec& input, Operands& operands) {
+                       const Operand& input, Operands& operands) {
   size_t rank = 0;
   int64_t shape[4] = {};
   RETURN_IF_ERROR(op.api->GetDimensionsCount(info, &rank));
-  if (rank != input.rank) {
-    return failure(op, ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %zu", input.name,
-                   rank, input.rank);
+  if (rank != static_cast<size_t>(input.rank)) {
+    return failure(op, ORT_INVALID_ARGUMENT, "input %s has rank %zu, expected %d", input.name, rank,
+                   input.rank);
   }
   RETURN_IF_ERROR(op.api->GetDimensions(info, shape, rank));
   for (size_t i = 0; i < rank; ++i) {
@@ -39,7 +55,7 @@ OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const Operator& op
     if (known != shape[i]) {
       return failure(op, ORT_INVALID_ARGUMENT,
                      "%s is %lld in input %s, but %lld in an input before it",
-                     op.spec->axes[input.axes[i]], static_cast<long long>(shape[i]), input.name,
+                     op.table->axis[input.axes[i]], static_cast<long long>(shape[i]), input.name,
                      static_cast<long long>(known));
     }
   }
@@ -49,11 +65,11 @@ OrtStatus* check_shape(const OrtTensorTypeAndShapeInfo* info, const Operator& op
 OrtStatus* read_input(const OrtKernelContext* context, const Operator& op, size_t index,
                       Operands& operands) {
   const OrtApi& api = *op.api;
-  const InputSpec& input = op.spec->input[index];
+  const Operand& input = op.table->input[index];
   const OrtValue* value = nullptr;
   RETURN_IF_ERROR(api.KernelContext_GetInput(context, index, &value));
   if (value == nullptr) {
-    if (index >= op.spec->required) return nullptr;
+    if (index >= static_cast<size_t>(op.table->required)) return nullptr;
     return failure(op, ORT_INVALID_ARGUMENT, "input %s is missing", input.name);
   }
   OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -97,7 +113,7 @@ struct Domains {
 
   OrtStatus* make() {
     for (OrtCustomOpDomain** domain : {&parts, &all, &on_cuda}) {
-      RETURN_IF_ERROR(api->CreateCustomOpDomain("tfanet", domain));
+      RETURN_IF_ERROR(api->CreateCustomOpDomain(tfanet::operands::kDomain, domain));
       RETURN_IF_ERROR(add_selective_scan(*api, *domain));
     }
     RETURN_IF_ERROR(add_ss2d(*api, all));
@@ -138,59 +154,61 @@ const Domains& domains_of(const OrtApi* api) {
 }  // namespace
 
 OrtStatus* read_inputs(const OrtKernelContext* context, const Operator& op, Operands& operands) {
-  const OperatorSpec& spec = *op.spec;
+  const auto required = static_cast<size_t>(op.table->required);
+  const auto known = static_cast<size_t>(op.table->inputs);
   size_t inputs = 0;
   RETURN_IF_ERROR(op.api->KernelContext_GetInputCount(context, &inputs));
-  if (inputs < spec.required) {
-    return failure(op, ORT_INVALID_ARGUMENT, "has %zu inputs, needs %zu", inputs, spec.required);
+  if (inputs < required) {
+    return failure(op, ORT_INVALID_ARGUMENT, "has %zu inputs, needs %zu", inputs, required);
   }
-  for (size_t i = 0; i < std::min(inputs, spec.inputs); ++i) {
+  for (size_t i = 0; i < std::min(inputs, known); ++i) {
     RETURN_IF_ERROR(read_input(context, op, i, operands));
   }
   return nullptr;
 }
 
-Operator::Operator(const OrtApi& running, const OperatorSpec& spec_of_all,
-                   ONNXTensorElementDataType sequence_type, ONNXTensorElementDataType weight_type,
-                   Provider provider_of_op)
+Operator::Operator(const OrtApi& running, const tfanet::operands::Operator& table_of_op,
+                   tfanet::operands::Types types_of_op, Provider provider_of_op)
     : OrtCustomOp{},
       api(&running),
-      spec(&spec_of_all),
-      sequence(sequence_type),
-      weight(weight_type),
+      table(&table_of_op),
+      types(types_of_op),
       provider(provider_of_op) {
   version = kApiVersion;
-  GetName = [](const OrtCustomOp* op) { return self(op).spec->name; };
+  GetName = [](const OrtCustomOp* op) { return self(op).table->op_type; };
   GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
     return self(op).provider == Provider::kCuda ? kCudaProvider : nullptr;
   };
-  GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).spec->inputs; };
+  GetInputTypeCount = [](const OrtCustomOp* op) {
+    return static_cast<size_t>(self(op).table->inputs);
+  };
   GetInputType = [](const OrtCustomOp* op, size_t index) {
-    return self(op).spec->input[index].weight ? self(op).weight : self(op).sequence;
+    const tfanet::operands::Types& types = self(op).types;
+    return onnx_type(self(op).table->input[index].weight ? types.weight : types.sequence);
   };
   GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {
-    return index < self(op).spec->required ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    return self(op).table->input[index].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
   GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  GetOutputType = [](const OrtCustomOp* op, size_t) { return self(op).sequence; };
+  GetOutputType = [](const OrtCustomOp* op, size_t) { return onnx_type(self(op).types.sequence); };
   GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
   GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
   GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
   GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  GetStartVersion = [](const OrtCustomOp*) { return tfanet::operands::kVersion; };
+  GetEndVersion = [](const OrtCustomOp*) { return tfanet::operands::kVersion; };
   InferOutputShapeFn = infer_shape;
 }
 
-tfanet::DType kernel_type(ONNXTensorElementDataType type) {
+tfanet::DType kernel_type(Element type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+    case Element::kFloat64:
       return tfanet::kFloat64;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case Element::kFloat16:
       return tfanet::kFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+    case Element::kBFloat16:
       return tfanet::kBFloat16;
     default:
       return tfanet::kFloat32;
@@ -198,11 +216,11 @@ tfanet::DType kernel_type(ONNXTensorElementDataType type) {
 }
 
 #ifdef TFANET_WITH_CUDA
-tfanet::ScanType cuda_type(ONNXTensorElementDataType type) {
+tfanet::ScanType cuda_type(Element type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case Element::kFloat16:
       return tfanet::ScanType::kFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+    case Element::kBFloat16:
       return tfanet::ScanType::kBFloat16;
     default:
       return tfanet::ScanType::kFloat32;

@@ -1,4 +1,4 @@
-// What the operators for ONNX Runtime share: their description, the check of operands, errors.
+// What the operators for ONNX Runtime share: the check of operands, errors.
 //
 // Only the C interface of ONNX Runtime is used, no exception crosses it, and every function comes
 // from the running ONNX Runtime: kApiVersion is the oldest one that loads this library. Several may
@@ -14,6 +14,7 @@
 #include <new>
 
 #include "../cpu/selective_scan.h"
+#include "../operands.h"
 #ifdef TFANET_WITH_CUDA
 #include "../cuda/selective_scan_cuda.h"
 #endif
@@ -34,28 +35,10 @@ constexpr int64_t kParts = 32;
     if (status_of_call != nullptr) return status_of_call; \
   } while (false)
 
-constexpr size_t kMaxInputs = 8, kMaxAxes = 9;
-
-struct InputSpec {
-  const char* name;
-  bool weight;  // of the operator's second element type
-  size_t rank;
-  size_t axes[4];
-};
-
-// Inputs and the names of the axes that their shapes are made of: equal axes are equal sizes. The
-// one output has the element type and the shape of the first input.
-struct OperatorSpec {
-  const char* name;
-  size_t inputs, required;
-  InputSpec input[kMaxInputs];
-  const char* axes[kMaxAxes];
-};
-
 // Operands of one call; an axis of size -1 is not known, an optional input may be null.
 struct Operands {
-  const void* data[kMaxInputs] = {};
-  int64_t sizes[kMaxAxes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
+  const void* data[tfanet::operands::kMaxInputs] = {};
+  int64_t sizes[tfanet::operands::kMaxAxes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
 };
 
 enum class Provider { kCpu, kCuda };
@@ -64,12 +47,12 @@ enum class Provider { kCpu, kCuda };
 // the output, and of the weights.
 // What remains to be set are CreateKernelV2, KernelComputeV2 and KernelDestroy.
 struct Operator : OrtCustomOp {
-  Operator(const OrtApi& api, const OperatorSpec& spec, ONNXTensorElementDataType sequence,
-           ONNXTensorElementDataType weight, Provider provider);
+  Operator(const OrtApi& api, const tfanet::operands::Operator& table,
+           tfanet::operands::Types types, Provider provider);
 
   const OrtApi* api;
-  const OperatorSpec* spec;
-  ONNXTensorElementDataType sequence, weight;
+  const tfanet::operands::Operator* table;
+  tfanet::operands::Types types;
   Provider provider;
 };
 
@@ -82,26 +65,29 @@ OrtStatus* failure(const Operator& op, OrtErrorCode code, const char* format, ..
 // Reads all inputs; an error names the one that is missing or whose shape does not fit.
 OrtStatus* read_inputs(const OrtKernelContext* context, const Operator& op, Operands& operands);
 
-tfanet::DType kernel_type(ONNXTensorElementDataType type);
+tfanet::DType kernel_type(tfanet::operands::Element type);
 #ifdef TFANET_WITH_CUDA
-tfanet::ScanType cuda_type(ONNXTensorElementDataType type);
+tfanet::ScanType cuda_type(tfanet::operands::Element type);
 #endif
 
-// The element types, and the provider, of one operator.
-struct Variant {
-  ONNXTensorElementDataType sequence, weight;
-  Provider provider = Provider::kCpu;
-};
-
-// Adds operators of the class Op, which live as long as the process, to the domain.
-template <class Op, size_t count>
-OrtStatus* add_operators(const OrtApi& api, OrtCustomOpDomain* domain, const OperatorSpec& spec,
-                         const Variant (&variants)[count]) {
-  for (const Variant& variant : variants) {
-    auto* op = new (std::nothrow) Op(api, spec, variant);
-    if (op == nullptr) return api.CreateStatus(ORT_FAIL, "tfanet: out of memory");
-    RETURN_IF_ERROR(api.CustomOpDomain_Add(domain, op));
-  }
+// Adds operators of the class Op to the domain, one for each provider and pair of element types
+// that there is a kernel for. They live as long as the process.
+template <class Op>
+OrtStatus* add_operators(const OrtApi& api, OrtCustomOpDomain* domain,
+                         const tfanet::operands::Operator& table) {
+  const auto add = [&](const tfanet::operands::Types* types, int count,
+                       Provider provider) -> OrtStatus* {
+    for (int i = 0; i < count; ++i) {
+      auto* op = new (std::nothrow) Op(api, table, types[i], provider);
+      if (op == nullptr) return api.CreateStatus(ORT_FAIL, "tfanet: out of memory");
+      RETURN_IF_ERROR(api.CustomOpDomain_Add(domain, op));
+    }
+    return nullptr;
+  };
+  RETURN_IF_ERROR(add(table.cpu_types, table.cpu, Provider::kCpu));
+#ifdef TFANET_WITH_CUDA
+  RETURN_IF_ERROR(add(table.cuda_types, table.cuda, Provider::kCuda));
+#endif
   return nullptr;
 }
 

@@ -10,21 +10,7 @@
 namespace tfanet_ort {
 namespace {
 
-enum Input : size_t { kU, kDelta, kA, kB, kC, kD, kDeltaBias, kZ, kInputs };
-enum Axis : size_t { kBatch, kDim, kGroups, kState, kLength };
-
-constexpr OperatorSpec kSpec = {"SelectiveScan",
-                                kInputs,
-                                kD,
-                                {{"u", false, 3, {kBatch, kDim, kLength}},
-                                 {"delta", false, 3, {kBatch, kDim, kLength}},
-                                 {"A", true, 2, {kDim, kState}},
-                                 {"B", false, 4, {kBatch, kGroups, kState, kLength}},
-                                 {"C", false, 4, {kBatch, kGroups, kState, kLength}},
-                                 {"D", true, 1, {kDim}},
-                                 {"delta_bias", true, 1, {kDim}},
-                                 {"z", false, 3, {kBatch, kDim, kLength}}},
-                                {"batch", "dim", "G", "N", "L"}};
+using namespace tfanet::operands::selective_scan;
 
 struct Kernel {
   const Operator& op;
@@ -64,10 +50,10 @@ OrtStatus* run_cpu(const Kernel& kernel, OrtKernelContext* context, const Operan
   args.batch = sizes[kBatch];
   args.dim = sizes[kDim];
   args.length = sizes[kLength];
-  args.state = sizes[kState];
+  args.state = sizes[kStates];
   args.groups = sizes[kGroups];
-  args.dtype = kernel_type(kernel.op.sequence);
-  args.weight_dtype = kernel_type(kernel.op.weight);
+  args.dtype = kernel_type(kernel.op.types.sequence);
+  args.weight_dtype = kernel_type(kernel.op.types.weight);
   args.delta_softplus = kernel.delta_softplus;
   args.isa = tfanet::kAutomatic;
   args.u = operands.data[kU];
@@ -113,9 +99,9 @@ OrtStatus* run_cuda(const Kernel& kernel, OrtKernelContext* context, const Opera
   call.dim = operands.sizes[kDim];
   call.length = operands.sizes[kLength];
   call.groups = operands.sizes[kGroups];
-  call.states = operands.sizes[kState];
-  call.io = cuda_type(kernel.op.sequence);
-  call.weight = cuda_type(kernel.op.weight);
+  call.states = operands.sizes[kStates];
+  call.io = cuda_type(kernel.op.types.sequence);
+  call.weight = cuda_type(kernel.op.types.weight);
   call.softplus = kernel.delta_softplus;
   void* stream = nullptr;
   RETURN_IF_ERROR(kernel.op.api->KernelContext_GetGPUComputeStream(context, &stream));
@@ -142,8 +128,9 @@ OrtStatus* compute(void* kernel_of_node, OrtKernelContext* context) {
 }
 
 struct SelectiveScanOp : Operator {
-  SelectiveScanOp(const OrtApi& running, const OperatorSpec& spec_of_op, const Variant& variant)
-      : Operator(running, spec_of_op, variant.sequence, variant.weight, variant.provider) {
+  SelectiveScanOp(const OrtApi& running, const tfanet::operands::Operator& table_of_op,
+                  tfanet::operands::Types types_of_op, Provider provider_of_op)
+      : Operator(running, table_of_op, types_of_op, provider_of_op) {
     CreateKernelV2 = create_kernel;
     KernelComputeV2 = compute;
     KernelDestroy = destroy_kernel;
@@ -153,26 +140,7 @@ struct SelectiveScanOp : Operator {
 }  // namespace
 
 OrtStatus* add_selective_scan(const OrtApi& api, OrtCustomOpDomain* domain) {
-  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-  constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-  constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-  constexpr Variant kVariants[] = {
-      {kFloat, kFloat},
-      {kDouble, kDouble},
-      {kHalf, kFloat},
-      {kHalf, kHalf},
-      {kBrain, kFloat},
-      {kBrain, kBrain},
-#ifdef TFANET_WITH_CUDA
-      {kFloat, kFloat, Provider::kCuda},
-      {kHalf, kFloat, Provider::kCuda},
-      {kHalf, kHalf, Provider::kCuda},
-      {kBrain, kFloat, Provider::kCuda},
-      {kBrain, kBrain, Provider::kCuda},
-#endif
-  };
-  return add_operators<SelectiveScanOp>(api, domain, kSpec, kVariants);
+  return add_operators<SelectiveScanOp>(api, domain, kOperator);
 }
 
 }  // namespace tfanet_ort

@@ -15,48 +15,18 @@
 namespace tfanet_ort {
 namespace {
 
-enum Input : size_t { kU, kProjection, kDtWeight, kDtBias, kA, kD, kInputs };
-enum Axis : size_t { kBatch, kE, kH, kW, kK, kRows, kR, kKE, kN };
-
-constexpr OperatorSpec kWhole = {"SS2D",
-                                 kInputs,
-                                 kInputs,
-                                 {{"u", false, 4, {kBatch, kE, kH, kW}},
-                                  {"x_proj_weight", true, 3, {kK, kRows, kE}},
-                                  {"dt_weight", true, 3, {kK, kE, kR}},
-                                  {"dt_bias", true, 2, {kK, kE}},
-                                  {"A", true, 2, {kKE, kN}},
-                                  {"D", true, 1, {kKE}}},
-                                 {"batch", "E", "H", "W", "K", "R + 2N", "R", "4E", "N"}};
-
-// What is behind the projection of u, which comes as rows of all directions.
-constexpr OperatorSpec kScanOnly = {"SS2DScan",
-                                    kInputs,
-                                    kInputs,
-                                    {{"u", false, 4, {kBatch, kE, kH, kW}},
-                                     {"rows", true, 4, {kBatch, kRows, kH, kW}},
-                                     {"dt_weight", true, 2, {kKE, kR}},
-                                     {"dt_bias", true, 1, {kKE}},
-                                     {"A", true, 2, {kKE, kN}},
-                                     {"D", true, 1, {kKE}}},
-                                    {"batch", "E", "H", "W", "K", "4(R + 2N)", "R", "4E", "N"}};
+using namespace tfanet::operands::ss2d;
 
 // Sizes that are not those of another axis, but follow from them.
-OrtStatus* check_size(const Operator& op, const int64_t* sizes, Axis axis, int64_t expected) {
-  if (sizes[axis] == expected) return nullptr;
-  return failure(op, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", op.spec->axes[axis],
-                 static_cast<long long>(sizes[axis]), static_cast<long long>(expected));
-}
-
 OrtStatus* check_sizes(const Operator& op, const int64_t* sizes) {
-  const int64_t rows = sizes[kR] + 2 * sizes[kN];
-  if (op.spec == &kWhole) {
-    RETURN_IF_ERROR(check_size(op, sizes, kK, tfanet::kDirections));
-    RETURN_IF_ERROR(check_size(op, sizes, kRows, rows));
-  } else {
-    RETURN_IF_ERROR(check_size(op, sizes, kRows, tfanet::kDirections * rows));
+  for (const int axis : {kK, kRows, kKE}) {
+    if (axis >= op.table->axes) continue;
+    const int64_t expected = derived_size(*op.table, axis, sizes);
+    if (sizes[axis] == expected) continue;
+    return failure(op, ORT_INVALID_ARGUMENT, "%s is %lld, expected %lld", op.table->axis[axis],
+                   static_cast<long long>(sizes[axis]), static_cast<long long>(expected));
   }
-  return check_size(op, sizes, kKE, tfanet::kDirections * sizes[kE]);
+  return nullptr;
 }
 
 // A block of the session's memory, aligned to 64 bytes.
@@ -128,10 +98,10 @@ OrtStatus* run_cpu(const Operator& op, OrtKernelContext* context, const Operands
   args.width = sizes[kW];
   args.rank = sizes[kR];
   args.state = sizes[kN];
-  args.dtype = kernel_type(op.sequence);
+  args.dtype = kernel_type(op.types.sequence);
   args.isa = tfanet::kAutomatic;
   args.u = operands.data[kU];
-  (op.spec == &kWhole ? args.x_proj_weight : args.rows) = operands.data[kProjection];
+  (op.table == &kWhole ? args.x_proj_weight : args.rows) = operands.data[kProjection];
   args.dt_weight = operands.data[kDtWeight];
   args.dt_bias = operands.data[kDtBias];
   args.A = operands.data[kA];
@@ -180,7 +150,7 @@ OrtStatus* run_cuda(const Operator& op, OrtKernelContext* context, const Operand
   call.width = sizes[kW];
   call.rank = sizes[kR];
   call.states = sizes[kN];
-  call.io = cuda_type(op.sequence);
+  call.io = cuda_type(op.types.sequence);
   if (const char* why = tfanet::check_ss2d_sizes(call)) {
     return failure(op, ORT_INVALID_ARGUMENT, "%s", why);
   }
@@ -213,8 +183,9 @@ OrtStatus* compute(void* op_of_node, OrtKernelContext* context) {
 }
 
 struct SS2DOp : Operator {
-  SS2DOp(const OrtApi& running, const OperatorSpec& spec_of_op, const Variant& variant)
-      : Operator(running, spec_of_op, variant.sequence, variant.weight, variant.provider) {
+  SS2DOp(const OrtApi& running, const tfanet::operands::Operator& table_of_op,
+         tfanet::operands::Types types_of_op, Provider provider_of_op)
+      : Operator(running, table_of_op, types_of_op, provider_of_op) {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo*,
                         void** result) -> OrtStatus* {
       *result = const_cast<Operator*>(&self(op));  // a node has nothing of its own
@@ -225,32 +196,14 @@ struct SS2DOp : Operator {
   }
 };
 
-constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-constexpr auto kDouble = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-constexpr auto kBrain = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-
 }  // namespace
 
 OrtStatus* add_ss2d(const OrtApi& api, OrtCustomOpDomain* domain) {
-  constexpr Variant kVariants[] = {
-      {kFloat, kFloat},
-      {kDouble, kDouble},
-      {kHalf, kFloat},
-      {kBrain, kFloat},
-#ifdef TFANET_WITH_CUDA
-      {kFloat, kFloat, Provider::kCuda},
-      {kHalf, kFloat, Provider::kCuda},
-      {kBrain, kFloat, Provider::kCuda},
-#endif
-  };
-  return add_operators<SS2DOp>(api, domain, kWhole, kVariants);
+  return add_operators<SS2DOp>(api, domain, kWhole);
 }
 
 OrtStatus* add_ss2d_scan(const OrtApi& api, OrtCustomOpDomain* domain) {
-  constexpr Variant kVariants[] = {
-      {kFloat, kFloat}, {kDouble, kDouble}, {kHalf, kFloat}, {kBrain, kFloat}};
-  return add_operators<SS2DOp>(api, domain, kScanOnly, kVariants);
+  return add_operators<SS2DOp>(api, domain, kScanOnly);
 }
 
 }  // namespace tfanet_ort

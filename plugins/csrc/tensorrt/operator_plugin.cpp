@@ -50,6 +50,21 @@ bool scan_type(DataType type, ScanType& result) noexcept {
   }
 }
 
+namespace {
+
+operands::Element element_of(ScanType type) {
+  switch (type) {
+    case ScanType::kFloat16:
+      return operands::Element::kFloat16;
+    case ScanType::kBFloat16:
+      return operands::Element::kBFloat16;
+    default:
+      return operands::Element::kFloat32;
+  }
+}
+
+}  // namespace
+
 nvinfer1::IPluginCapability* OperatorPlugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -60,13 +75,13 @@ nvinfer1::IPluginCapability* OperatorPlugin::getCapabilityInterface(
     case nvinfer1::PluginCapabilityType::kRUNTIME:
       return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
   }
-  fail_in(name_, "no capability of type %d", static_cast<int>(type));
+  fail_in(table_.op_type, "no capability of type %d", static_cast<int>(type));
   return nullptr;
 }
 
 nvinfer1::IPluginV3* OperatorPlugin::clone() noexcept {
   OperatorPlugin* const result = copy();
-  if (result == nullptr) fail_in(name_, "out of memory");
+  if (result == nullptr) fail_in(table_.op_type, "out of memory");
   return result;
 }
 
@@ -74,13 +89,13 @@ std::int32_t OperatorPlugin::getOutputDataTypes(DataType* output_types, std::int
                                                 const DataType* input_types,
                                                 std::int32_t input_count) const noexcept {
   if (output_types == nullptr || input_types == nullptr) {
-    return fail_in(name_, "null array of types");
+    return fail_in(table_.op_type, "null array of types");
   }
   if (!counts_fit(input_count, output_count)) return kFail;
   for (int i = 0; i < input_count; ++i) {
     if (!type_fits(i, input_types)) {
-      return fail_in(name_, "%s has type %d: %s", input(i).name, static_cast<int>(input_types[i]),
-                     types_that_fit());
+      return fail_in(table_.op_type, "%s has type %d: %s", input(i).name,
+                     static_cast<int>(input_types[i]), types_that_fit());
     }
   }
   output_types[0] = input_types[0];
@@ -93,13 +108,14 @@ std::int32_t OperatorPlugin::getOutputShapes(const nvinfer1::DimsExprs* shapes,
                                              nvinfer1::DimsExprs* outputs,
                                              std::int32_t output_count,
                                              nvinfer1::IExprBuilder&) noexcept {
-  if (shapes == nullptr || outputs == nullptr) return fail_in(name_, "null array of shapes");
+  if (shapes == nullptr || outputs == nullptr)
+    return fail_in(table_.op_type, "null array of shapes");
   if (!counts_fit(input_count, output_count)) return kFail;
   if (shape_inputs != 0) {
-    return fail_in(name_, "%d shape inputs given, there are none", shape_inputs);
+    return fail_in(table_.op_type, "%d shape inputs given, there are none", shape_inputs);
   }
-  const nvinfer1::IDimensionExpr* known[kMaxAxes] = {};
-  OperandSizes sizes(axes_);
+  const nvinfer1::IDimensionExpr* known[operands::kMaxAxes] = {};
+  OperandSizes sizes(table_, fit_);
   for (int i = 0; i < input_count; ++i) {
     const auto size_of = [&](int axis) -> std::int64_t {
       const nvinfer1::IDimensionExpr* const size = shapes[i].d[axis];
@@ -108,15 +124,25 @@ std::int32_t OperatorPlugin::getOutputShapes(const nvinfer1::DimsExprs* shapes,
       return size->getConstantValue();
     };
     if (!sizes.read(input(i), shapes[i].nbDims, size_of))
-      return fail_in(name_, "%s", sizes.error());
+      return fail_in(table_.op_type, "%s", sizes.error());
   }
-  if (!sizes.fit()) return fail_in(name_, "%s", sizes.error());
+  if (!sizes.fit()) return fail_in(table_.op_type, "%s", sizes.error());
   outputs[0].nbDims = input(0).rank;
   for (int i = 0; i < outputs[0].nbDims; ++i) {
     const nvinfer1::IDimensionExpr* const size = known[input(0).axes[i]];
     outputs[0].d[i] = size != nullptr ? size : shapes[0].d[i];
   }
   return 0;
+}
+
+bool OperatorPlugin::type_fits(int i, const DataType* types) const noexcept {
+  ScanType u, own;
+  if (!scan_type(types[0], u) || !scan_type(types[i], own)) return false;
+  if (!input(i).weight) return own == u;
+  for (int before = 0; before < i; ++before) {
+    if (input(before).weight && types[before] != types[i]) return false;
+  }
+  return operands::in_cuda(table_, element_of(u), element_of(own));
 }
 
 bool OperatorPlugin::supportsFormatCombination(std::int32_t position,
@@ -127,7 +153,7 @@ bool OperatorPlugin::supportsFormatCombination(std::int32_t position,
   if (position < 0 || position >= input_count + output_count) return false;
   if (tensors[position].desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
   if (position == input_count) return tensors[position].desc.type == tensors[0].desc.type;
-  DataType types[kMaxInputs] = {};
+  DataType types[operands::kMaxInputs] = {};
   for (int i = 0; i <= position; ++i) types[i] = tensors[i].desc.type;
   return type_fits(position, types);
 }
@@ -136,9 +162,10 @@ std::int32_t OperatorPlugin::configurePlugin(const DynamicPluginTensorDesc* tens
                                              std::int32_t input_count,
                                              const DynamicPluginTensorDesc* outputs,
                                              std::int32_t output_count) noexcept {
-  if (tensors == nullptr || outputs == nullptr) return fail_in(name_, "null array of tensors");
+  if (tensors == nullptr || outputs == nullptr)
+    return fail_in(table_.op_type, "null array of tensors");
   if (!counts_fit(input_count, output_count)) return kFail;
-  OperandSizes sizes(axes_);
+  OperandSizes sizes(table_, fit_);
   // Bounds are sizes of a profile each; Dims of rank 0 there say that none was set.
   const auto bounds_fit = [&](nvinfer1::Dims DynamicPluginTensorDesc::* bound) {
     if ((tensors[0].*bound).nbDims <= 0) return true;
@@ -148,7 +175,7 @@ std::int32_t OperatorPlugin::configurePlugin(const DynamicPluginTensorDesc* tens
       read(sizes, [&](int i) -> const nvinfer1::Dims& { return tensors[i].desc.dims; }) &&
       bounds_fit(&DynamicPluginTensorDesc::min) && bounds_fit(&DynamicPluginTensorDesc::opt) &&
       bounds_fit(&DynamicPluginTensorDesc::max);
-  return fits ? 0 : fail_in(name_, "%s", sizes.error());
+  return fits ? 0 : fail_in(table_.op_type, "%s", sizes.error());
 }
 
 // Of the largest sizes of a profile, or of the tensors' own where none was set.
@@ -157,7 +184,7 @@ std::size_t OperatorPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* tens
                                              const DynamicPluginTensorDesc*,
                                              std::int32_t output_count) const noexcept {
   ScanType type;
-  OperandSizes sizes(axes_);
+  OperandSizes sizes(table_, fit_);
   if (tensors == nullptr || !counts_fit(input_count, output_count)) return 0;
   const bool bounded = tensors[0].max.nbDims > 0;
   const bool known = read(sizes, [&](int i) -> const nvinfer1::Dims& {
@@ -168,16 +195,17 @@ std::size_t OperatorPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* tens
 }
 
 std::int32_t OperatorPlugin::setTactic(std::int32_t tactic) noexcept {
-  return tactic == 0 ? 0 : fail_in(name_, "tactic %d is unknown, there is one: 0", tactic);
+  return tactic == 0 ? 0 : fail_in(table_.op_type, "tactic %d is unknown, there is one: 0", tactic);
 }
 
 std::int32_t OperatorPlugin::onShapeChange(const PluginTensorDesc* tensors,
                                            std::int32_t input_count,
                                            const PluginTensorDesc* outputs,
                                            std::int32_t output_count) noexcept {
-  if (tensors == nullptr || outputs == nullptr) return fail_in(name_, "null array of tensors");
+  if (tensors == nullptr || outputs == nullptr)
+    return fail_in(table_.op_type, "null array of tensors");
   if (!counts_fit(input_count, output_count)) return kFail;
-  OperandSizes sizes(axes_);
+  OperandSizes sizes(table_, fit_);
   return read_call(sizes, tensors, outputs) ? 0 : kFail;
 }
 
@@ -186,24 +214,24 @@ std::int32_t OperatorPlugin::enqueue(const PluginTensorDesc* tensors,
                                      void* const* output_data, void* workspace,
                                      cudaStream_t stream) noexcept {
   if (tensors == nullptr || outputs == nullptr || input_data == nullptr || output_data == nullptr) {
-    return fail_in(name_, "null array of tensors");
+    return fail_in(table_.op_type, "null array of tensors");
   }
-  OperandSizes sizes(axes_);
+  OperandSizes sizes(table_, fit_);
   if (!read_call(sizes, tensors, outputs)) return kFail;
   for (int i = 0; i < tensors[0].dims.nbDims; ++i) {
     if (tensors[0].dims.d[i] == 0) return 0;
   }
   for (int i = 0; i < inputs(); ++i) {
-    if (input_data[i] == nullptr) return fail_in(name_, "%s has no memory", input(i).name);
+    if (input_data[i] == nullptr) return fail_in(table_.op_type, "%s has no memory", input(i).name);
   }
-  if (output_data[0] == nullptr) return fail_in(name_, "y has no memory");
+  if (output_data[0] == nullptr) return fail_in(table_.op_type, "y has no memory");
   const char* const wrong = launch(sizes, tensors, input_data, output_data[0], workspace, stream);
-  return wrong == nullptr ? 0 : fail_in(name_, "%s", wrong);
+  return wrong == nullptr ? 0 : fail_in(table_.op_type, "%s", wrong);
 }
 
 template <typename DimsOf>
 bool OperatorPlugin::read(OperandSizes& sizes, DimsOf dims_of) const noexcept {
-  sizes = OperandSizes(axes_);
+  sizes = OperandSizes(table_, fit_);
   for (int i = 0; i < inputs(); ++i) {
     const nvinfer1::Dims& dims = dims_of(i);
     if (!sizes.read(input(i), dims.nbDims, [&](int axis) { return dims.d[axis]; })) return false;
@@ -214,17 +242,17 @@ bool OperatorPlugin::read(OperandSizes& sizes, DimsOf dims_of) const noexcept {
 bool OperatorPlugin::read_call(OperandSizes& sizes, const PluginTensorDesc* tensors,
                                const PluginTensorDesc* outputs) const noexcept {
   if (!read(sizes, [&](int i) -> const nvinfer1::Dims& { return tensors[i].dims; })) {
-    fail_in(name_, "%s", sizes.error());
+    fail_in(table_.op_type, "%s", sizes.error());
     return false;
   }
   if (const char* const axis = sizes.unknown()) {
-    fail_in(name_, "%s is not known when the scan runs", axis);
+    fail_in(table_.op_type, "%s is not known when the scan runs", axis);
     return false;
   }
   const nvinfer1::Dims& u = tensors[0].dims;
   const nvinfer1::Dims& y = outputs[0].dims;
   if (y.nbDims != u.nbDims || std::memcmp(y.d, u.d, sizeof u.d[0] * u.nbDims) != 0) {
-    fail_in(name_, "y has another shape than u");
+    fail_in(table_.op_type, "y has another shape than u");
     return false;
   }
   return true;

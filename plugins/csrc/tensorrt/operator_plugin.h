@@ -14,7 +14,8 @@
 namespace tfanet {
 
 constexpr const char* kVersion = "1";
-constexpr const char* kNamespace = "tfanet";
+static_assert(operands::kVersion == 1, "kVersion says so");
+constexpr const char* kNamespace = operands::kDomain;
 constexpr int kFail = -1;
 
 extern std::atomic<nvinfer1::ILoggerFinder*> logger_finder;
@@ -32,7 +33,7 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneBuild,
                        public nvinfer1::IPluginV3OneRuntime {
  public:
-  OperatorPlugin(const char* name, const Axes& axes) : name_(name), axes_(axes) {}
+  OperatorPlugin(const operands::Operator& table, SizesFit fit) : table_(table), fit_(fit) {}
 
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -40,7 +41,7 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* clone() noexcept final;
 
   // IPluginV3OneCore
-  const char* getPluginName() const noexcept final { return name_; }
+  const char* getPluginName() const noexcept final { return table_.op_type; }
   const char* getPluginVersion() const noexcept final { return kVersion; }
   const char* getPluginNamespace() const noexcept final { return kNamespace; }
 
@@ -80,16 +81,12 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
   }
 
  protected:
-  static constexpr int kMaxInputs = 8;
-
   // A new plugin of the same settings, or null.
   virtual OperatorPlugin* copy() const noexcept = 0;
   virtual int inputs() const noexcept = 0;
-  virtual const Operand& input(int i) const noexcept = 0;
+  virtual const operands::Operand& input(int i) const noexcept = 0;
   // Whether these are the numbers of inputs and outputs that the settings mean; says if not.
   virtual bool counts_fit(std::int32_t inputs, std::int32_t outputs) const noexcept = 0;
-  // Whether input `i` may have its type, given those before it.
-  virtual bool type_fits(int i, const nvinfer1::DataType* types) const noexcept = 0;
   // Which types fit, in words.
   virtual const char* types_that_fit() const noexcept = 0;
   // Bytes for a call of these sizes, all of them known.
@@ -100,6 +97,8 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
                              cudaStream_t stream) const noexcept = 0;
 
  private:
+  // Whether input `i` may have its type, given those before it.
+  bool type_fits(int i, const nvinfer1::DataType* types) const noexcept;
   // Reads the shapes of all inputs, -1 where a size is open.
   template <typename DimsOf>
   bool read(OperandSizes& sizes, DimsOf dims_of) const noexcept;
@@ -107,8 +106,8 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
   bool read_call(OperandSizes& sizes, const nvinfer1::PluginTensorDesc* inputs,
                  const nvinfer1::PluginTensorDesc* outputs) const noexcept;
 
-  const char* const name_;
-  const Axes& axes_;
+  const operands::Operator& table_;
+  const SizesFit fit_;
 };
 
 // Each makes its plugin's creator, which lives as long as the process.

@@ -19,7 +19,9 @@ using nvinfer1::PluginFieldType;
 namespace tfanet {
 namespace {
 
-constexpr const char* kName = "SelectiveScan";
+using namespace operands::selective_scan;
+
+constexpr const char* kName = kOperator.op_type;
 constexpr const char* kSoftplusField = "delta_softplus";
 constexpr const char* kOptionalField = "optional_inputs";
 
@@ -31,7 +33,7 @@ struct Settings {
 class Plugin final : public OperatorPlugin {
  public:
   explicit Plugin(const Settings& settings)
-      : OperatorPlugin(kName, kAxes), settings_(settings), inputs_(settings.optional) {
+      : OperatorPlugin(kOperator, scan_fits), settings_(settings), inputs_(settings.optional) {
     std::snprintf(summary_, sizeof summary_, "%s=%d,%s=%d", kSoftplusField, settings.softplus,
                   kOptionalField, settings.optional);
   }
@@ -49,7 +51,7 @@ class Plugin final : public OperatorPlugin {
  private:
   OperatorPlugin* copy() const noexcept override { return new (std::nothrow) Plugin(settings_); }
   int inputs() const noexcept override { return inputs_.count(); }
-  const Operand& input(int i) const noexcept override { return inputs_[i]; }
+  const operands::Operand& input(int i) const noexcept override { return inputs_[i]; }
 
   bool counts_fit(std::int32_t inputs, std::int32_t outputs) const noexcept override {
     if (inputs == inputs_.count() && outputs == 1) return true;
@@ -58,12 +60,6 @@ class Plugin final : public OperatorPlugin {
     return false;
   }
 
-  bool type_fits(int i, const DataType* types) const noexcept override {
-    ScanType known;
-    if (i == 0) return scan_type(types[0], known);
-    if (!inputs_[i].weight) return types[i] == types[0];
-    return i == 2 ? types[2] == DataType::kFLOAT || types[2] == types[0] : types[i] == types[2];
-  }
   const char* types_that_fit() const noexcept override {
     return "sequences are float32, float16 or bfloat16, all the same; weights are float32 or that "
            "type";
@@ -77,14 +73,14 @@ class Plugin final : public OperatorPlugin {
       const int place = inputs_.place(operand);
       return place < 0 ? nullptr : input_data[place];
     };
-    call.u = data(0);
-    call.delta = data(1);
-    call.A = data(2);
-    call.B = data(3);
-    call.C = data(4);
-    call.D = data(5);
-    call.delta_bias = data(6);
-    call.z = data(7);
+    call.u = data(kU);
+    call.delta = data(kDelta);
+    call.A = data(kA);
+    call.B = data(kB);
+    call.C = data(kC);
+    call.D = data(kD);
+    call.delta_bias = data(kDeltaBias);
+    call.z = data(kZ);
     call.y = y;
     call.batch = sizes[kBatch];
     call.dim = sizes[kDim];
@@ -92,7 +88,7 @@ class Plugin final : public OperatorPlugin {
     call.groups = sizes[kGroups];
     call.states = sizes[kStates];
     call.softplus = settings_.softplus != 0;
-    if (!scan_type(inputs[0].type, call.io) || !scan_type(inputs[2].type, call.weight)) {
+    if (!scan_type(inputs[kU].type, call.io) || !scan_type(inputs[kA].type, call.weight)) {
       return "the types of u and A are not supported";
     }
     return launch_selective_scan(call, stream);

@@ -13,64 +13,49 @@ using nvinfer1::PluginFieldCollection;
 namespace tfanet {
 namespace {
 
-constexpr const char* kName = "SS2D";
-constexpr int kInputs = 6;
-constexpr std::int64_t kDirections = 4;
+using namespace operands::ss2d;
 
-enum MapAxis : int { kBatch, kE, kH, kW, kK, kRows, kR, kKE, kN, kMapAxes };
+constexpr const char* kName = kWhole.op_type;
 
-bool map_fits(const std::int64_t* sizes, char* error, std::size_t room) {
-  const std::int64_t inner = sizes[kE], rank = sizes[kR], states = sizes[kN];
+bool ss2d_fits(const std::int64_t* sizes, char* error, std::size_t room) {
   const auto fails = [&](const char* what, std::int64_t size, const char* expected) {
     std::snprintf(error, room, "%s is %lld, expected %s", what, static_cast<long long>(size),
                   expected);
     return false;
   };
-  if (sizes[kK] >= 0 && sizes[kK] != kDirections) return fails("K", sizes[kK], "4 directions");
-  if (rank == 0) return fails("R", rank, "1 or more");
-  if (states == 0 || states > 64) return fails("N", states, "1 to 64 in this library");
-  if (rank > 0 && states > 0 && sizes[kRows] >= 0 && sizes[kRows] != rank + 2 * states) {
-    return fails("the rows of x_proj_weight", sizes[kRows], "R + 2N");
+  const auto differs = [&](int axis) {
+    const std::int64_t expected = derived_size(kWhole, axis, sizes);
+    return sizes[axis] >= 0 && expected >= 0 && sizes[axis] != expected;
+  };
+  static_assert(kDirections == 4 && kMaxStatesCuda == 64, "the messages say so");
+  if (differs(kK)) return fails("K", sizes[kK], "4 directions");
+  if (sizes[kR] == 0) return fails("R", sizes[kR], "1 or more");
+  if (sizes[kN] == 0 || sizes[kN] > kMaxStatesCuda) {
+    return fails("N", sizes[kN], "1 to 64 in this library");
   }
-  if (inner >= 0 && sizes[kKE] >= 0 && sizes[kKE] != kDirections * inner) {
-    return fails("the rows of A", sizes[kKE], "4E");
-  }
+  if (differs(kRows)) return fails("the rows of x_proj_weight", sizes[kRows], "R + 2N");
+  if (differs(kKE)) return fails("the rows of A", sizes[kKE], "4E");
   return true;
 }
 
-constexpr Axes kAxes = {
-    kMapAxes, {"batch", "E", "H", "W", "K", "R + 2N", "R", "4E", "N"}, map_fits};
-
-constexpr Operand kOperands[kInputs] = {
-    {"u", false, 4, {kBatch, kE, kH, kW}},
-    {"x_proj_weight", true, 3, {kK, kRows, kE}},
-    {"dt_weight", true, 3, {kK, kE, kR}},
-    {"dt_bias", true, 2, {kK, kE}},
-    {"A", true, 2, {kKE, kN}},
-    {"D", true, 1, {kKE}},
-};
-
 class Plugin final : public OperatorPlugin {
  public:
-  Plugin() : OperatorPlugin(kName, kAxes) {}
+  Plugin() : OperatorPlugin(kWhole, ss2d_fits) {}
 
   const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_; }
 
  private:
   OperatorPlugin* copy() const noexcept override { return new (std::nothrow) Plugin; }
   int inputs() const noexcept override { return kInputs; }
-  const Operand& input(int i) const noexcept override { return kOperands[i]; }
+  const operands::Operand& input(int i) const noexcept override { return kWhole.input[i]; }
 
   bool counts_fit(std::int32_t inputs, std::int32_t outputs) const noexcept override {
     if (inputs == kInputs && outputs == 1) return true;
-    fail_in(kName, "%d inputs and %d outputs, expected 6 inputs and 1 output", inputs, outputs);
+    fail_in(kName, "%d inputs and %d outputs, expected %d inputs and 1 output", inputs, outputs,
+            kInputs);
     return false;
   }
 
-  bool type_fits(int i, const DataType* types) const noexcept override {
-    ScanType known;
-    return i == 0 ? scan_type(types[0], known) : types[i] == DataType::kFLOAT;
-  }
   const char* types_that_fit() const noexcept override {
     return "u is float32, float16 or bfloat16, weights are float32";
   }
@@ -96,15 +81,15 @@ class Plugin final : public OperatorPlugin {
                      const void* const* input_data, void* y, void* workspace,
                      cudaStream_t stream) const noexcept override {
     ScanType io;
-    if (!scan_type(inputs[0].type, io)) return "the type of u is not supported";
+    if (!scan_type(inputs[kU].type, io)) return "the type of u is not supported";
     SS2DCall call = call_of(sizes, io);
     const auto weight = [&](int i) { return static_cast<const float*>(input_data[i]); };
-    call.u = input_data[0];
-    call.x_proj_weight = weight(1);
-    call.dt_weight = weight(2);
-    call.dt_bias = weight(3);
-    call.A = weight(4);
-    call.D = weight(5);
+    call.u = input_data[kU];
+    call.x_proj_weight = weight(kProjection);
+    call.dt_weight = weight(kDtWeight);
+    call.dt_bias = weight(kDtBias);
+    call.A = weight(kA);
+    call.D = weight(kD);
     call.y = y;
     call.workspace = workspace;
     return launch_ss2d(call, stream);

@@ -17,11 +17,11 @@ struct Call {
 };
 
 template <typename T, int kStates>
-void run(const Call& call, const tfanet::MapOperands<T>& operands) {
-  const tfanet::MapPlan plan = tfanet::plan_map(operands.sizes);
-  const auto all_blocks = [&](tfanet::MapKernel kernel,
-                              void (*body)(const tfanet::MapOperands<T>&)) {
-    emulator::run_grid(plan.grid[kernel], {tfanet::kMapThreads, 1, 1}, call.order,
+void run(const Call& call, const tfanet::SS2DOperands<T>& operands) {
+  const tfanet::SS2DPlan plan = tfanet::plan_ss2d(operands.sizes);
+  const auto all_blocks = [&](tfanet::SS2DKernel kernel,
+                              void (*body)(const tfanet::SS2DOperands<T>&)) {
+    emulator::run_grid(plan.grid[kernel], {tfanet::kSS2DThreads, 1, 1}, call.order,
                        [&] { body(operands); });
   };
   all_blocks(tfanet::kProjectMap, tfanet::project_map<T>);
@@ -32,11 +32,11 @@ void run(const Call& call, const tfanet::MapOperands<T>& operands) {
 
 template <typename T>
 int answer(const Call& call) {
-  tfanet::MapOperands<T> operands{};
+  tfanet::SS2DOperands<T> operands{};
   operands.sizes = {static_cast<int>(call.batch),  static_cast<int>(call.channels),
                     static_cast<int>(call.height), static_cast<int>(call.width),
                     static_cast<int>(call.rank),   static_cast<int>(call.states)};
-  const size_t directions = tfanet::kMapDirections, channels = call.channels;
+  const size_t directions = tfanet::kSS2DDirections, channels = call.channels;
   const size_t map = call.batch * channels * call.height * call.width;
   const size_t counts[kOperands] = {map,
                                     directions * (call.rank + 2 * call.states) * channels,
@@ -45,7 +45,7 @@ int answer(const Call& call) {
                                     directions * channels * call.states,
                                     directions * channels,
                                     map,
-                                    static_cast<size_t>(tfanet::plan_map(operands.sizes).floats)};
+                                    static_cast<size_t>(tfanet::plan_ss2d(operands.sizes).floats)};
   unsigned char* data[kOperands] = {};
   std::vector<emulator::Buffer> held;
   for (int i = 0; i < kOperands; ++i) {

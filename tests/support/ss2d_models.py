@@ -19,17 +19,22 @@ Arrays = dict[str, np.ndarray]
 
 
 def arrays(
-    batch: int = 2, inner: int = 8, height: int = 6, width: int = 5, rank: int = 3, states: int = 1
+    batch: int = 2,
+    channels: int = 8,
+    height: int = 6,
+    width: int = 5,
+    rank: int = 3,
+    states: int = 1,
 ) -> Arrays:
     """Random operands of SS2D, float32."""
-    rng = np.random.default_rng([batch, inner, height, width, rank, states])
+    rng = np.random.default_rng([batch, channels, height, width, rank, states])
     values = (
-        rng.standard_normal((batch, inner, height, width)),
-        rng.standard_normal((4, rank + 2 * states, inner)) * inner**-0.5,
-        rng.standard_normal((4, inner, rank)) * rank**-0.5,
-        rng.standard_normal((4, inner)) - 2,
-        -rng.uniform(0.1, 8, (4 * inner, states)),
-        rng.standard_normal(4 * inner),
+        rng.standard_normal((batch, channels, height, width)),
+        rng.standard_normal((4, rank + 2 * states, channels)) * channels**-0.5,
+        rng.standard_normal((4, channels, rank)) * rank**-0.5,
+        rng.standard_normal((4, channels)) - 2,
+        -rng.uniform(0.1, 8, (4 * channels, states)),
+        rng.standard_normal(4 * channels),
     )
     return {name: value.astype(np.float32) for name, value in zip(NAMES, values, strict=True)}
 
