@@ -67,19 +67,19 @@ def preset_shapes(name: str) -> list[Shape]:
 
 def make_operands(shape: Shape) -> list[Tensor]:
     """The arguments of `ss2d` at batch 1, distributed as VMamba's are at the start of training."""
-    inner, height, width, rank, states = shape
+    channels, height, width, rank, states = shape
     random = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=random)
 
     return [
-        normal(1, inner, height, width),
-        normal(4, rank + 2 * states, inner) * inner**-0.5,
-        normal(4, inner, rank) * rank**-0.5,
-        normal(4, inner) - 4,
-        -torch.arange(1.0, states + 1).repeat(4 * inner, 1),
-        torch.ones(4 * inner),
+        normal(1, channels, height, width),
+        normal(4, rank + 2 * states, channels) * channels**-0.5,
+        normal(4, channels, rank) * rank**-0.5,
+        normal(4, channels) - 4,
+        -torch.arange(1.0, states + 1).repeat(4 * channels, 1),
+        torch.ones(4 * channels),
     ]
 
 
@@ -155,9 +155,9 @@ def measure(
         for name, run in candidates.items():
             times[name].append(seconds(run, clock))
     medians = {name: 1e3 * median(values) for name, values in times.items()}
-    inner, height, width, rank, states = shape
-    products = 2 * 4 * (2 * rank + 2 * states) * inner * height * width
-    moved = 2 * inner * height * width * 4
+    channels, height, width, rank, states = shape
+    products = 2 * 4 * (2 * rank + 2 * states) * channels * height * width
+    moved = 2 * channels * height * width * 4
     return {
         "shape": shape,
         "ms": medians,
@@ -195,9 +195,9 @@ def main() -> None:
     heads = (*names, *(f"{name}/fused" for name in BASELINES))
     print(f"{'E, H x W, R, N':>22} {'bound':>7}", *(f"{head:>12}" for head in heads))
     for row in rows:
-        inner, height, width, rank, states = row["shape"]
+        channels, height, width, rank, states = row["shape"]
         print(
-            f"{f'{inner}, {height}x{width}, {rank}, {states}':>22} {row['bound_ms']:7.2f}",
+            f"{f'{channels}, {height}x{width}, {rank}, {states}':>22} {row['bound_ms']:7.2f}",
             *(f"{row['ms'][name]:12.2f}" for name in names),
             *(f"{row['times_faster'][name]:12.2f}" for name in BASELINES),
         )

@@ -44,11 +44,11 @@ def vmamba(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
     """VMamba's functions in the order in which its block of the "v05" kind calls them."""
-    batch, inner, height, width = u.shape
+    batch, channels, height, width = u.shape
     directions, _, rank = dt_weight.shape[0], x_proj_weight.shape[1], dt_weight.shape[2]
     states, length = A.shape[1], height * width
     sequences = csm_triton.cross_scan_fn(u).view(batch, -1, length)
-    weight = x_proj_weight.to(u.dtype).view(-1, inner, 1)
+    weight = x_proj_weight.to(u.dtype).view(-1, channels, 1)
     rows = torch.nn.functional.conv1d(sequences, weight, groups=directions)
     dt, B, C = rows.view(batch, directions, -1, length).split([rank, states, states], dim=2)
     weight = dt_weight.to(u.dtype).view(-1, rank, 1)

@@ -41,11 +41,11 @@ def scan_by_steps(
     return y if z is None else y * z * torch.sigmoid(z)
 
 
-def map_by_steps(
+def ss2d_by_steps(
     u: Tensor, x_proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
     """The 2-D scan: four walks over the pixels, each by `scan_by_steps`."""
-    inner, height, width = u.shape[1:]
+    channels, height, width = u.shape[1:]
     rank, states = dt_weight.shape[2], A.shape[1]
     pixels = torch.arange(height * width).view(height, width)
     rows, columns = pixels.flatten(), pixels.t().flatten()
@@ -53,7 +53,7 @@ def map_by_steps(
     for k, walk in enumerate((rows, columns, rows.flip(0), columns.flip(0))):
         x = u.flatten(2)[:, :, walk]
         dt, B, C = torch.split(x_proj[k] @ x, [rank, states, states], 1)
-        of_k = slice(k * inner, (k + 1) * inner)
+        of_k = slice(k * channels, (k + 1) * channels)
         y = scan_by_steps(
             x, dt_weight[k] @ dt, A[of_k], B[:, None], C[:, None], D[of_k], None, dt_bias[k]
         )
@@ -74,7 +74,7 @@ def scan_operands(optional: bool = True, length: int = 5, seed: int = 0) -> list
     return [None if v is None else v.double() for v in x]
 
 
-def map_operands(seed: int = 0) -> list[Tensor]:
+def ss2d_operands(seed: int = 0) -> list[Tensor]:
     torch.manual_seed(seed)
     x = [
         torch.randn(2, 2, 2, 3),
@@ -90,7 +90,7 @@ def map_operands(seed: int = 0) -> list[Tensor]:
 def both(kind: str) -> tuple[Function, Function, list[Any]]:
     """The operator, its definition, and operands."""
     if kind == "ss2d":
-        return ss2d, map_by_steps, map_operands()
+        return ss2d, ss2d_by_steps, ss2d_operands()
     return scan, scan_by_steps, scan_operands(kind == "all operands")
 
 

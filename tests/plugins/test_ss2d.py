@@ -26,7 +26,7 @@ NAMES = ("u", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 
 def operands(
     batch: int = 1,
-    inner: int = 16,
+    channels: int = 16,
     height: int = 5,
     width: int = 7,
     rank: int = 2,
@@ -40,12 +40,12 @@ def operands(
         return torch.randn(size, generator=random)
 
     return [
-        normal(batch, inner, height, width).to(dtype),
-        normal(4, rank + 2 * states, inner) * inner**-0.5,
-        normal(4, inner, rank) * rank**-0.5,
-        normal(4, inner) - 3,
-        -torch.rand(4 * inner, states, generator=random) * 8 - 0.1,
-        normal(4 * inner),
+        normal(batch, channels, height, width).to(dtype),
+        normal(4, rank + 2 * states, channels) * channels**-0.5,
+        normal(4, channels, rank) * rank**-0.5,
+        normal(4, channels) - 3,
+        -torch.rand(4 * channels, states, generator=random) * 8 - 0.1,
+        normal(4 * channels),
     ]
 
 
@@ -55,14 +55,14 @@ def oracle(x: list[Tensor], magnitude: bool = False) -> np.ndarray:
     With `magnitude`, the sizes of all that is added up to y.
     """
     u, x_proj, dt_weight, dt_bias, A, D = (value.double().numpy() for value in x)
-    batch, inner, height, width = u.shape
+    batch, channels, height, width = u.shape
     rank, states = dt_weight.shape[2], A.shape[1]
     rows = [(i, j) for i in range(height) for j in range(width)]
     columns = [(i, j) for j in range(width) for i in range(height)]
     y = np.zeros_like(u)
     for k, walk in enumerate((rows, columns, rows[::-1], columns[::-1])):
-        decay, skip = A.reshape(4, inner, states)[k], D.reshape(4, inner)[k]
-        h = np.zeros((batch, inner, states))
+        decay, skip = A.reshape(4, channels, states)[k], D.reshape(4, channels)[k]
+        h = np.zeros((batch, channels, states))
         for i, j in walk:
             pixel = u[:, :, i, j]
             projected = pixel @ x_proj[k].T
@@ -83,7 +83,7 @@ def error(y: Tensor, expected: np.ndarray) -> float:
 @settings(max_examples=40, deadline=None)
 @given(
     batch=st.integers(1, 3),
-    inner=st.integers(1, 50),
+    channels=st.integers(1, 50),
     height=st.integers(1, 23),
     width=st.integers(1, 23),
     rank=st.integers(1, 20),
@@ -93,10 +93,10 @@ def error(y: Tensor, expected: np.ndarray) -> float:
     seed=st.integers(0, 2**20),
 )
 def test_random_shapes(
-    batch: int, inner: int, height: int, width: int, rank: int, states: int,
+    batch: int, channels: int, height: int, width: int, rank: int, states: int,
     threads: int, isa: str, seed: int,
 ) -> None:  # fmt: skip
-    x = operands(batch, inner, height, width, rank, states, seed=seed)
+    x = operands(batch, channels, height, width, rank, states, seed=seed)
     y = torch.full_like(x[0], torch.nan)
     run_into(y, *x, isa=isa, threads=threads)
     # All of a small map may be small by cancellation: then the sizes of what is added up count.
