@@ -394,12 +394,42 @@ def test_a_missing_nvrtc_is_one_line_that_names_the_extra(monkeypatch: pytest.Mo
     )
 
 
+def test_the_compute_capability_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=12,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+    )
+    driver = Driver()
+    driver.CUdevice_attribute = kinds  # type: ignore[attr-defined]
+    # An attribute's number is its value here.
+    driver.cuDeviceGetAttribute = lambda kind, _: (SimpleNamespace(value=0), kind)  # type: ignore[attr-defined]
+    monkeypatch.setattr(cuda, "_driver", lambda: driver)
+    assert cuda.compute_capability(3) == 121
+    assert driver.calls == [("cuInit", (0,)), ("cuDeviceGet", (3,))]
+    driver.fails = "cuInit"
+    with pytest.raises(MissingDependencyError, match="cuInit failed with CUDA_ERROR_X"):
+        cuda.compute_capability()
+
+
+def test_a_missing_driver_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(_: int) -> None:
+        raise RuntimeError("no libcuda.so.1\nfor you")
+
+    monkeypatch.setattr(cuda, "_driver", lambda: SimpleNamespace(cuInit=init))
+    with pytest.raises(MissingDependencyError) as caught:
+        cuda.compute_capability()
+    assert str(caught.value) == (
+        "selective_scan on CUDA needs NVIDIA's driver (no libcuda.so.1 for you): install it, or "
+        "name the compute capability to compile for"
+    )
+
+
 def test_missing_packages_name_the_extra() -> None:
     # In a process of its own, where cuda.bindings can't be imported and PyTorch is not.
     script = """
 import sys
 sys.modules["cuda"] = None
-from tfanet.plugins import cuda, cuda_ss2d
+from tfanet.plugins.kernels import cuda, cuda_ss2d
 try:
     cuda.ptx("float32", "float32", 1, (), False, 90)
 except cuda.MissingDependencyError as error:

@@ -624,7 +624,7 @@ def test_engines_need_no_torch():
 
 def test_engine_whose_plugin_is_in_a_library(cuda, add_engine, monkeypatch, tmp_path):
     path = add_engine("tensorrt", plugin="library")
-    monkeypatch.setattr("tfanet.plugins.kernels.cpu._LIBRARIES", tmp_path)
+    monkeypatch.setattr("tfanet.plugins.libraries._FOLDER", tmp_path)
     with pytest.raises(MissingDependencyError, match=r"libtfanet_trt\.so has not been built"):
         Predictor(path, backend="tensorrt")
     passed_over = Predictor(path).info()["passed_over"]
