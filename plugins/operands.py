@@ -28,7 +28,9 @@ __all__ = [
     "derived_sizes",
 ]
 
-DOMAIN, VERSION = "tfanet", 1
+# Of ONNX.
+DOMAIN = "tfanet"
+VERSION = 1
 DIRECTIONS = 4  # of a 2-D scan: rows, columns, rows reversed, columns reversed
 # N is from 1 to these: in the CPU kernels, and in the CUDA kernels.
 MAX_STATES_CPU, MAX_STATES_CUDA = 256, 64

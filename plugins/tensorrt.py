@@ -26,11 +26,12 @@ from tfanet.plugins.graph.attach import attach, expand_ss2d, rewrite_file, scan_
 from tfanet.plugins.graph.ss2d import is_ss2d, is_whole_ss2d
 from tfanet.plugins.kernels import cuda
 from tfanet.plugins.kernels.geometry import scan_geometry
-from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
+from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN
 
 __all__ = ["FORMS", "plugin_graph", "register", "rewrite", "write_plugin_graph"]
 
 FORMS = ("aot", "library")
+_VERSION = "1"  # of the plugins
 # Names of tensorrt.DataType: how `operands` calls the type, and how autotune does.
 _TYPES = {
     "FLOAT": ("float32", "FP32"),
@@ -65,7 +66,7 @@ def plugin_graph(model: ModelProto, form: str) -> ModelProto:
         node.attribute.append(helper.make_attribute(name, value))
     for node in (*scans, *filter(is_whole_ss2d, result.graph.node)):
         node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
-        node.attribute.append(helper.make_attribute("plugin_version", str(VERSION)))
+        node.attribute.append(helper.make_attribute("plugin_version", _VERSION))
     return result
 
 

@@ -54,9 +54,8 @@ NUMBERS = [
     {str(SCHEMA_VERSION), number_in("runtime/cpp/src/bundle.h", r"kSchemaVersion = (\d+)")},
     {str(ranges.SCHEMA_VERSION)},
     {
-        number_in("plugins/graph/schemas.py", r"OP_VERSION = (\d+)"),
-        number_in("plugins/csrc/onnxruntime/operator.cpp", r"GetStartVersion = .* return (\d+)"),
-        number_in("plugins/csrc/onnxruntime/operator.cpp", r"GetEndVersion = .* return (\d+)"),
+        number_in("plugins/operands.py", r"\nVERSION = (\d+)"),
+        number_in("plugins/csrc/operands.h", r"kVersion = (\d+)"),
     },
     {
         number_in("plugins/tensorrt.py", r'_VERSION = "(\d+)"'),

@@ -14,7 +14,6 @@
 namespace tfanet {
 
 constexpr const char* kVersion = "1";
-static_assert(operands::kVersion == 1, "kVersion says so");
 constexpr const char* kNamespace = operands::kDomain;
 constexpr int kFail = -1;
 
