@@ -147,7 +147,9 @@ def _ss2d_cuda(
 
 def _enqueue(y: Tensor, u: Tensor, *weights: Tensor) -> None:
     """Writes the 2-D scan to y on the device's current stream; everything is contiguous."""
-    sizes = SS2DSizes(*u.shape, rank=weights[1].shape[2], states=weights[3].shape[1])
+    batch, channels, height, width = u.shape
+    rank, states = weights[1].shape[2], weights[3].shape[1]
+    sizes = SS2DSizes(batch, channels, height, width, rank, states)
     workspace = torch.empty(plan_ss2d(sizes)[0], dtype=torch.uint8, device=u.device)
     operands = zip(cuda_ss2d.POINTERS, (u, *weights, y, workspace), strict=True)
     major, minor = torch.cuda.get_device_capability(u.device)
