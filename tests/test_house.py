@@ -16,7 +16,7 @@ from imports import ROOT, Import, all_imports, modules, packages
 import tfanet
 from tfanet import moved
 
-LEAVES = ("errors", "progress")  # modules that every room may know, and that know none
+LEAVES = ("errors", "files", "progress")  # modules that every room may know, and that know none
 STUBS = {name: folder / "__init__.pyi" for name, folder in packages().items()}
 PUBLIC = {name: stub for name, stub in STUBS.items() if stub.is_file()}
 LAZY = [
@@ -52,6 +52,11 @@ def test_leaves_know_nothing():
     assert not wrong, listed(wrong)
 
 
+def test_plugins_know_errors_only():
+    wrong = [i for i in from_room("plugins") if room(i.module) not in ("plugins", "errors")]
+    assert not wrong, listed(wrong)
+
+
 @pytest.mark.parametrize("name", ["model", "data"])
 def test_the_model_and_the_data_stand_on_plugins_and_the_runtime(name):
     allowed = (name, "plugins", "runtime", *LEAVES, "weights")
@@ -77,6 +82,46 @@ def test_nothing_knows_the_command_line():
         if room(i.module) == "cli" and room(i.importer) not in ("cli", "__main__")
     ]
     assert not wrong, listed(wrong)
+
+
+def test_no_two_rooms_import_each_other():
+    """Not even around several corners: there is an order in which each needs earlier ones only."""
+    needs: dict[str, set[str]] = {room(module): set() for module in modules()}
+    for found in all_imports():
+        importer, imported = room(found.importer), room(found.module)
+        if imported not in ("", importer):
+            needs[importer].add(imported)
+    done: set[str] = set()
+    while ready := [name for name in needs.keys() - done if needs[name] <= done]:
+        done.update(ready)
+    assert needs.keys() == done, {name: needs[name] - done for name in needs.keys() - done}
+
+
+def test_no_private_name_crosses_a_file():
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.endswith("__")
+
+    wrong = [
+        str(i) for i in all_imports() if any(map(private, [*i.module.split("."), i.name or ""]))
+    ]
+    for name, file in modules().items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            and (node.level or (node.module or "").partition(".")[0] == "tfanet")
+            for alias in node.names
+        }
+        wrong += [
+            f"{name}, line {node.lineno}, uses {node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in imported
+            and private(node.attr)
+        ]
+    assert not wrong, wrong
 
 
 def test_every_module_says_what_it_is():
