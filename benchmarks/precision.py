@@ -19,9 +19,9 @@ import onnx
 
 from tfanet.data import ReferDataset
 from tfanet.evaluation.evaluate import evaluate
-from tfanet.export.engines.magnitudes import measure_ranges
+from tfanet.export.engines.magnitudes import measure_magnitudes
 from tfanet.export.engines.precision import cast_graph
-from tfanet.export.engines.store import range_feeds
+from tfanet.export.engines.typed import sample_feeds
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.read import MANIFEST, file_facts
@@ -35,7 +35,7 @@ def rounded_bundle(bundle: Bundle, precision: str, feeds: dict[str, list[dict]],
     files, kept = dict(bundle.manifest.files), 0
     for name, inputs in feeds.items():
         model = onnx.load(bundle.file(name))
-        ranges = measure_ranges(model, inputs, library=ort_library_path(), folder=to)
+        ranges = measure_magnitudes(model, inputs, library=ort_library_path(), folder=to)
         rounded, table = cast_graph(model, precision, ranges=ranges, emulate=True)
         (to / name).write_bytes(rounded.SerializeToString())
         files[name] = file_facts(to / name)
@@ -55,7 +55,7 @@ def main() -> None:
     bundle = Bundle.open(args.bundle)
     dataset = ReferDataset(args.data, split=args.range_split)
     chosen = dataset[:: max(1, len(dataset) // SAMPLES)][:SAMPLES]
-    feeds = range_feeds(bundle, [(sample.image_path, sample.sentence) for sample in chosen])
+    feeds = sample_feeds(bundle, [(sample.image_path, sample.sentence) for sample in chosen])
     nothing: dict[str, list[dict]] = {name: [] for name in feeds}
     print(f"{'graph':22} {'kept in FP32':>12} {'mIoU':>7} {'oIoU':>7} {'P@0.9':>7}")
     for name, precision, inputs in (

@@ -11,13 +11,13 @@ import onnx
 from onnx import ModelProto
 
 from tfanet import __version__
-from tfanet.errors import InputError
-from tfanet.export import trace
-from tfanet.export.parity.check import check, file_backends
+from tfanet.export.graphs import export_image, export_text
+from tfanet.export.parity.check import check_graphs, file_backends
+from tfanet.export.trace import check_options, graph_interface
 from tfanet.model.checkpoint import load_model
 from tfanet.model.config import PRESETS, check_image_size
 from tfanet.model.tfanet import TFANet
-from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
+from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 from tfanet.progress import Progress
@@ -74,11 +74,7 @@ def export_bundle(
         GateError: where the graphs do not compute what PyTorch does; nothing is written then.
     """
     check_target(output, overwrite=overwrite)
-    if function not in KINDS:
-        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
-    if opset not in trace.OPSETS:
-        span = trace.OPSETS
-        raise InputError(f"opset is {opset}: choose {span[0]} to {span[-1]}")
+    check_options(function, opset)
     source = "preset" if str(model) in PRESETS else "checkpoint"
     network = (model if isinstance(model, TFANet) else load_model(model)).eval()
     size = image_size or network.config.image_size
@@ -108,11 +104,11 @@ def _write(
 
     config = network.config
     report("exporting text.onnx", 0)
-    text = trace.export_text(network, dynamic_batch=dynamic_batch, opset=opset)
+    text = export_text(network, dynamic_batch=dynamic_batch, opset=opset)
     interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
-    image = trace.export_image(
+    image = export_image(
         network, size, function=function, fuse=fuse, dynamic_batch=dynamic_batch, opset=opset
     )
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
@@ -123,7 +119,7 @@ def _write(
     tokenizer = TextTokenizer(work / "tokenizer.json", config.text_length)
 
     report("comparing with PyTorch", 2)
-    figures = check(
+    figures = check_graphs(
         network,
         file_backends(work / TEXT, work / IMAGE),
         size,
@@ -175,4 +171,4 @@ def _save(model: ModelProto, path: Path) -> tuple[list[dict[str, Any]], list[dic
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
     graph = model.graph
-    return trace.graph_interface(graph.input), trace.graph_interface(graph.output)
+    return graph_interface(graph.input), graph_interface(graph.output)

@@ -1,8 +1,4 @@
-"""TFANet's two graphs in ONNX: the sentence's and the picture's.
-
-They are separate so that a sentence is encoded once and used on many pictures: in `tfanet-base`,
-123 of 268 million parameters are the text encoder's.
-"""
+"""`export_graph`: any PyTorch module as one ONNX graph, its selective scans as single nodes."""
 
 from __future__ import annotations
 
@@ -20,18 +16,15 @@ from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.export.simplify import simplify
-from tfanet.model.tfanet import TFANet
-from tfanet.plugins import attach, custom_translation_table, expand_ss2d
-from tfanet.runtime.bundle.graphs import IMAGE_INPUTS, TEXT_OUTPUTS
-from tfanet.runtime.tokenizer_file import END_ID, START_ID
+from tfanet.plugins import custom_translation_table
+from tfanet.plugins.graph.attach import KINDS
 
 __all__ = [
     "EXAMPLE_BATCH",
     "IR_VERSION",
     "OPSETS",
+    "check_options",
     "export_graph",
-    "export_image",
-    "export_text",
     "graph_interface",
 ]
 
@@ -41,61 +34,12 @@ IR_VERSION = 10  # what ONNX Runtime 1.20, the oldest that we support, reads
 EXAMPLE_BATCH = 3
 
 
-class _TextGraph(nn.Module):
-    def __init__(self, model: TFANet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.encode_text(token_ids)
-
-
-class _ImageGraph(nn.Module):
-    def __init__(self, model: TFANet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor, words: Tensor, sentence: Tensor, mask: Tensor) -> Tensor:
-        return self.model.segment(image, words, sentence, mask)
-
-
-def export_text(model: TFANet, *, dynamic_batch: bool = True, opset: int = 20) -> ModelProto:
-    """text.onnx: token_ids (batch, L) int64 to word_features (batch, T, L), sentence_feature."""
-    batch = EXAMPLE_BATCH if dynamic_batch else 1
-    ids = torch.full((batch, model.config.text_length), END_ID)
-    ids[:, 0] = START_ID
-    return _export(_TextGraph(model), (ids,), ("token_ids",), TEXT_OUTPUTS, dynamic_batch, opset)
-
-
-def export_image(
-    model: TFANet,
-    size: tuple[int, int],
-    *,
-    function: str = "sequential",
-    fuse: bool = True,
-    dynamic_batch: bool = True,
-    opset: int = 20,
-) -> ModelProto:
-    """image.onnx: image, text features and word mask to mask_logit (batch, 1, H, W).
-
-    Args:
-        size: (H, W), fixed in the graph. function: the scan's body, see `tfanet.plugins.attach`.
-        fuse: one tfanet::SS2D node per 2-D scan, else its parts around tfanet::SelectiveScan.
-    """
-    config = model.config
-    batch = EXAMPLE_BATCH if dynamic_batch else 1
-    example = (
-        torch.zeros(batch, 3, *size),
-        torch.zeros(batch, config.text.width, config.text_length),
-        torch.zeros(batch, config.text.width),
-        torch.ones(batch, config.text_length),
-    )
-    graph = _export(
-        _ImageGraph(model), example, IMAGE_INPUTS, ("mask_logit",), dynamic_batch, opset
-    )
-    graph = attach(graph if fuse else expand_ss2d(graph), function)
-    graph.ir_version = IR_VERSION
-    return graph
+def check_options(function: str, opset: int) -> None:
+    """Raises InputError for a scan function or an opset that there is not."""
+    if function not in KINDS:
+        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
+    if opset not in OPSETS:
+        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def graph_interface(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
@@ -107,19 +51,6 @@ def graph_interface(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any
         shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
         described.append({"name": value.name, "dtype": dtype, "shape": shape})
     return described
-
-
-def _export(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    dynamic_batch: bool,
-    opset: int,
-) -> ModelProto:
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    shapes = tuple({0: batch} for _ in example) if dynamic_batch else None
-    return export_graph(module, example, inputs, outputs, shapes, opset)
 
 
 def export_graph(
@@ -134,12 +65,8 @@ def export_graph(
 
     Args:
         example: the forward's positional arguments. shapes: per argument, its open axes.
-
-    Raises:
-        InputError: for an opset that is not in OPSETS.
+        opset: one of OPSETS.
     """
-    if opset not in OPSETS:
-        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module.eval(),

@@ -40,7 +40,7 @@ from tfanet.runtime.backends.engine import MODULES, load_module
 from tfanet.runtime.bundle.write import check_folder, check_output, new_folder
 from tfanet.worker import worker_command, worker_environment
 
-__all__ = ["COMPUTE", "Options", "Profile", "build_engine", "engine_graph"]
+__all__ = ["COMPUTE", "EngineOptions", "Profile", "build_engine", "engine_graph"]
 
 
 # Compute capabilities that TensorRT-RTX has targets for.
@@ -88,7 +88,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Options:
+class EngineOptions:
     """How a builder works; precision is no option of it, the graph decides that.
 
     Attributes:
@@ -164,7 +164,7 @@ def engine_graph(model: ModelProto, plugin: str | None = None) -> ModelProto:
     """What a builder is given: every scan in standard operators, specialised for its length.
 
     TensorRT-RTX has no plugins, and full TensorRT needs none to run it. With a `plugin` (see
-    `Options`) scans stay nodes. Shapes are folded, only the batch stays open.
+    `EngineOptions`) scans stay nodes. Shapes are folded, only the batch stays open.
     """
     typed = onnx_ir.from_proto(attach(model, "none") if plugin else attach_by_length(model))
     simplify(typed)
@@ -178,7 +178,7 @@ def build_engine(
     *,
     target: str,
     profile: Profile = Profile(),
-    options: Options = Options(),
+    options: EngineOptions = EngineOptions(),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def build_engine(
 
     Args:
         model: in standard operators, see `engine_graph`. target: "tensorrt" or "tensorrt-rtx".
-        profile: batch sizes, where the batch is open. options: see `Options`.
+        profile: batch sizes, where the batch is open. options: see `EngineOptions`.
         overwrite: replace a file that is there. progress: called with (phase, step, steps).
 
     Returns:

@@ -13,12 +13,12 @@ from onnx import ModelProto, TensorProto, helper
 
 from tfanet.export.engines.precision import floats_of
 
-__all__ = ["measure_ranges"]
+__all__ = ["measure_magnitudes"]
 
 _SUFFIX = "_largest"
 
 
-def measure_ranges(
+def measure_magnitudes(
     model: ModelProto,
     feeds: Iterable[Mapping[str, np.ndarray]],
     *,

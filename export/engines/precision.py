@@ -19,9 +19,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tfanet.errors import InputError
 
-__all__ = ["MARGIN", "POLICY", "PRECISIONS", "Kept", "cast_graph", "floats_of"]
+__all__ = ["LOW_PRECISIONS", "MARGIN", "POLICY", "Kept", "cast_graph", "floats_of"]
 
-PRECISIONS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+LOW_PRECISIONS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 # Operators that stay in FP32, and why.
 POLICY = {
@@ -60,7 +60,7 @@ class Kept:
     value: float | None = None
 
 
-class _Graph:
+class _TypedGraph:
     """Who makes and reads each value of the main graph, and which values are FP32."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -125,7 +125,7 @@ class _Graph:
 
 def floats_of(model: ModelProto) -> list[str]:
     """The FP32 values that nodes of the graph make, in order: what a range pass observes."""
-    graph = _Graph(model)
+    graph = _TypedGraph(model)
     return [name for node in graph.nodes for name in node.output if name in graph.floats]
 
 
@@ -150,18 +150,18 @@ def cast_graph(
     Raises InputError for an unknown precision, a pattern that fits no node, or a model that is
     not in FP32.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision not in LOW_PRECISIONS:
+        raise InputError(f"precision is {precision!r}: choose one of {', '.join(LOW_PRECISIONS)}")
     if precision == "bf16":
         model = _with_bf16_operators(model)
-    graph = _Graph(model)
+    graph = _TypedGraph(model)
     others = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     if any(tensor.data_type in others for tensor in model.graph.initializer):
         raise InputError("the model has weights that are not FP32: cast the FP32 export instead")
     kept = _keep(graph, model, precision, list(keep), ranges or {})
     result = ModelProto()
     result.CopyFrom(model)
-    _Writer(graph, result, PRECISIONS[precision], set(kept), emulate).write()
+    _Writer(graph, result, LOW_PRECISIONS[precision], set(kept), emulate).write()
     table = [
         Kept(graph.nodes[n].name, graph.nodes[n].op_type, why, value)
         for n, (why, value) in sorted(kept.items())
@@ -192,7 +192,11 @@ _Reasons = dict[int, tuple[str, float | None]]
 
 
 def _keep(
-    graph: _Graph, model: ModelProto, precision: str, keep: list[str], ranges: Mapping[str, float]
+    graph: _TypedGraph,
+    model: ModelProto,
+    precision: str,
+    keep: list[str],
+    ranges: Mapping[str, float],
 ) -> _Reasons:
     """Nodes that stay in FP32, by index, with the reason."""
     unused = set(keep)
@@ -209,7 +213,7 @@ def _keep(
             reasons[n] = (f"asked for by {patterns[0]!r}", None)
         elif node.op_type in POLICY:
             reasons[n] = (POLICY[node.op_type], None)
-        elif graph.castable(node, PRECISIONS[precision]) is None:
+        elif graph.castable(node, LOW_PRECISIONS[precision]) is None:
             reasons[n] = (f"no {precision} form of the operator", None)
         elif size > limit or not math.isfinite(size):
             reasons[n] = (f"values beyond {limit:.3g}", size)
@@ -228,7 +232,7 @@ def _keep(
     return reasons
 
 
-def _magnitude(graph: _Graph, name: str) -> float:
+def _magnitude(graph: _TypedGraph, name: str) -> float:
     tensor = graph.initializers.get(name)
     if tensor is None or name not in graph.floats:
         return 0.0
@@ -236,7 +240,7 @@ def _magnitude(graph: _Graph, name: str) -> float:
     return float(np.abs(array).max()) if array.size else 0.0
 
 
-def _keep_logits(graph: _Graph, name: str, reasons: _Reasons) -> None:
+def _keep_logits(graph: _TypedGraph, name: str, reasons: _Reasons) -> None:
     """From an output back to the last layer with weights."""
     while name in graph.maker and name in graph.floats:
         n = graph.maker[name]
@@ -247,7 +251,7 @@ def _keep_logits(graph: _Graph, name: str, reasons: _Reasons) -> None:
         name = node.input[0]
 
 
-def _keep_between(graph: _Graph, reasons: _Reasons) -> None:
+def _keep_between(graph: _TypedGraph, reasons: _Reasons) -> None:
     """Light nodes between nodes that stay, stay: casts there and back would only lose digits."""
     changed = True
     while changed:
@@ -268,11 +272,11 @@ class _Writer:
     """Rewrites a model's main graph in place, given the nodes that stay in FP32."""
 
     def __init__(
-        self, graph: _Graph, model: ModelProto, kind: int, kept: set[int], emulate: bool
+        self, graph: _TypedGraph, model: ModelProto, kind: int, kept: set[int], emulate: bool
     ) -> None:
         self.graph, self.model, self.kind, self.kept = graph, model, kind, kept
         self.emulate = emulate
-        self.suffix = next(name for name, value in PRECISIONS.items() if value == kind)
+        self.suffix = next(name for name, value in LOW_PRECISIONS.items() if value == kind)
         self.low: set[str] = set()  # values that are of the low type, under their own name
         self.cast: dict[tuple[str, int], str] = {}
         self.nodes: list[NodeProto] = []

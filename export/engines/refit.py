@@ -9,7 +9,8 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError
 from tfanet.export.engines.build import engine_graph
-from tfanet.export.engines.store import store_engine, typed_graphs
+from tfanet.export.engines.store import store_engine
+from tfanet.export.engines.typed import typed_graphs
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import check_record, load_module, make_logger
 from tfanet.runtime.bundle.graphs import GRAPHS

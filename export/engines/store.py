@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto
-
-from tfanet.errors import GateError, InputError, MissingDependencyError
-from tfanet.export.engines.build import (
-    Options,
-    Profile,
-    build_engine,
-    engine_graph,
-    load_graph,
-)
-from tfanet.export.engines.magnitudes import measure_ranges
-from tfanet.export.engines.precision import PRECISIONS, Kept, cast_graph
-from tfanet.export.parity.check import Case, compare, make_cases, run_case
-from tfanet.plugins import ort_library_path, trt_library_path
+from tfanet.errors import InputError
+from tfanet.export.engines.build import EngineOptions, Profile, build_engine, engine_graph
+from tfanet.export.engines.masks import compare_engine
+from tfanet.export.engines.precision import LOW_PRECISIONS
+from tfanet.export.engines.typed import make_typed_graphs
+from tfanet.plugins import trt_library_path
 from tfanet.progress import Progress
-from tfanet.runtime import Predictor
-from tfanet.runtime.backends.choose import Graph, open_graphs
-from tfanet.runtime.backends.choose import Options as RuntimeOptions
 from tfanet.runtime.backends.device import Device
-from tfanet.runtime.backends.engine import EngineError, load_module
-from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
+from tfanet.runtime.backends.engine import load_module
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 from tfanet.runtime.bundle.leftovers import engine_file, locked, sweep_engines
 from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, Manifest, file_facts
 from tfanet.runtime.bundle.write import new_file, new_folder, sync
 
 __all__ = [
-    "MAX_PIXEL_SHARE",
     "add_engine",
     "check_engine",
-    "range_feeds",
     "store_engine",
-    "typed_graphs",
 ]
 
 _BUILD_FACTS = ("layers", "types", "seconds", "peak_bytes")
@@ -56,8 +36,6 @@ _SCANS = {
     "library": "the plugin of libtfanet_trt.so",
 }
 _NO_FP8 = {"7.5", "8.0", "8.6"}
-# Of a low precision's masks against FP32's: beyond this something overflows or is lost.
-MAX_PIXEL_SHARE = 0.01
 
 
 def add_engine(
@@ -66,7 +44,7 @@ def add_engine(
     target: str,
     precision: str = "fp32",
     profile: Profile | None = None,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
     keep: Iterable[str] = (),
     samples: Sequence[tuple[Path, str]] = (),
     overwrite: bool = False,
@@ -92,11 +70,12 @@ def add_engine(
     holds an engine of this target and precision, without `overwrite`; GateError where the typed
     graphs, or the engine where it can run, change more than 1 % of the mask's pixels.
     """
-    options = options or Options()
+    options = options or EngineOptions()
     opened = Bundle.open(bundle, engines=False)
     manifest = opened.manifest
     own, rest = manifest.precision, _rest(opened, precision)
-    check_engine(target, rest, options, own=own)
+    keep = list(keep)
+    check_engine(target, rest, options, own=own, keep=keep, measured=bool(samples))
     name = "-".join(p for p in (own, rest) if p != "fp32") or "fp32"
     name = f"{target}-{name}"
     opened.check_engines(besides=name)
@@ -108,7 +87,7 @@ def add_engine(
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
     # Built beside the bundle's files, so that a failure leaves an engine of this name as it was.
     with new_folder(opened.path / name) as folder:
-        typed, report = _typed(opened, rest, list(keep), samples)
+        typed, report = make_typed_graphs(opened, rest, keep, samples)
         files = {graph: f"{graph.removesuffix('.onnx')}.engine" for graph in GRAPHS}
         facts: dict[str, Any] = {}
         for graph in GRAPHS:
@@ -145,21 +124,36 @@ def add_engine(
         return store_engine(opened, folder, record)
 
 
-def check_engine(target: str, precision: str, options: Options, *, own: str = "fp32") -> None:
+def check_engine(
+    target: str,
+    precision: str,
+    options: EngineOptions,
+    *,
+    own: str = "fp32",
+    keep: Sequence[str] = (),
+    measured: bool = False,
+) -> None:
     """Check before work begins that such an engine can be built here.
 
     Args:
-        precision: of what is not quantised. own: of the graphs.
+        precision: of what is not quantised. own: of the graphs. keep: patterns of nodes that stay
+            in FP32. measured: pictures are given that show what would overflow.
 
     Raises:
         InputError: for options that do not fit. MissingDependencyError: without the target's
             library, its plugin's, or the GPU that it builds on.
     """
     options.check(target)
-    if precision not in ("fp32", *PRECISIONS):
+    if precision not in ("fp32", *LOW_PRECISIONS):
         raise InputError(
-            f"precision is {precision!r}: choose fp32, {', '.join(PRECISIONS)}, or int8 or fp8 "
+            f"precision is {precision!r}: choose fp32, {', '.join(LOW_PRECISIONS)}, or int8 or fp8 "
             "graphs with `tfanet export --precision`"
+        )
+    if precision == "fp32" and (keep or measured):
+        option = "--keep" if keep else "--range-data"
+        raise InputError(
+            f"{option} says what stays in FP32 in an engine of fp16 or bf16, and this one is of "
+            "neither: leave it out, or choose --precision fp16 or bf16"
         )
     old = sorted(set(options.compute) & _NO_FP8)
     if own == "fp8" and old:
@@ -188,7 +182,7 @@ def store_engine(bundle: Bundle, folder: Path, record: dict[str, Any]) -> Bundle
         facts[files[graph]] = found
         os.replace(folder / built, folder / files[graph])
     record = {**record, "files": files}
-    record["parity"] = _engine_parity(bundle, Bundle(folder, _with(bundle, record, facts)), name)
+    record["parity"] = compare_engine(bundle, Bundle(folder, _with(bundle, record, facts)), name)
     with locked(bundle.path):
         now = Bundle.open(bundle.path, engines=False)
         if any(now.manifest.files[g] != bundle.manifest.files[g] for g in GRAPHS):
@@ -219,10 +213,11 @@ def _with(bundle: Bundle, record: dict[str, Any], facts: dict[str, Any]) -> Mani
 def _rest(bundle: Bundle, precision: str) -> str:
     """What the nodes that are not quantised compute in."""
     own = bundle.manifest.precision
-    if precision not in ("fp32", own, *PRECISIONS):
+    if precision not in ("fp32", own, *LOW_PRECISIONS):
         raise InputError(
             f"precision is {precision!r}, the bundle's graphs are in {own}: choose fp32, "
-            f"{', '.join(PRECISIONS)}, or make a bundle with `tfanet export --precision int8` first"
+            f"{', '.join(LOW_PRECISIONS)}, or make a bundle with `tfanet export --precision int8` "
+            "first"
         )
     if own == "fp32":
         return precision
@@ -234,163 +229,8 @@ def _rest(bundle: Bundle, precision: str) -> str:
     return "fp32" if precision == own else precision
 
 
-def _compute(target: str, options: Options) -> list[str]:
+def _compute(target: str, options: EngineOptions) -> list[str]:
     """The compute capabilities that an engine is for: as asked, or this machine's."""
     if target == "tensorrt" and options.hardware is None:
         return [Device.open().compute]
     return list(options.compute)
-
-
-def _engine_parity(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
-    """The engine's masks against those of the bundle's graphs where it can run, else why not."""
-    try:
-        running = open_graphs(built, name, RuntimeOptions())
-    except (MissingDependencyError, EngineError) as error:
-        return {"ran": False, "reason": str(error)}
-    try:
-        low, high = running.batches
-        cases = [case for case in _cases(bundle) if low <= case.image.shape[0] <= high]
-        facts = _compare_with_graphs(bundle, cases, name, running.text, running.image)
-    finally:
-        running.close()
-    return {"ran": True, "device": running.device, **facts}
-
-
-def _typed(
-    bundle: Bundle, precision: str, keep: list[str], samples: Sequence[tuple[Path, str]]
-) -> tuple[dict[str, ModelProto], dict[str, Any]]:
-    """Both graphs in `precision`, and what the manifest says of them."""
-    graphs = {name: load_graph(bundle.file(name), bundle.read(name)) for name in GRAPHS}
-    if precision == "fp32":
-        return graphs, {"keep": [], "kept": {}, "typed_graph": None, "range_samples": 0}
-    cases = _cases(bundle)
-    library = ort_library_path()
-    patterns = {name: [p for p in keep if _fits(p, graphs[name])] for name in GRAPHS}
-    unused = [p for p in keep if not any(p in found for found in patterns.values())]
-    if unused:
-        middle = graphs[IMAGE].graph.node[len(graphs[IMAGE].graph.node) // 2]
-        raise InputError(f"no node's name fits {unused[0]!r}: names are such as {middle.name!r}")
-    typed: dict[str, ModelProto] = {}
-    rounded: dict[str, ModelProto] = {}
-    kept: dict[str, list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        feeds = range_feeds(bundle, samples) if samples else _case_feeds(bundle, cases)
-        for name in GRAPHS:
-            ranges = measure_ranges(graphs[name], feeds[name], library=library, folder=folder)
-            options: dict[str, Any] = {"keep": patterns[name], "ranges": ranges}
-            typed[name], table = cast_graph(graphs[name], precision, **options)
-            rounded[name], _ = cast_graph(graphs[name], precision, emulate=True, **options)
-            kept[name] = _summary(table)
-        sessions = []
-        for name in GRAPHS:
-            path = folder / name
-            path.write_bytes(rounded[name].SerializeToString())
-            sessions.append(open_session(path, library))
-            path.unlink()
-        rows = _compare_with_graphs(bundle, cases, f"graphs in {precision}", *sessions)
-    return typed, {"keep": keep, "kept": kept, "typed_graph": rows, "range_samples": len(samples)}
-
-
-def typed_graphs(
-    bundle: Bundle, record: Mapping[str, Any], *, emulate: bool = False
-) -> dict[str, ModelProto]:
-    """Both graphs in an engine's precision, as they were when it was built.
-
-    Args:
-        record: the engine's. emulate: in FP32 with its rounding, for ONNX Runtime on any machine.
-    """
-    graphs = {}
-    for name in GRAPHS:
-        graphs[name] = load_graph(bundle.file(name), bundle.read(name))
-        if record["rest"] != "fp32":
-            by_range = [row["node"] for row in record["kept"][name] if "node" in row]
-            keep = [p for p in record["keep"] if _fits(p, graphs[name])]
-            keep += map(glob.escape, by_range)
-            graphs[name], _ = cast_graph(graphs[name], record["rest"], keep=keep, emulate=emulate)
-    return graphs
-
-
-def _cases(bundle: Bundle) -> list[Case]:
-    manifest = bundle.manifest
-    height, width = manifest.preprocessing["size"]
-    return make_cases(manifest.text["length"], (height, width), manifest.dynamic_batch)
-
-
-def _fits(pattern: str, model: ModelProto) -> bool:
-    return any(fnmatchcase(node.name, pattern) for node in model.graph.node)
-
-
-def range_feeds(
-    bundle: Bundle, samples: Sequence[tuple[Path, str]]
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Inputs of both graphs, by name, for pictures and their sentences."""
-    predictor = Predictor(bundle.path, backend="onnxruntime-cpu")
-    text, image = [], []
-    for path, sentence in samples:
-        encoded = predictor.encode_text(sentence)
-        text.append({"token_ids": predictor.tokenize(sentence)[0]})
-        picture = predictor.preprocess(path)[0][None]
-        image.append(image_feed(picture, (encoded.words, encoded.sentence), encoded.mask))
-    return {TEXT: text, IMAGE: image}
-
-
-def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Inputs of both graphs from the cases of the parity check."""
-    text, image = [], []
-    session = _session(bundle, TEXT, None)
-    for case in cases:
-        features = session.run(None, {"token_ids": case.token_ids})
-        text.append({"token_ids": case.token_ids})
-        image.append(image_feed(case.image, features, case.word_mask))
-    return {TEXT: text, IMAGE: image}
-
-
-def _session(bundle: Bundle, name: str, library: Path | None) -> Any:
-    return open_session(bundle.file(name), library, content=partial(bundle.read, name))
-
-
-def _compare_with_graphs(
-    bundle: Bundle, cases: list[Case], label: str, text: Graph, image: Graph
-) -> dict[str, Any]:
-    """Masks of two graphs of low precision, or engines, against those of the bundle's graphs.
-
-    Raises GateError where more than 1 % of the pixels change.
-    """
-    library = ort_library_path()
-    reference = [_session(bundle, name, library) for name in GRAPHS]
-    threshold = bundle.manifest.threshold
-    rows = [
-        compare(
-            case,
-            label,
-            run_case(reference[0], reference[1], case),
-            run_case(text, image, case),
-            threshold,
-        )
-        for case in cases
-    ]
-    changed, pixels = (sum(row[key] for row in rows) for key in ("pixels_changed", "pixels"))
-    if changed > MAX_PIXEL_SHARE * pixels:
-        raise GateError(
-            f"{label}: {changed} of {pixels} pixels change side, the limit is "
-            f"{MAX_PIXEL_SHARE:.0%}: keep more in FP32 (--keep PATTERN), or take another precision"
-        )
-    return {
-        "max_rel_error": max((row["max_rel_error"] for row in rows), default=None),
-        "pixels_changed": changed,
-        "pixels": pixels,
-    }
-
-
-def _summary(table: list[Kept]) -> list[dict[str, Any]]:
-    """Rows of one reason and operator together; those with a value, one by one."""
-    counts: dict[tuple[str, str], int] = {}
-    single = []
-    for row in table:
-        if row.value is None:
-            counts[row.why, row.op] = counts.get((row.why, row.op), 0) + 1
-        else:
-            value = float(f"{min(row.value, 1e38):.3g}")
-            single.append({"op": row.op, "why": row.why, "node": row.node, "value": value})
-    return [{"op": op, "why": why, "nodes": n} for (why, op), n in counts.items()] + single

@@ -18,6 +18,15 @@ import numpy as np
 import torch
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.export.compare import (
+    MAX_PIXEL_SHARE,
+    MAX_REL_ERROR,
+    MAX_ROUNDED_SHARE,
+    Case,
+    compare_logits,
+    make_cases,
+    run_case,
+)
 from tfanet.model.checkpoint import load_model
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
@@ -25,28 +34,17 @@ from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import Bundle
-from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
 __all__ = [
-    "MAX_PIXEL_SHARE",
-    "MAX_REL_ERROR",
     "Backend",
-    "Case",
     "bundle_backends",
-    "check",
     "check_bundle",
-    "compare",
+    "check_graphs",
     "file_backends",
     "load_reference",
-    "make_cases",
-    "run_case",
 ]
-
-MAX_REL_ERROR = 1e-4
-MAX_PIXEL_SHARE = 1e-5
-MAX_ROUNDED_SHARE = 1e-2  # of the pixels of an engine of lower precision
 
 
 @dataclass(frozen=True)
@@ -103,17 +101,7 @@ def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
     return backends
 
 
-@dataclass(frozen=True)
-class Case:
-    """Inputs of both graphs."""
-
-    name: str
-    image: np.ndarray  # (batch, 3, H, W) float32
-    token_ids: np.ndarray  # (batch, L) int64
-    word_mask: np.ndarray  # (batch, L) float32
-
-
-def check(
+def check_graphs(
     model: TFANet,
     backends: Mapping[str, Backend],
     size: tuple[int, int],
@@ -151,7 +139,7 @@ def check(
         for case, logits in zip(cases, expected, strict=True):
             if low <= case.image.shape[0] <= high:
                 got = run_case(running.text, running.image, case)
-                results.append(compare(case, name, logits, got, threshold))
+                results.append(compare_logits(case, name, logits, got, threshold))
                 _gate(results[-1], backend)
                 exact += [] if backend.rounds else results[-1:]
         running.close()
@@ -173,7 +161,7 @@ def check(
 def check_bundle(
     bundle: str | Path, *, checkpoint: str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Run `check` for a bundle, against its preset's weights or those of `checkpoint`.
+    """Run `check_graphs` for a bundle, against its preset's weights or those of `checkpoint`.
 
     Raises:
         BundleError: for a bad bundle. InputError: see `load_reference`. GateError: where a limit is
@@ -181,7 +169,7 @@ def check_bundle(
     """
     opened = Bundle.open(bundle)
     height, width = opened.manifest.preprocessing["size"]
-    return check(
+    return check_graphs(
         load_reference(opened, checkpoint),
         bundle_backends(opened),
         (height, width),
@@ -217,57 +205,10 @@ def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
     return model
 
 
-def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
-    """One fixed and some random pictures of `size` (H, W), each with a random sentence."""
-    rng = np.random.default_rng(0)
-
-    def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full((batch, length), END_ID, np.int64)
-        mask = np.zeros((batch, length), np.float32)
-        for row in range(batch):
-            words = int(rng.integers(1, length - 1))  # specials not counted
-            ids[row, 0] = START_ID
-            ids[row, 1 : words + 1] = rng.integers(0, START_ID, words)
-            mask[row, : words + 2] = 1
-        return ids, mask
-
-    height, width = size
-    waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
-    fixed = np.stack([waves, waves[::-1], waves[:, ::-1]])[None].astype(np.float32)
-    cases = [Case("fixed", fixed, *sentences(1))]
-    for batch in (1, 2) if dynamic_batch else (1,):
-        image = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
-        cases.append(Case(f"random, batch {batch}", image, *sentences(batch)))
-    return cases
-
-
 def _run_torch(model: TFANet, case: Case) -> np.ndarray:
     with torch.no_grad():
         logits = model(*map(torch.from_numpy, (case.image, case.token_ids, case.word_mask)))
     return logits.numpy()
-
-
-def run_case(text: Any, image: Any, case: Case) -> np.ndarray:
-    """Mask logits of a case through the two sessions."""
-    features = text.run(None, {"token_ids": case.token_ids})
-    return image.run(None, image_feed(case.image, features, case.word_mask))[0]
-
-
-def compare(
-    case: Case, backend: str, expected: np.ndarray, got: np.ndarray, threshold: float
-) -> dict[str, Any]:
-    """One row of a report. Raises GateError where a logit is not finite."""
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    if not np.isfinite(error):
-        raise GateError(f"parity: {backend} gives logits that are not finite in case {case.name!r}")
-    return {
-        "name": case.name,
-        "backend": backend,
-        "batch": case.image.shape[0],
-        "max_rel_error": float(f"{error:.1e}"),
-        "pixels_changed": int(np.count_nonzero((got > threshold) != (expected > threshold))),
-        "pixels": int(got.size),
-    }
 
 
 def _gate(case: Mapping[str, Any], backend: Backend) -> None:

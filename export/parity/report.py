@@ -23,15 +23,16 @@ from torch import nn
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.evaluation.metrics import iou
+from tfanet.export.compare import Case, case_feed, run_case
 from tfanet.export.engines.build import load_graph
-from tfanet.export.engines.store import typed_graphs
-from tfanet.export.parity.check import Case, bundle_backends, load_reference, run_case
+from tfanet.export.engines.typed import typed_graphs
+from tfanet.export.parity.check import bundle_backends, load_reference
 from tfanet.model.tfanet import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, image_feed
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.overlay import overlay
 from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
@@ -246,8 +247,7 @@ def _errors_by_stage(
     largest = dict.fromkeys([*places, "mask_logit"], 0.0)
     for sample, stages, logits in zip(samples, reference.stages, reference.logits, strict=True):
         case = sample.case
-        features = sessions[0].run(None, {"token_ids": case.token_ids})
-        feed = image_feed(case.image, features, case.word_mask)
+        feed = case_feed(sessions[0], case)
         got = sessions[1].run(["mask_logit", *places.values()], feed)
         pairs = {"mask_logit": (got[0][0, 0], logits)}
         pairs |= {n: (value, stages[n]) for n, value in zip(places, got[1:], strict=True)}

@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.export.compare import relative_error
 from tfanet.export.trace import EXAMPLE_BATCH
 from tfanet.export.user_model.factory import reason
 from tfanet.export.user_model.inputs import BATCH, InputSpec
-from tfanet.export.user_model.parity import ModelCase, open_file, relative_error, to_array
+from tfanet.export.user_model.parity import ModelCase, open_file, to_array
 from tfanet.plugins import ort_library_path
 from tfanet.plugins.compat.standins import in_extension
 

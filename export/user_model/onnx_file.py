@@ -19,7 +19,7 @@ from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.trace import (
     EXAMPLE_BATCH,
     IR_VERSION,
-    OPSETS,
+    check_options,
     export_graph,
     graph_interface,
 )
@@ -41,13 +41,13 @@ from tfanet.export.user_model.parity import (
     compare_original,
     to_array,
 )
-from tfanet.model.checkpoint import load_weights
 from tfanet.plugins import attach, exportable
 from tfanet.plugins.compat.standin_import import Standins
-from tfanet.plugins.graph.attach import KINDS, count_scan_nodes
+from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.operands import DOMAIN
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.write import check_output, new_file
+from tfanet.weights import load_weights
 
 __all__ = ["export_onnx"]
 
@@ -122,7 +122,7 @@ def export_onnx(
             1e-3; nothing is written then. A model that computes in 16 bits is run in float64 too:
             the graph may be twice as far from that as PyTorch's own run is, or the type's step.
     """
-    _check_options(function, opset)
+    check_options(function, opset)
     target = check_output(output, overwrite=overwrite)
     level = None
     specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
@@ -182,13 +182,6 @@ def export_onnx(
         "library": None if library is None else str(library),
         "loading": loading_instructions(target, function, library, specs),
     }
-
-
-def _check_options(function: str, opset: int) -> None:
-    if function not in KINDS:
-        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}")
-    if opset not in OPSETS:
-        raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def _load(model: nn.Module | str, standins: Standins) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tfanet.errors import GateError, MissingDependencyError
-from tfanet.export.parity.check import MAX_REL_ERROR
+from tfanet.export.compare import MAX_REL_ERROR, relative_error
 from tfanet.export.user_model.bfloat16 import widened
 from tfanet.export.user_model.factory import reason
 from tfanet.plugins import ort_library_path
@@ -28,7 +28,6 @@ __all__ = [
     "check_file",
     "compare_original",
     "open_file",
-    "relative_error",
     "to_array",
 ]
 
@@ -201,17 +200,6 @@ def compare_original(
             "own does not mean what its name says; call tfanet.plugins.selective_scan there"
         )
     return {"compared": True, "max_rel_error": worst}
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """max|got - expected| / max|expected|; infinite where a number is not finite."""
-    if got.shape != expected.shape:
-        return float("inf")
-    if not got.size:
-        return 0.0
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
-    error = np.abs(got - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    return float(f"{error:.1e}") if np.isfinite(error) else float("inf")
 
 
 def to_array(value: Tensor) -> np.ndarray:

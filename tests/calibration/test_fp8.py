@@ -22,7 +22,7 @@ from tfanet.calibration.measure.source import Source
 from tfanet.calibration.rewrite.qdq import quantize, quantize_weight
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.engines.build import Options
+from tfanet.export.engines.build import EngineOptions
 from tfanet.export.engines.store import add_engine
 from tfanet.runtime import Bundle, Predictor
 
@@ -206,7 +206,7 @@ def test_what_fp8_cannot_do_is_one_line(capsys, fp8, small, shapes, ranges, cali
             fp8[0].path,
             target="tensorrt-rtx",
             precision="fp8",
-            options=Options(compute=["8.6", "8.9"]),
+            options=EngineOptions(compute=["8.6", "8.9"]),
         ),
         "already": lambda: Source.open(fp8[0].path),
     }

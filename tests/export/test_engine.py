@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.engines import build as engine_module
-from tfanet.export.engines.build import Options, Profile, build_engine, engine_graph
+from tfanet.export.engines.build import EngineOptions, Profile, build_engine, engine_graph
 from tfanet.export.engines.store import add_engine
 from tfanet.plugins.graph.attach import attach, count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
@@ -100,7 +100,7 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
         tmp_path / "deep" / "small.engine",
         target="tensorrt-rtx",
         profile=Profile(1, 2, 4),
-        options=Options(compute=("8.9", "12.0"), level=2, weight_streaming=True),
+        options=EngineOptions(compute=("8.9", "12.0"), level=2, weight_streaming=True),
         progress=lambda *step: phases.append(step),
     )
     plan = (tmp_path / "deep" / "small.engine").read_bytes()
@@ -124,13 +124,25 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
         (small_model(), {"target": "onnx"}, "target is 'onnx': choose one of tensorrt, "),
         (
             small_model(),
-            {"options": Options(compute=("9.0",))},
+            {"options": EngineOptions(compute=("9.0",))},
             "compute capability '9.0' is unknown: 7.5, 8.0",
         ),
-        (small_model(), {"options": Options(timing_cache="x")}, "tensorrt-rtx has no timing cache"),
-        (small_model(), {"options": Options(editable_cache=True)}, "name its file (--timing-cache"),
-        (small_model(), {"options": Options(level=6)}, "level is 6: the builder has 0 to 5"),
-        (small_model(), {"options": Options(hardware="ampere-plus")}, "choose the compute capab"),
+        (
+            small_model(),
+            {"options": EngineOptions(timing_cache="x")},
+            "tensorrt-rtx has no timing cache",
+        ),
+        (
+            small_model(),
+            {"options": EngineOptions(editable_cache=True)},
+            "name its file (--timing-cache",
+        ),
+        (small_model(), {"options": EngineOptions(level=6)}, "level is 6: the builder has 0 to 5"),
+        (
+            small_model(),
+            {"options": EngineOptions(hardware="ampere-plus")},
+            "choose the compute capab",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line(tmp_path, model, options, words):
@@ -184,7 +196,10 @@ def test_a_library_that_hangs_is_stopped(tmp_path, fake_library):
     fake_library("time.sleep(60)")
     with pytest.raises(GateError, match=r"not built within 2 s: allow more \(--timeout\)"):
         build_engine(
-            small_model(), tmp_path / "x.engine", target="tensorrt", options=Options(timeout=2)
+            small_model(),
+            tmp_path / "x.engine",
+            target="tensorrt",
+            options=EngineOptions(timeout=2),
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["library"]
 
@@ -257,7 +272,7 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(bundle, tmp_path):
     for options, error in (
         ({"precision": "fp8"}, InputError),
         ({"precision": "fp16", "keep": ["nowhere.*"]}, InputError),
-        ({"options": Options(timeout=0.01)}, GateError),
+        ({"options": EngineOptions(timeout=0.01)}, GateError),
     ):
         with pytest.raises(error):
             add_engine(folder, target="tensorrt-rtx", **options)

@@ -17,8 +17,8 @@ import torch
 
 from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
-from tfanet.export.parity.check import bundle_backends, check, check_bundle
-from tfanet.export.trace import export_image
+from tfanet.export.graphs import export_image
+from tfanet.export.parity.check import bundle_backends, check_bundle, check_graphs
 from tfanet.model.checkpoint import save_checkpoint
 from tfanet.model.config import preset
 from tfanet.model.tfanet import TFANet
@@ -170,7 +170,7 @@ def test_parity_fails_for_other_weights_and_nothing_is_written(
 ):
     other = TFANet(model.config).eval()
     with pytest.raises(GateError, match=r"parity failed.*largest relative error"):
-        check(other, bundle_backends(bundle), (64, 64))
+        check_graphs(other, bundle_backends(bundle), (64, 64))
     save_checkpoint(tmp_path / "other.safetensors", other)
     with pytest.raises(GateError):
         check_bundle(bundle.path, checkpoint=tmp_path / "other.safetensors")

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tfanet.errors import InputError
-from tfanet.export.engines.magnitudes import measure_ranges
+from tfanet.export.engines.magnitudes import measure_magnitudes
 from tfanet.export.engines.precision import POLICY, cast_graph
 from tfanet.plugins import ort_library_path
 from tfanet.plugins.graph.attach import count_scan_nodes
@@ -98,7 +98,7 @@ def test_fp16_computes_what_rounding_by_hand_gives():
 def test_a_value_that_would_overflow_keeps_its_nodes_in_fp32(tmp_path):
     model = chain("MatMul", "MatMul", "Relu", "MatMul", weight=300)
     x = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
-    ranges = measure_ranges(model, [{"x": x}], library=None, folder=tmp_path)
+    ranges = measure_magnitudes(model, [{"x": x}], library=None, folder=tmp_path)
     w = [numpy_helper.to_array(t) for t in model.graph.initializer]
     assert ranges["v0"] == pytest.approx(np.abs(x @ w[0]).max())
     assert ranges["v1"] == pytest.approx(np.abs(x @ w[0] @ w[1]).max())
@@ -118,7 +118,7 @@ def test_a_value_that_would_overflow_keeps_its_nodes_in_fp32(tmp_path):
 
 def test_infinite_values_and_weights_stay_in_fp32(tmp_path):
     model = chain("Exp", "Exp", "Relu", "MatMul")
-    ranges = measure_ranges(
+    ranges = measure_magnitudes(
         model, [{"x": np.full((2, 8), 9, np.float32)}], library=None, folder=tmp_path
     )
     assert ranges["v1"] == np.inf

@@ -16,9 +16,10 @@ from tfanet.errors import GateError, InputError
 from tfanet.export import export_bundle
 from tfanet.export.engines import refit as refit_module
 from tfanet.export.engines import store
-from tfanet.export.engines.build import Options
+from tfanet.export.engines.build import EngineOptions, engine_graph
 from tfanet.export.engines.refit import refit
 from tfanet.export.engines.store import add_engine
+from tfanet.export.engines.typed import typed_graphs
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import EngineError, check_record
@@ -100,7 +101,7 @@ def built(monkeypatch):
 @pytest.fixture
 def stripped(bundle, built, tmp_path) -> Bundle:
     folder = shutil.copytree(bundle.path, tmp_path / "stripped")
-    options = Options(strip_weights=True)
+    options = EngineOptions(strip_weights=True)
     return add_engine(
         folder, target="tensorrt-rtx", precision="fp16", options=options, keep=["decoder.*"]
     )
@@ -153,8 +154,8 @@ def test_an_engine_gets_the_weights_of_further_training(stripped, model, library
 
 def stripped_graph(bundle: Bundle) -> bytes:
     (record,) = bundle.manifest.engines
-    graph = store.typed_graphs(bundle, record)["image.onnx"]
-    return store.engine_graph(graph).SerializeToString()
+    graph = typed_graphs(bundle, record)["image.onnx"]
+    return engine_graph(graph).SerializeToString()
 
 
 def test_what_cannot_be_refitted(stripped, bundle, built, library, tmp_path):

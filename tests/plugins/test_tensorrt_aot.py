@@ -25,7 +25,7 @@ import pytest
 from onnx import ModelProto
 
 from tfanet.errors import InputError, MissingDependencyError
-from tfanet.export.engines.build import Options, build_engine, engine_graph
+from tfanet.export.engines.build import EngineOptions, build_engine, engine_graph
 from tfanet.plugins import tensorrt
 from tfanet.plugins.graph.attach import attach, scan_nodes
 from tfanet.plugins.kernels import cuda
@@ -367,7 +367,9 @@ def test_build_with_a_plugin(
     library = plugin_library(tmp_path, 11)
     monkeypatch.setattr("tfanet.export.engines.build.trt_library_path", lambda: library)
     graph = engine_graph(scans(), form)
-    facts = build_engine(graph, tmp_path / "plan", target="tensorrt", options=Options(plugin=form))
+    facts = build_engine(
+        graph, tmp_path / "plan", target="tensorrt", options=EngineOptions(plugin=form)
+    )
     assert (facts["library"], facts["version"]) == ("tensorrt", "11.1.0")
     told = json.loads((tmp_path / "plan").read_bytes())
     assert len(told["nodes"]) == 2
@@ -379,7 +381,11 @@ def test_build_without_what_the_plugin_needs(
     fake_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def options(form: str) -> dict[str, Any]:
-        return {"output": tmp_path / "plan", "target": "tensorrt", "options": Options(plugin=form)}
+        return {
+            "output": tmp_path / "plan",
+            "target": "tensorrt",
+            "options": EngineOptions(plugin=form),
+        }
 
     aot, library = (engine_graph(scans(), form) for form in ("aot", "library"))
     missing = tmp_path / "nowhere" / "libtfanet_trt.so"
@@ -409,6 +415,10 @@ def test_build_without_what_the_plugin_needs(
 def test_options_that_do_not_go_together(fake_tensorrt: Path, tmp_path: Path) -> None:
     graph = engine_graph(scans(), "aot")
     with pytest.raises(InputError, match="tensorrt-rtx has no plugins"):
-        build_engine(graph, tmp_path / "plan", target="tensorrt-rtx", options=Options(plugin="aot"))
+        build_engine(
+            graph, tmp_path / "plan", target="tensorrt-rtx", options=EngineOptions(plugin="aot")
+        )
     with pytest.raises(InputError, match="plugin is 'jit': choose one of aot, library"):
-        build_engine(graph, tmp_path / "plan", target="tensorrt", options=Options(plugin="jit"))
+        build_engine(
+            graph, tmp_path / "plan", target="tensorrt", options=EngineOptions(plugin="jit")
+        )

@@ -8,7 +8,7 @@ from tfanet.export.engines import store
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.bundle.write import new_folder
 
-store._engine_parity = lambda *_: {"ran": False, "reason": "no GPU"}
+store.compare_engine = lambda *_: {"ran": False, "reason": "no GPU"}
 
 
 def record(name: str) -> dict[str, object]:

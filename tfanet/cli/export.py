@@ -141,10 +141,10 @@ def _defaults(add: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
 
 def _engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
     """What adds the engine that the options ask for to a bundle; the options are checked now."""
-    from tfanet.export.engines.build import Options, Profile
+    from tfanet.export.engines.build import EngineOptions, Profile
     from tfanet.export.engines.store import add_engine, check_engine
 
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    options = EngineOptions(**{f.name: getattr(args, f.name) for f in fields(EngineOptions)})
     own = args.precision if args.precision in QUANTISED else "fp32"
     check_engine(args.target, "fp32" if own != "fp32" else args.precision, options, own=own)
     profile = Profile.parse(args.profile) if args.profile else None
