@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfanet import __version__
-from tfanet.cli import calibrate, data, deploy, export, inspect, onnx, train
+from tfanet.cli import calibrate, data, deploy, engine, export, inspect, onnx, train
 from tfanet.errors import TfanetError, plain
 
 __all__ = ["main"]
@@ -36,8 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 your mistake, 2 a gate failed, 3 something is not installed.",
     )
     parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
+    parser.set_defaults(json=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for group in (export, deploy, onnx, calibrate, inspect, train, data):
+    for group in (export, engine, deploy, onnx, calibrate, inspect, train, data):
         group.add_verbs(verbs)
     return parser
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_data_options, add_verb, progress_line, table
+from tfanet.cli.options import add_data_options
+from tfanet.cli.output import Verbs, add_verb, progress_line, table
 
 __all__ = ["add_verbs"]
 
@@ -22,8 +23,8 @@ def add_verbs(verbs: Verbs) -> None:
     shapes.add_argument("--output", required=True, help="the folder to write the dataset into")
     for split, count in SPLIT_SIZES.items():
         shapes.add_argument(f"--{split}", type=int, default=count, help=f"pictures in {split}")
-    shapes.add_argument("--seed", type=int, default=0)
-    shapes.add_argument("--overwrite", action="store_true", help="replace the dataset there")
+    shapes.add_argument("--seed", type=int, default=0, help="of the drawing")
+    shapes.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
 
 
 def run_check(args: argparse.Namespace) -> tuple[Any, str]:

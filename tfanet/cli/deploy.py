@@ -7,10 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.calibrate import guard_options
+from tfanet.cli.options import DATA, OptionGroup, add_data_options
 from tfanet.cli.output import (
     Verbs,
-    add_data_options,
     add_verb,
     parity_table,
     progress_line,
@@ -21,55 +20,88 @@ from tfanet.errors import InputError
 __all__ = ["add_verbs"]
 
 
+def _add_report_options(parser: Any) -> None:
+    parser.add_argument(
+        "--picture",
+        nargs=2,
+        action="append",
+        metavar=("FILE", "TEXT"),
+        help="for the report (default: three pictures of the synthetic shapes)",
+    )
+
+
+def _add_fp32_options(parser: Any) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        help="the weights to compare with, if the bundle's preset does not hold them",
+    )
+    parser.add_argument("--report", metavar="DIR", help="write parity.json and report.html there")
+    REPORT.add(parser)
+
+
+# Options of `parity`.
+REPORT = OptionGroup(_add_report_options)
+FP32 = OptionGroup(_add_fp32_options)
+
+
 def add_verbs(verbs: Verbs) -> None:
     predict = add_verb(verbs, "predict", run_predict, extra="runtime")
-    predict.add_argument("--bundle", required=True)
-    predict.add_argument("--digest", help="of the bundle that is meant: another one is refused")
-    predict.add_argument("--image", required=True)
+    predict.add_argument("--bundle", required=True, help="the bundle directory")
+    predict.add_argument("--digest", help="refuse every bundle but the one with this digest")
+    predict.add_argument("--image", required=True, help="the picture")
     predict.add_argument("--text", required=True, help="what to segment, in words")
-    predict.add_argument("--output", required=True, help="the mask, written as a black/white PNG")
+    predict.add_argument(
+        "--output", required=True, help="the PNG to write the mask into, black and white"
+    )
     predict.add_argument("--overlay", help="also write the picture with the mask on it")
-    predict.add_argument("--threads", type=int, help="threads (default: all cores that it may use)")
+    predict.add_argument(
+        "--threads", type=int, help="of a run on the CPU (default: all cores that it may use)"
+    )
     predict.add_argument(
         "--backend",
         default="auto",
         help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or the name of one of the "
-        "bundle's engines; default: the first of them that can run here",
+        "bundle's engines (default: the first backend that can run here)",
     )
     predict.add_argument(
         "--host-code",
         nargs="+",
         default=[],
         metavar="ENGINE",
-        help="engines that may run the CPU code which they carry; only for those that you built",
+        help="engines that may run the CPU code that they carry: name only those that you built",
     )
 
     bench = add_verb(verbs, "bench", run_bench, extra="runtime")
-    bench.add_argument("--bundle", required=True)
-    bench.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run")
-    bench.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
-    bench.add_argument("--runs", type=int, default=30, help="timed calls of each backend")
-    bench.add_argument("--warmup", type=int, default=3, help="calls before those")
-    bench.add_argument("--threads", type=int, help="of a run on the CPU (default: as predict)")
+    bench.add_argument("--bundle", required=True, help="the bundle directory")
+    bench.add_argument(
+        "--backends",
+        nargs="+",
+        metavar="NAME",
+        help="what to time (default: all that can run here)",
+    )
+    bench.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="pictures that run together",
+    )
+    bench.add_argument(
+        "--runs", type=int, default=30, help="timed calls of each backend (default: 30)"
+    )
+    bench.add_argument("--warmup", type=int, default=3, help="calls before those (default: 3)")
+    bench.add_argument(
+        "--threads", type=int, help="of a run on the CPU (default: all cores that it may use)"
+    )
     bench.add_argument(
         "--checkpoint", help="the weights, if the bundle's preset does not hold them"
     )
 
     parity = add_verb(verbs, "parity", run_parity)
-    parity.add_argument("--bundle", required=True)
-    parity.add_argument(
-        "--checkpoint",
-        help="the weights to compare with, if the bundle's preset does not hold them",
-    )
+    parity.add_argument("--bundle", required=True, help="the bundle directory")
     add_data_options(parity, required=False)
-    parity.add_argument("--report", metavar="DIR", help="write parity.json and report.html there")
-    parity.add_argument(
-        "--picture",
-        nargs=2,
-        action="append",
-        metavar=("FILE", "TEXT"),
-        help="for the report; default: three pictures of the synthetic shapes",
-    )
+    FP32.add(parity)
 
 
 def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
@@ -162,26 +194,16 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
 
     An INT8 bundle is evaluated again on the data that its certificate was measured on (--data).
     """
-    if args.report is not None:
+    if args.data is not None:
+        FP32.refuse(args, "is for an FP32 bundle, and --data for a quantised one: leave one out")
+        return _recheck(args)
+    DATA.refuse(args, "says more of --data, which is not given: give that, too")
+    if args.report is None:
+        REPORT.refuse(args, "is for the report: give --report DIR, too")
+    else:
         from tfanet.runtime.bundle.write import check_folder
 
         check_folder(args.report)
-        if args.data is not None:
-            raise InputError("--report is of an FP32 bundle: leave it out, or --data")
-    if args.data is not None:
-        from tfanet.calibration import recheck
-        from tfanet.runtime.bundle.read import Bundle
-
-        checked = recheck(Bundle.open(args.bundle), guard_options(args), progress=progress_line())
-        rows = [
-            (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
-            for row in checked
-        ]
-        text = table(("metric", "certified", "measured here", "least"), rows)
-        made, here = checked[0]["certified_with"], checked[0]["measured_with"]
-        if made != here:
-            text += f"\n\ncertified with {made or 'unknown'} instructions, measured with {here}"
-        return checked, text
     from tfanet.export.parity.check import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
@@ -190,6 +212,23 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         _write_report(args)
         text += f"\n\n{args.report}/report.html"
     return report, text
+
+
+def _recheck(args: argparse.Namespace) -> tuple[Any, str]:
+    from tfanet.calibration import GuardOptions, recheck
+    from tfanet.runtime.bundle.read import Bundle
+
+    guard = GuardOptions(args.data, **DATA.values(args))
+    checked = recheck(Bundle.open(args.bundle), guard, progress=progress_line())
+    rows = [
+        (row["metric"], *(f"{row[key]:.2f}" for key in ("certified", "measured", "allowed")))
+        for row in checked
+    ]
+    text = table(("metric", "certified", "measured here", "least"), rows)
+    made, here = checked[0]["certified_with"], checked[0]["measured_with"]
+    if made != here:
+        text += f"\n\ncertified with {made or 'unknown'} instructions, measured with {here}"
+    return checked, text
 
 
 def _write_report(args: argparse.Namespace) -> None:

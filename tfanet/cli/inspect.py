@@ -1,4 +1,4 @@
-"""Verbs that look without changing anything: info, doctor."""
+"""Verbs that look without changing anything: info, verify, doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfanet.cli.output import Verbs, add_verb, image_size, table
+from tfanet.cli.options import OptionGroup, image_size
+from tfanet.cli.output import Verbs, add_verb, table
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
@@ -16,18 +17,35 @@ __all__ = ["add_verbs"]
 _ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
+def _add_bundle_options(parser: Any) -> None:
+    parser.add_argument("--digest", help="refuse every bundle but the one with this digest")
+
+
+def _add_preset_options(parser: Any) -> None:
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        help="count for 480 or HEIGHTxWIDTH (default: the preset's size)",
+    )
+    parser.add_argument(
+        "--table4", action="store_true", help="the ablation rows beside the paper's Table 4"
+    )
+
+
+# Options of `info`.
+BUNDLE = OptionGroup(_add_bundle_options)
+PRESET = OptionGroup(_add_preset_options)
+
+
 def add_verbs(verbs: Verbs) -> None:
     info = add_verb(verbs, "info", run_info)
     what = info.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", help="tfanet-tiny or tfanet-base")
     what.add_argument("--bundle", help="a bundle directory")
-    info.add_argument("--digest", help="of the bundle that is meant: another one is refused")
-    info.add_argument("--image-size", type=image_size, help="count for this size instead")
-    info.add_argument(
-        "--table4", action="store_true", help="the ablation rows beside the paper's Table 4"
-    )
+    BUNDLE.add(info)
+    PRESET.add(info)
     verify = add_verb(verbs, "verify", run_verify, extra="runtime")
-    verify.add_argument("--bundle", required=True)
+    verify.add_argument("--bundle", required=True, help="the bundle directory")
     verify.add_argument("--digest", help="what `tfanet info` printed where the bundle was made")
     add_verb(verbs, "doctor", run_doctor, extra="runtime")
 
@@ -35,7 +53,15 @@ def add_verbs(verbs: Verbs) -> None:
 def run_info(args: argparse.Namespace) -> tuple[Any, str]:
     """Parameters, FLOPs and scan calls of a preset, or the facts of a bundle."""
     if args.bundle:
+        PRESET.refuse(
+            args, "is about a preset: leave it out, or give --preset in place of --bundle"
+        )
         return _bundle_facts(args)
+    BUNDLE.refuse(args, "is about a bundle: leave it out, or give --bundle in place of --preset")
+    if args.table4 and args.image_size is not None:
+        raise InputError(
+            "--image-size cannot be chosen for --table4, whose size is the paper's: leave one out"
+        )
 
     from tfanet.model.config import preset
     from tfanet.model.cost import describe, table4

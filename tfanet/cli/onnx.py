@@ -1,10 +1,11 @@
-"""The verb that exports a user's own model: onnx."""
+"""`tfanet onnx`: a user's own model to one ONNX file."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from tfanet.cli.options import GRAPH
 from tfanet.cli.output import Verbs, add_verb, progress_line, table
 
 __all__ = ["add_verbs"]
@@ -24,20 +25,8 @@ def add_verbs(verbs: Verbs) -> None:
         "height=224 stays open",
     )
     onnx.add_argument("--output", required=True, help="the ONNX file to write")
-    onnx.add_argument(
-        "--function",
-        default="sequential",
-        help="the scan in standard ops, for runtimes without our library: sequential (best on "
-        "plain ONNX Runtime), parallel (for TensorRT and OpenVINO) or none",
-    )
     onnx.add_argument("--checkpoint", help="a .safetensors or .pth file of the weights")
-    onnx.add_argument(
-        "--dynamic-batch",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="leave the first axis of every input open (default)",
-    )
-    onnx.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23")
+    GRAPH.add(onnx)
     onnx.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
@@ -49,10 +38,8 @@ def run_onnx(args: argparse.Namespace) -> tuple[Any, str]:
         args.model,
         args.output,
         input=args.input,
-        function=args.function,
         checkpoint=args.checkpoint,
-        dynamic_batch=args.dynamic_batch,
-        opset=args.opset,
+        **GRAPH.values(args),
         overwrite=args.overwrite,
         progress=progress_line(),
     )

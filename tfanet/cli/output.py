@@ -1,4 +1,4 @@
-"""What the verbs share: the `--json` flag, tables and a progress line."""
+"""What every verb shares: how it is added, with `--json`, tables and the line of progress."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from tfanet.progress import Progress
 
 __all__ = [
     "Verbs",
-    "add_data_options",
     "add_verb",
-    "image_size",
     "parity_table",
     "progress_line",
     "table",
@@ -36,29 +34,12 @@ def add_verb(
     parser: argparse.ArgumentParser = verbs.add_parser(
         name, help=summary.splitlines()[0], description=summary
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    # A verb within a verb must not set it back: its default is the whole parser's.
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print the result as JSON"
+    )
     parser.set_defaults(run=run, extra=extra)
     return parser
-
-
-def add_data_options(parser: Any, *, required: bool = True) -> None:
-    """The options that name a dataset, on a parser or an argument group."""
-    parser.add_argument(
-        "--data", required=required, help="the folder that holds refcoco, shapes, ..."
-    )
-    parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, grefcoco or shapes")
-    parser.add_argument(
-        "--split-by", help="refcoco: unc (default) or google; refcocog: umd (default) or google"
-    )
-    parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """`480` or `480x640` (height x width) as a pair."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"image size is '{text}', expected 480 or 480x640")
-    return int(parts[0]), int(parts[-1])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

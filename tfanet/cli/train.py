@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tfanet.cli.options import add_data_options, image_size
 from tfanet.cli.output import (
     Verbs,
-    add_data_options,
     add_verb,
-    image_size,
     progress_line,
     table,
 )
@@ -23,25 +22,37 @@ def add_verbs(verbs: Verbs) -> None:
     train.add_argument("--output", required=True, help="the folder for checkpoints and the log")
     train.add_argument("--preset", default="tfanet-tiny", help="tfanet-tiny or tfanet-base")
     train.add_argument("--init", help="a checkpoint to start from, instead of fresh weights")
-    train.add_argument("--split", default="train")
+    train.add_argument("--split", default="train", help="split to train on (default: train)")
     train.add_argument("--image-size", type=image_size, help="480 or HEIGHTxWIDTH")
     train.add_argument("--text-length", type=int, help="words per sentence, specials included")
     length = train.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int)
-    length.add_argument("--epochs", type=float)
-    train.add_argument("--stop-after", type=int, help="stop at this step, to be resumed")
+    length.add_argument("--steps", type=int, help="steps of the optimiser")
+    length.add_argument("--epochs", type=float, help="times through the split")
+    train.add_argument("--stop-after", type=int, help="stop at this step, to resume later")
     train.add_argument("--batch", type=int, help="samples per process and step")
     train.add_argument("--lr", type=float, help="learning rate of the new modules")
-    train.add_argument("--pretrained-scale", type=float, help="times lr: backbone and text encoder")
-    train.add_argument("--weight-decay", type=float, default=1e-4)
-    train.add_argument("--schedule", choices=("cosine", "constant-cosine"))
+    train.add_argument(
+        "--pretrained-scale",
+        type=float,
+        help="factor on --lr for the backbone and the text encoder",
+    )
+    train.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
+    train.add_argument(
+        "--schedule", choices=("cosine", "constant-cosine"), help="of the learning rate"
+    )
     train.add_argument("--warmup", type=int, help="steps of linear warm-up")
-    train.add_argument("--final-lr", type=float, default=1e-6)
-    train.add_argument("--clip", type=float, help="largest gradient norm, 0 for none")
-    train.add_argument("--ema", type=float, default=0.0, help="decay of averaged weights, 0: none")
-    train.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    train.add_argument("--final-lr", type=float, default=1e-6, help="learning rate at the end")
+    train.add_argument("--clip", type=float, help="largest norm of the gradient; 0: no limit")
+    train.add_argument(
+        "--ema", type=float, default=0.0, help="decay of averaged weights; 0: none are kept"
+    )
+    train.add_argument(
+        "--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast"
+    )
     train.add_argument("--all-sentences", action="store_true", help="every sentence in each epoch")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--seed", type=int, default=0, help="of the weights and of the order of samples"
+    )
     train.add_argument("--workers", type=int, default=0, help="processes that load pictures")
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--resume", action="store_true", help="go on from the state in --output")
@@ -51,7 +62,7 @@ def add_verbs(verbs: Verbs) -> None:
     what.add_argument("--bundle", help="a bundle directory, run without PyTorch")
     what.add_argument("--checkpoint", help="a checkpoint file or preset name, run in PyTorch")
     add_data_options(evaluate)
-    evaluate.add_argument("--split", default="val")
+    evaluate.add_argument("--split", default="val", help="split to evaluate (default: val)")
     evaluate.add_argument("--limit", type=int, help="only the first N samples")
 
 
