@@ -1,4 +1,5 @@
 from .bundle import export_bundle as export_bundle
+from .engines.build import EngineOptions as EngineOptions
 from .engines.build import Profile as Profile
 from .engines.build import build_engine as build_engine
 from .engines.build import engine_graph as engine_graph

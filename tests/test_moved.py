@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from tfanet.moved import MOVED, REMOVAL
+from tfanet.moved import MOVED, REMOVAL, RENAMED
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -27,3 +27,12 @@ def test_what_an_old_name_gives_is_what_the_new_one_gives(old: str) -> None:
             ]
             seen += 1
     assert seen
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_what_was_renamed_as_it_moved_is_found_by_its_old_name(old: str) -> None:
+    module, _, name = old.rpartition(".")
+    home = importlib.import_module(f"tfanet.{MOVED[module]}")
+    with pytest.warns(DeprecationWarning, match=rf"is now {home.__name__}\.{RENAMED[old]}; "):
+        found = getattr(importlib.import_module(f"tfanet.{module}"), name)
+    assert found is getattr(home, RENAMED[old])

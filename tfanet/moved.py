@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MOVED", "REMOVAL", "install"]
+__all__ = ["MOVED", "REMOVAL", "RENAMED", "install"]
 
 REMOVAL = "0.3.0"  # the version in which the old names go; a test fails when it is due
 # Within tfanet: the old module, and where its names are now.
@@ -44,7 +44,7 @@ MOVED = {
     "cost": "model.cost",
     "evaluate": "evaluation.evaluate",
     "export.bfloat16": "export.user_model.bfloat16",
-    "export.bundle_engine": "export.engines.store export.engines.typed",
+    "export.bundle_engine": "export.engines.typed export.engines.store",
     "export.diagnosis": "export.user_model.diagnosis",
     "export.engine": "export.engines.build",
     "export.engine_worker": "export.engines.worker",
@@ -95,19 +95,23 @@ MOVED = {
     "train_state": "training.state",
     "wfdm": "model.wfdm",
 }
+# What has another name there, too: those that callers of public functions need.
+RENAMED = {"export.engine.Options": "EngineOptions"}
 
 
 class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        old, homes = module.__name__, MOVED[module.__name__.removeprefix("tfanet.")].split()
+        old, key = module.__name__, module.__name__.removeprefix("tfanet.")
+        homes = MOVED[key].split()
 
         def attribute(name: str) -> Any:
+            new = RENAMED.get(f"{key}.{name}", name)
             if not name.startswith("__"):
                 for home in homes:
                     found = import_module(f"tfanet.{home}")
-                    if hasattr(found, name):
-                        _warn(f"{old}.{name}", f"tfanet.{home}.{name}")
-                        return getattr(found, name)
+                    if hasattr(found, new):
+                        _warn(f"{old}.{name}", f"tfanet.{home}.{new}")
+                        return getattr(found, new)
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
         module.__getattr__ = attribute  # type: ignore[method-assign]

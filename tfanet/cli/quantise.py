@@ -106,6 +106,11 @@ class Quantisation:
         if args.data is None:
             for group in (DATA, GUARD):
                 group.refuse(args, "is about pictures, and there are none: give --data, too")
+        if args.precision != "int8" and args.int8_target != "any":
+            raise InputError(
+                f"--int8-target chooses a form of int8 graphs, and {args.precision} has one form: "
+                "leave it out"
+            )
         check_form(args.int8_target, args.precision)
         check_options(
             args.precision, args.observer, outliers=args.outliers, dual_region=args.dual_region
