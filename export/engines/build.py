@@ -1,10 +1,10 @@
-"""Engine files for TensorRT and TensorRT-RTX, built from the graphs of a bundle.
+"""`build_engine`: an engine file for TensorRT or TensorRT-RTX from an ONNX graph.
 
-One builder for both libraries. The build runs in a child process (`engine_worker`), because their
-parsers are known to abort on input that they dislike: a crash becomes one line, and nothing that
-the user's process holds is lost. Engines are strongly typed, precision is decided in the graph
-(`tfanet.export.engines.precision`). The files are raw plans, readable by trtexec; what is known of
-them is in the manifest.
+One builder serves both libraries. The build runs in a child process (`worker`), because their
+parsers are known to abort on graphs that they cannot take: then a crash becomes one line of error,
+and the user's process loses nothing. Engines are strongly typed: precision is decided in the graph
+(`tfanet.export.engines.precision`). The files are raw plans, which trtexec reads; what is known of
+them stands in the manifest.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ __all__ = ["Watch", "check_repeatable", "explain", "next_size", "open_sizes", "w
 
 _NOISE = 1e-6  # below it, results of threads that add in another order
 _RANDOM_NODES = ("Random", "Bernoulli", "Multinomial")
-_LIBRARY = re.compile(r"[/\\](torch|tfanet|export|plugins|onnx\w*)[/\\]")
+_LIBRARY = re.compile(r"[/\\](torch|tfanet|onnx\w*)[/\\]")
 
 
 class Watch(TorchDispatchMode):

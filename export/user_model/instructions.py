@@ -17,7 +17,7 @@ def loading_instructions(
 
     Args:
         path: the ONNX file. function: its scan's body. library: libtfanet_ort.so, None where it
-            has not been built. specs: the inputs, at a size that an engine shall be best at.
+            has not been built. specs: the inputs, at the size that an engine is tuned for.
     """
     where = str(library) if library is not None else "libtfanet_ort.so"
     with_body = function != "none"

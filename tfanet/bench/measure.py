@@ -1,7 +1,7 @@
 """`bench`: latency, throughput and memory of a bundle on every backend, beside PyTorch.
 
-Each candidate lives in a process of its own (`bench_worker`), so that its memory is its own. All
-are started and warmed up first; then they take turns, one call each, so that whatever else the
+Each candidate lives in a process of its own (`tfanet.bench.worker`), so that its memory is its own.
+All are started and warmed up first; then they take turns, one call each, so that whatever else the
 machine does falls on all of them alike.
 """
 
