@@ -76,6 +76,18 @@ def test_export_imports_neither_training_nor_the_command_line():
     assert not wrong, listed(wrong)
 
 
+def test_only_its_own_part_of_export_knows_tfanet():
+    wrong = [
+        i
+        for i in from_room("export")
+        if room(i.module) == "model" and not within(i.importer, *TFANET_EXPORT)
+    ]
+    assert not wrong, listed(wrong)
+    generic = [i for i in all_imports() if within(i.importer, "tfanet.export.user_model")]
+    wrong = [i for i in generic if within(i.module, *TFANET_EXPORT)]
+    assert generic and not wrong, listed(wrong)
+
+
 def test_nothing_knows_the_command_line():
     wrong = [
         i
@@ -123,6 +135,16 @@ def test_no_private_name_crosses_a_file():
             and private(node.attr)
         ]
     assert not wrong, wrong
+
+
+def test_packages_hold_a_docstring_and_the_list_of_their_names():
+    for name, folder in packages().items():
+        if name == "tfanet":  # which also sets the version and switches telemetry off
+            continue
+        tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"{name} has no docstring"
+        rest = [ast.unparse(node) for node in tree.body[1:]]
+        assert rest in ([], LAZY if name in PUBLIC else []), name
 
 
 def test_every_module_says_what_it_is():

@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from tfanet.data.check import check
-from tfanet.data.refer import DATASETS, Ref, ReferDataset, Sample
-from tfanet.data.safe_pickle import DataError, load_pickle, loads_pickle
-from tfanet.data.shapes import make_shapes
+import lazy_loader
 
-__all__ = [
-    "DATASETS",
-    "DataError",
-    "Ref",
-    "ReferDataset",
-    "Sample",
-    "check",
-    "load_pickle",
-    "loads_pickle",
-    "make_shapes",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

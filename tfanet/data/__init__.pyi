@@ -1,0 +1,9 @@
+from .checking import check as check
+from .refer import DATASETS as DATASETS
+from .refer import Ref as Ref
+from .refer import ReferDataset as ReferDataset
+from .refer import Sample as Sample
+from .safe_pickle import DataError as DataError
+from .safe_pickle import load_pickle as load_pickle
+from .safe_pickle import loads_pickle as loads_pickle
+from .shapes import make_shapes as make_shapes
