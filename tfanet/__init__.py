@@ -15,6 +15,12 @@ program that imports onnxruntime itself must do before that: nothing stops it la
 from __future__ import annotations
 
 import os
+import sys
+
+# `python -m tfanet` has put the current folder first. What lies there, such as a json.py among the
+# data, is not to be run; a user's own model is looked for there by `tfanet onnx`.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    del sys.path[0]
 
 import lazy_loader
 
