@@ -29,8 +29,8 @@ from tfanet.errors import GateError, InputError
 from tfanet.progress import Progress
 from tfanet.runtime.backends.integer import instructions, overflowing
 from tfanet.runtime.bundle.graphs import GRAPHS
-from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, file_facts
-from tfanet.runtime.bundle.write import check_target, new_bundle
+from tfanet.runtime.bundle.read import FILES, Bundle, file_facts
+from tfanet.runtime.bundle.write import check_target, new_bundle, write_manifest
 
 __all__ = ["check_form", "quantize_bundle"]
 
@@ -204,7 +204,7 @@ def _write(
         files={name: file_facts(work / name) for name in FILES},
         versions={**bundle.manifest.versions, "onnx": metadata.version("onnx")},
     )
-    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    write_manifest(work, manifest)
     write_timing(work, speed)
 
 

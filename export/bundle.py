@@ -24,13 +24,12 @@ from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
     FILES,
-    MANIFEST,
     SCHEMA_VERSION,
     Bundle,
     Manifest,
     file_facts,
 )
-from tfanet.runtime.bundle.write import check_target, new_bundle
+from tfanet.runtime.bundle.write import check_target, new_bundle, write_manifest
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from tfanet.runtime.tokenizer import TextTokenizer
 
@@ -162,7 +161,7 @@ def _write(
         engines=[],
         parity=figures,
     )
-    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    write_manifest(work, manifest)
     report("done", STEPS)
 
 

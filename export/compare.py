@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import GateError
-from tfanet.runtime.backends.choose import Graph
+from tfanet.runtime.backends.choose import GraphRunner
 from tfanet.runtime.bundle.graphs import image_feed
 from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
@@ -64,12 +64,12 @@ def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[
     return cases
 
 
-def run_case(text: Graph, image: Graph, case: Case) -> np.ndarray:
+def run_case(text: GraphRunner, image: GraphRunner, case: Case) -> np.ndarray:
     """Mask logits of a case through both graphs."""
     return image.run(None, case_feed(text, case))[0]
 
 
-def case_feed(text: Graph, case: Case) -> dict[str, np.ndarray]:
+def case_feed(text: GraphRunner, case: Case) -> dict[str, np.ndarray]:
     """The image graph's inputs by name, with the features that the text graph gives."""
     features = text.run(None, {"token_ids": case.token_ids})
     return image_feed(case.image, features, case.word_mask)

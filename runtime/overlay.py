@@ -36,7 +36,7 @@ def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 def save_overlay(image: Image.Image, mask: np.ndarray, path: str | Path) -> None:
-    """Write `overlay` of an image and its mask as a picture; raises ImageError if it cannot be."""
+    """Write `overlay` of an image and its mask as a picture; raises ImageError if that fails."""
     _save(overlay(image, mask), path)
 
 

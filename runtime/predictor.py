@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
+from tfanet.plugins.libraries import ort_library_path
 from tfanet.runtime.backends.choose import Options, open_graphs
 from tfanet.runtime.backends.engine import EngineGraph
 from tfanet.runtime.backends.session import Shapes, check_interface
@@ -196,7 +197,7 @@ class Predictor:
             )
         if not isinstance(sentence, Sentence):
             raise InputError(
-                f"the sentence is a {type(sentence).__name__}: give what `encode_text` gives"
+                f"the sentence is a {type(sentence).__name__}: pass what `encode_text` returns"
             )
         expected = (3, *self.bundle.manifest.preprocessing["size"])
         shape = tuple(image.shape)
@@ -299,15 +300,13 @@ class Predictor:
             words = plain(str(error)) or type(error).__name__
             raise BundleError(
                 f"{self.bundle.file(name)} does not run on {self._running.backend} "
-                f"({words:.300}): look at the bundle with `tfanet parity`, or export it again"
+                f"({words:.300}): check the bundle with `tfanet parity`, or export it again"
             ) from error
 
 
 def _library(choice: str | Path | None) -> Path | None:
     if choice is None:
         return None
-    from tfanet.plugins import ort_library_path
-
     if choice == "auto":
         try:
             return ort_library_path()

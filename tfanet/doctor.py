@@ -10,6 +10,7 @@ from typing import Any
 
 from tfanet import __version__
 from tfanet.errors import MissingDependencyError
+from tfanet.plugins.libraries import cpu_library_path, ort_library_path
 from tfanet.runtime.backends.integer import describe, instructions
 
 __all__ = ["diagnose"]
@@ -81,16 +82,12 @@ def _missing(module: str) -> bool:
 
 
 def _torch_reason() -> str | None:
-    from tfanet.plugins import cpu_library_path
-
     if _missing("torch"):
         return "torch is not installed: pip install 'tfanet[export]'"
     return _library_reason(cpu_library_path)
 
 
 def _onnxruntime_reason(*, kernel: bool) -> str | None:
-    from tfanet.plugins import ort_library_path
-
     if _missing("onnxruntime"):
         return "onnxruntime is not installed: pip install onnxruntime"
     return _library_reason(ort_library_path) if kernel else None

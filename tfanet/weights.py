@@ -1,4 +1,4 @@
-"""Weights from files of any trainer: the level at which they lie, and whether all of them fit."""
+"""Weights from any trainer's files: where in the file they are, and whether all of them fit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How child processes start, with nothing from where they run, and how they end: with their parent.
+"""Child processes: they import nothing from the current folder, and end with their parent.
 
-`python -m` looks for modules in the current folder before all others. There lie users' data, and a
-json.py among them would run.
+`python -m` looks for modules in the current folder first. Users keep their data there, and a file
+json.py among it would run.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ them stands in the manifest.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from onnx import ModelProto
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.simplify import simplify
+from tfanet.files import move
 from tfanet.plugins import attach, trt_library_path
 from tfanet.plugins.graph.attach import (
     attach_by_length,
@@ -229,8 +229,7 @@ def build_engine(
         start = time.monotonic()
         facts = _run_worker(job, options.timeout, progress)
         seconds = time.monotonic() - start
-        os.chmod(part, 0o644)
-        os.replace(part, output)
+        move(part, output)
     return {"seconds": round(seconds, 1), **facts, "bytes": output.stat().st_size}
 
 

@@ -14,7 +14,7 @@ from tfanet.export.compare import (
     run_case,
 )
 from tfanet.plugins import ort_library_path
-from tfanet.runtime.backends.choose import Graph, Options, open_graphs
+from tfanet.runtime.backends.choose import GraphRunner, Options, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -46,7 +46,7 @@ def compare_engine(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
 
 
 def compare_masks(
-    bundle: Bundle, cases: list[Case], label: str, text: Graph, image: Graph
+    bundle: Bundle, cases: list[Case], label: str, text: GraphRunner, image: GraphRunner
 ) -> dict[str, Any]:
     """Masks of two graphs of low precision, or engines, against those of the bundle's graphs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from tfanet.export.engines.build import EngineOptions, Profile, build_engine, en
 from tfanet.export.engines.masks import compare_engine
 from tfanet.export.engines.precision import LOW_PRECISIONS
 from tfanet.export.engines.typed import make_typed_graphs
+from tfanet.files import move
 from tfanet.plugins import trt_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import load_module
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 from tfanet.runtime.bundle.leftovers import engine_file, locked, sweep_engines
-from tfanet.runtime.bundle.read import FILES, MANIFEST, Bundle, Manifest, file_facts
-from tfanet.runtime.bundle.write import new_file, new_folder, sync
+from tfanet.runtime.bundle.read import FILES, Bundle, Manifest, file_facts
+from tfanet.runtime.bundle.write import new_folder, write_manifest
 
 __all__ = [
     "add_engine",
@@ -180,7 +180,7 @@ def store_engine(bundle: Bundle, folder: Path, record: dict[str, Any]) -> Bundle
         found = file_facts(folder / built)
         files[graph] = engine_file(graph, name, found["sha256"])
         facts[files[graph]] = found
-        os.replace(folder / built, folder / files[graph])
+        (folder / built).rename(folder / files[graph])
     record = {**record, "files": files}
     record["parity"] = compare_engine(bundle, Bundle(folder, _with(bundle, record, facts)), name)
     with locked(bundle.path):
@@ -191,10 +191,8 @@ def store_engine(bundle: Bundle, folder: Path, record: dict[str, Any]) -> Bundle
             )
         changed = _with(now, record, facts)
         for file in facts:
-            sync(folder / file)
-            os.replace(folder / file, now.path / file)
-        with new_file(now.path / MANIFEST, overwrite=True) as part:
-            part.write_text(changed.to_json(), encoding="utf-8")
+            move(folder / file, now.path / file)
+        write_manifest(now.path, changed)
         for file in set(now.manifest.files) - set(changed.files):
             (now.path / file).unlink(missing_ok=True)
         sweep_engines(now.path, changed.files)

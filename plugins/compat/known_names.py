@@ -1,4 +1,4 @@
-"""The entry points that are known, by name: what runs in their place, and how they are told."""
+"""The entry points that are known, by name: what runs in their place, and how to recognise them."""
 
 from __future__ import annotations
 

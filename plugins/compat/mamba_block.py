@@ -1,7 +1,7 @@
 """Mamba's block and its norms as mamba-ssm and Vim define them, for the stand-ins.
 
-Parameters have the official names and shapes, so checkpoints fit. Glossary: E = expand * d_model
-inner channels, N states, R = rank of delta, L steps.
+Parameters have the official names and shapes, so checkpoints fit. Glossary, in the official names:
+d_inner = expand * d_model channels of the scan, d_state states, dt_rank of delta; L steps.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Mamba(nn.Module):
     """Mamba's block: (batch, L, d_model) to the same. Whole sequences only, no decoding.
 
     Args:
-        dt_rank: R, "auto" for ceil(d_model / 16). bimamba_type: "none", Vim's "v1" (a second A for
+        dt_rank: "auto" for ceil(d_model / 16). bimamba_type: "none", Vim's "v1" (a second A for
             the way back) and "v2" (a second set of everything behind the input projection), or
             SegMamba's "v3" (a third set, for the steps in turn from each of `nslices` slices).
         if_divide_out, if_devide_out: the mean of both ways instead of their sum, in v2.
-            init_layer_scale: start of a factor per channel on the result.
+        init_layer_scale: start of a factor per channel on the result.
         nslices: of v3; L must be divisible by it. bimamba: VideoMamba's choice of v2 by a bool.
             Others as in mamba-ssm.
 
@@ -97,24 +97,24 @@ class Mamba(nn.Module):
 
     def _add_way(self, way: str, conv_bias: bool, place: dict[str, Any]) -> None:
         """Convolution, projections, A and D of one way: "", "_b" or "_s"."""
-        inner_dim, rank, states = self.d_inner, self.dt_rank, self.d_state
+        d_inner, rank, states = self.d_inner, self.dt_rank, self.d_state
         convolution = nn.Conv1d(
-            inner_dim,
-            inner_dim,
+            d_inner,
+            d_inner,
             self.d_conv,
-            groups=inner_dim,
+            groups=d_inner,
             padding=self.d_conv - 1,
             bias=conv_bias,
             **place,
         )
         self.add_module(f"conv1d{way}", convolution)
-        x_proj = nn.Linear(inner_dim, rank + 2 * states, bias=False, **place)
+        x_proj = nn.Linear(d_inner, rank + 2 * states, bias=False, **place)
         self.add_module(f"x_proj{way}", x_proj)
-        self.add_module(f"dt_proj{way}", nn.Linear(rank, inner_dim, **place))
+        self.add_module(f"dt_proj{way}", nn.Linear(rank, d_inner, **place))
         A = torch.arange(1, states + 1, dtype=torch.float32, device=place["device"])
-        A_log = nn.Parameter(A.log().repeat(inner_dim, 1))
+        A_log = nn.Parameter(A.log().repeat(d_inner, 1))
         self.register_parameter(f"A{way}_log", A_log)
-        self.register_parameter(f"D{way}", nn.Parameter(torch.ones(inner_dim, device=A.device)))
+        self.register_parameter(f"D{way}", nn.Parameter(torch.ones(d_inner, device=A.device)))
 
     @torch.no_grad()
     def _reset_way(
@@ -165,7 +165,7 @@ class Mamba(nn.Module):
         return x.unflatten(-1, parts).transpose(-1, -2).flatten(-2)
 
     def _way(self, way: str, xz: Tensor) -> Tensor:
-        """The gated scan (batch, E, L) of one way."""
+        """The gated scan (batch, d_inner, L) of one way."""
         conv1d, x_proj, dt_proj, A_log, D = (
             getattr(self, name)
             for name in (f"conv1d{way}", f"x_proj{way}", f"dt_proj{way}", f"A{way}_log", f"D{way}")

@@ -27,7 +27,7 @@ from tfanet.plugins.compat.standins import (
     unknown_extension,
 )
 
-__all__ = ["Standins", "holders"]
+__all__ = ["Standins", "standin_users"]
 
 _MARK = "__tfanet_standin__"  # in a stand-in module: the package that it is of
 _NOT_INSTALLED = "not installed"
@@ -142,7 +142,7 @@ class Standins:
 
     def used(self) -> dict[str, str]:
         """Why, by name, for each package whose stand-in a module of this process has imported."""
-        found = {package for _, package in holders()}
+        found = {package for _, package in standin_users()}
         return {name: _reasons.get(name, _NOT_INSTALLED) for name in sorted(found)}
 
     def reason(self, package: str) -> str | None:
@@ -178,7 +178,7 @@ class Standins:
         )
 
 
-def holders() -> Iterator[tuple[str, str]]:
+def standin_users() -> Iterator[tuple[str, str]]:
     """Modules of this process that hold a part of a stand-in, and the package it stands for."""
     ours = {
         id(member): package

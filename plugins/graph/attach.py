@@ -9,8 +9,6 @@ model, so `attach` first brings them to one pattern of inputs.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, h
 
 import tfanet.plugins.graph.schemas  # noqa: F401  (registers the operators with onnx)
 from tfanet.errors import InputError
+from tfanet.files import whole_file
 from tfanet.plugins.graph.bodies import (
     Nodes,
     Pattern,
@@ -191,21 +190,13 @@ def rewrite_file(
 
     The file appears whole or not at all. Raises InputError where `path_in` can't be read.
     """
-    target = Path(path_out)
     try:
         model = onnx.load(path_in)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path_in} can't be read as an ONNX model: {error}") from error
     payload = change(model).SerializeToString(deterministic=True)
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(payload)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with whole_file(Path(path_out)) as part:
+        part.write_bytes(payload)
 
 
 def _is_scan(node: NodeProto) -> bool:

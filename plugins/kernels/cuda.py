@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.files import whole_file
 from tfanet.plugins.kernels.geometry import Geometry, check_scan, launch_geometry
 from tfanet.plugins.operands import CUDA_TYPES, SELECTIVE_SCAN
 
@@ -210,9 +210,8 @@ def _compile(program: Program, target: str) -> bytes:
     code = _compile_now(sources, options, machine_code=target.startswith("sm_"))
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, kept)
+        with whole_file(kept) as part:
+            part.write_bytes(code)
     return code
 
 

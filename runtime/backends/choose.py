@@ -13,15 +13,16 @@ import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime.backends.device import Device
-from tfanet.runtime.backends.engine import MODULES, EngineError, EngineGraph
+from tfanet.runtime.backends.engine import EngineError, EngineGraph
 from tfanet.runtime.backends.session import open_session, runs_as_floats
 from tfanet.runtime.bundle.graphs import GRAPHS
+from tfanet.runtime.bundle.manifest import TARGETS
 from tfanet.runtime.bundle.read import PRECISIONS, Bundle
 
-__all__ = ["BACKENDS", "Graph", "Options", "Running", "open_graphs"]
+__all__ = ["BACKENDS", "GraphRunner", "Options", "Running", "open_graphs"]
 
 # The best first. An engine's own name (such as "tensorrt-rtx-fp16") is a choice too.
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+BACKENDS = (*TARGETS, "onnxruntime-cuda", "onnxruntime-cpu")
 _PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
     "onnxruntime-cpu": "CPUExecutionProvider",
@@ -29,8 +30,8 @@ _PROVIDERS = {
 MAX_BATCH = 1024  # of a graph whose batch is open
 
 
-class Graph(Protocol):
-    """What a backend makes of an ONNX file: an ONNX Runtime session, or what looks like one."""
+class GraphRunner(Protocol):
+    """What runs one graph: an ONNX Runtime session, or an engine with the same methods."""
 
     def run(self, names: None, feeds: Mapping[str, Any]) -> list[np.ndarray]: ...
     def get_inputs(self) -> list[Any]: ...
@@ -66,8 +67,8 @@ class Running:
     """
 
     backend: str
-    text: Graph
-    image: Graph
+    text: GraphRunner
+    image: GraphRunner
     scan: str
     batches: tuple[int, int]
     int8: str | None = None
@@ -114,7 +115,7 @@ def _candidates(
     bundle: Bundle, options: Options
 ) -> Iterator[tuple[str, str, Callable[[], Running]]]:
     """Backends, what each runs, and how to open it; the best first."""
-    for target in MODULES:
+    for target in TARGETS:
         engines = [e for e in bundle.manifest.engines if e["target"] == target]
         if not engines:
             reason = (

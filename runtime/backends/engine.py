@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -20,8 +19,11 @@ from typing import IO, Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.files import whole_file
 from tfanet.plugins.libraries import trt_library_path
-from tfanet.runtime.backends.device import Device, Pinned, check, cudart, device_array
+from tfanet.runtime.backends.device import Device
+from tfanet.runtime.backends.engine_slot import Slot
+from tfanet.runtime.bundle.manifest import TARGETS
 
 __all__ = [
     "MODULES",
@@ -33,8 +35,8 @@ __all__ = [
     "make_logger",
 ]
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
+MODULES = dict(zip(TARGETS, ("tensorrt", "tensorrt_rtx"), strict=True))
+_PACKAGES = dict(zip(TARGETS, ("tensorrt", "tensorrt-rtx-cu13"), strict=True))
 RTX_LOWEST = (8, 0)  # an engine of TensorRT-RTX that names no compute capability
 
 
@@ -159,8 +161,8 @@ class EngineGraph:
         self._runtime, self._engine = runtime, engine
         self._tensors = self._describe()
         self._config, self._cache = self._make_config(cache)
-        self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
-        self._slots: list[_Slot] = []
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
+        self._slots: list[Slot] = []
         self._contexts, self._lock = contexts, threading.Lock()
 
     def get_inputs(self) -> list[Any]:
@@ -198,23 +200,22 @@ class EngineGraph:
         if self._cache is not None and self._config is not None:
             blob = bytes(self._config.get_runtime_cache().serialize())
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            part = self._cache.with_suffix(f".{os.getpid()}.partial")
-            part.write_bytes(blob)
-            os.replace(part, self._cache)
+            with whole_file(self._cache) as part:
+                part.write_bytes(blob)
         with self.device.current():
             for slot in self._slots:
                 slot.close()
         self._slots, self._free = [], queue.LifoQueue()
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[_Slot]:
+    def _slot(self) -> Iterator[Slot]:
         slot = self._take()
         try:
             yield slot
         finally:
             self._free.put(slot)
 
-    def _take(self) -> _Slot:
+    def _take(self) -> Slot:
         with contextlib.suppress(queue.Empty):
             return self._free.get_nowait()
         with self._lock:
@@ -223,7 +224,7 @@ class EngineGraph:
                 context = self._engine.create_execution_context(*args)
                 if context is None:
                     raise self._refusal("gives no execution context")
-                self._slots.append(_Slot(context, self._tensors))
+                self._slots.append(Slot(context, self._tensors))
                 return self._slots[-1]
         return self._free.get()
 
@@ -282,103 +283,6 @@ class EngineGraph:
         else:
             remedy = "build it again on this machine with `tfanet engine`"
         return EngineError(f"{self._path} (engine {self._name}) {what}: {said}; {remedy}")
-
-
-class _Slot:
-    """A context with its stream and buffers; used by one call at a time."""
-
-    def __init__(self, context: Any, tensors: Sequence[Any]) -> None:
-        runtime = cudart()
-        self._context = context
-        self._stream = check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
-        self._buffers: dict[str, Pinned] = {}
-        self._batch, self._graph = 0, None
-        self._inputs = [tensor for tensor in tensors if tensor.is_input]
-        self._owners: list[Any] = []
-        for tensor in tensors:
-            shape = (tensor.batches[1], *tensor.shape[1:])
-            self._buffers[tensor.name] = Pinned(shape, tensor.dtype)
-            context.set_tensor_address(tensor.name, self._buffers[tensor.name].device)
-
-    def upload(self, tensor: Any, value: Any) -> int:
-        """Copies an input to the device, in the order of the stream; returns its batch."""
-        runtime, buffer = cudart(), self._buffers[tensor.name]
-        view = device_array(value, int(self._stream))
-        given = np.asarray(value) if view is None else view
-        batch = given.shape[0] if given.shape else 0
-        shape = (batch, *tensor.shape[1:])
-        if given.dtype != tensor.dtype or tuple(given.shape) != shape:
-            raise InputError(
-                f"input '{tensor.name}' is {given.dtype} {tuple(given.shape)}, the engine takes "
-                f"{tensor.dtype} {tuple(tensor.shape)}"
-            )
-        low, high = tensor.batches
-        if not low <= batch <= high:
-            raise InputError(
-                f"the batch of '{tensor.name}' is {batch}, the engine's profile takes {low} to "
-                f"{high}: build one with another --profile, or run fewer at a time"
-            )
-        count = int(np.prod(shape)) * tensor.dtype.itemsize
-        if view is None:
-            buffer.array[:batch] = value
-            kind, source = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, buffer.array.ctypes.data
-        else:
-            kind, source = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice, view.pointer
-            self._owners.append(view.owner)
-        check(runtime.cudaMemcpyAsync(buffer.device, source, count, kind, self._stream))
-        return batch
-
-    def execute(self, batch: int) -> bool:
-        """Launches the engine; the launches of a batch size seen before come from a CUDA graph.
-
-        A graph belongs to the shapes that the context had, so another batch drops it.
-        """
-        runtime = cudart()
-        if batch != self._batch:
-            self._drop_graph()
-            for tensor in self._inputs:
-                self._context.set_input_shape(tensor.name, (batch, *tensor.shape[1:]))
-            self._batch = batch
-            return self._context.execute_async_v3(int(self._stream))
-        if self._graph is None:
-            able = getattr(self._context, "is_stream_capturable", None)
-            if able is not None and not able(int(self._stream)):
-                return self._context.execute_async_v3(int(self._stream))
-            mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            check(runtime.cudaStreamBeginCapture(self._stream, mode))
-            launched = self._context.execute_async_v3(int(self._stream))
-            captured = check(runtime.cudaStreamEndCapture(self._stream))
-            if not launched:
-                return False
-            self._graph = check(runtime.cudaGraphInstantiate(captured, 0))
-            check(runtime.cudaGraphDestroy(captured))
-        check(runtime.cudaGraphLaunch(self._graph, self._stream))
-        return True
-
-    def download(self, outputs: Sequence[Any], batch: int) -> list[np.ndarray]:
-        """Waits for the stream; the outputs are the caller's own."""
-        runtime = cudart()
-        for tensor in outputs:
-            buffer = self._buffers[tensor.name]
-            count = buffer.bytes // tensor.batches[1] * batch
-            kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            target = buffer.array.ctypes.data
-            check(runtime.cudaMemcpyAsync(target, buffer.device, count, kind, self._stream))
-        check(runtime.cudaStreamSynchronize(self._stream))
-        self._owners.clear()
-        return [self._buffers[tensor.name].array[:batch].copy() for tensor in outputs]
-
-    def close(self) -> None:
-        """Frees what it holds."""
-        self._drop_graph()
-        for buffer in self._buffers.values():
-            buffer.free()
-        check(cudart().cudaStreamDestroy(self._stream))
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            check(cudart().cudaGraphExecDestroy(self._graph))
-            self._graph = None
 
 
 def make_logger(trt: Any, echo: IO[str] | None = None) -> Any:

@@ -1,7 +1,7 @@
-"""What killed writers left behind, and the locks by which the living are told from them.
+"""What killed writers left behind, and the locks that tell it from the work of living ones.
 
-A writer holds a lock on what it writes as long as it lives; the system takes the lock from it when
-it dies. What has a writer's name and content and no lock is nobody's any more.
+A writer holds a lock on what it writes as long as it lives; the system releases the lock when it
+dies. What has a writer's name and content, and no lock, belongs to nobody any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfanet.runtime.backends.engine import MODULES
+from tfanet.files import lock
+from tfanet.runtime.bundle.manifest import TARGETS
 from tfanet.runtime.bundle.read import FILES, MANIFEST, TIMING, Bundle, BundleError, sha256
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "identity",
     "is_own",
     "leftovers",
-    "lock",
     "locked",
     "others",
     "own_names",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _RANDOM = "(?:[a-z0-9_]{8}|[0-9]+)"  # as tempfile makes it, or a process id of earlier versions
-_TARGETS = "|".join(map(re.escape, sorted(MODULES, reverse=True)))
+_TARGETS = "|".join(map(re.escape, sorted(TARGETS, reverse=True)))
 # Earlier versions named engines without their content, and their work without `.partial`.
 _ENGINE = re.compile(rf"(?:text|image)\.(?:{_TARGETS})-[a-z0-9-]+?(?:\.([0-9a-f]{{16}}))?\.engine")
 _ENGINE_WORK = re.compile(rf"\.(?:{_TARGETS})-[a-z0-9-]+\.{_RANDOM}(?:\.partial)?")
@@ -110,26 +110,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def lock(path: Path, *, or_not: bool = False) -> int | None:
-    """A descriptor of a path that is locked by it; None where another holds it, or it is gone.
-
-    Where the file system has no locks: None too, but a descriptor with `or_not`.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = True
-    except OSError as error:
-        mine = or_not and not isinstance(error, BlockingIOError)
-    if mine and os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path)):
-        return handle
-    os.close(handle)
-    return None
 
 
 def identity(path: Path) -> tuple[int, int]:

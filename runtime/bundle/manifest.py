@@ -13,10 +13,11 @@ from tfanet import __version__
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 
-__all__ = ["FILES", "PRECISIONS", "SCHEMA_VERSION", "BundleError", "Manifest"]
+__all__ = ["FILES", "PRECISIONS", "SCHEMA_VERSION", "TARGETS", "BundleError", "Manifest"]
 
 FILES = (IMAGE, TEXT, "tokenizer.json")
 SCHEMA_VERSION = 1
+TARGETS = ("tensorrt", "tensorrt-rtx")  # of engines, the faster first
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
 
 

@@ -2,7 +2,7 @@
 
 `export` writes what `Manifest` describes; every runtime opens a bundle through `Bundle.open`, which
 trusts nothing in it: sizes and SHA-256 of all files are compared before one of them is used, and
-what is used are the bytes that were compared, never the file read a second time.
+the bytes that were compared are the bytes that are used: no file is read a second time.
 
 The digest of a bundle is the SHA-256 of the bytes of manifest.json, as 64 hexadecimal digits. The
 manifest lists the SHA-256 of every other file, so this one number stands for the whole bundle. The

@@ -1,39 +1,35 @@
 """Files and bundles on disk: whole or not at all, and nothing of the user's is lost.
 
-What is written grows under the name `.NAME.RANDOM.partial` beside its place, locked as long as its
-writer lives, and takes its place in one step at the end. What killed writers left behind is told by
-its name and by the lock that nobody holds, and is removed by the next one. Needs no PyTorch.
+Before work begins the place is checked, and what killed writers left there is removed
+(`tfanet.files` says how it is recognised). Needs no PyTorch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from tfanet import files
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.leftovers import (
     abandoned,
     engine_work,
     identity,
     is_own,
-    lock,
     locked,
     others,
     own_names,
     sweep,
     writing,
 )
-from tfanet.runtime.bundle.read import MANIFEST, BundleError
+from tfanet.runtime.bundle.manifest import BundleError, Manifest
+from tfanet.runtime.bundle.read import MANIFEST
 
 __all__ = [
     "check_folder",
@@ -42,10 +38,9 @@ __all__ = [
     "new_bundle",
     "new_file",
     "new_folder",
-    "sync",
+    "write_manifest",
 ]
 
-_NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2
 MAX_NAME = 200  # bytes, of the 255 that a name may have beside its random part
 
 
@@ -119,9 +114,9 @@ def _writable(target: Path, folder: Path) -> Path:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise InputError(f"cannot write {target}: {folder} is no directory, name another place")
+        raise InputError(f"cannot write {target}: {folder} is not a directory: name another place")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {target}: {folder} is not writable for you")
+        raise InputError(f"cannot write {target}: you may not write into {folder}")
     return target
 
 
@@ -129,7 +124,9 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise InputError(f"{target} is a file: name a directory for the bundle")
     if _is_mount(target):
-        raise InputError(f"{target} is a mount point, which cannot be replaced: name a path in it")
+        raise InputError(
+            f"{target} is a mount point, which cannot be replaced: name a path inside it"
+        )
     if Path.cwd().is_relative_to(target):
         raise InputError(f"{target} holds the current directory: name another one for the bundle")
     if not any(target.iterdir()):
@@ -184,7 +181,7 @@ def new_bundle(output: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     with new_folder(target) as work:
         yield work
         for path in (*work.iterdir(), work):
-            sync(path)
+            files.sync(path)
         work.chmod(0o755)  # mkdtemp makes it private
         _move_into_place(work, target, overwrite)
 
@@ -192,7 +189,7 @@ def new_bundle(output: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` to work in, which is removed at the end unless it was moved."""
-    work, handle = _claimed(lambda **place: tempfile.mkdtemp(**place), target)
+    work, handle = files.claim_folder(target)
     own = identity(work)
     writing.add(own)
     try:
@@ -213,67 +210,35 @@ def new_file(output: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: as `check_output`.
     """
     target = check_output(output, overwrite=overwrite)
-    part, handle = _claimed(_empty_file, target)
-    try:
+    with files.whole_file(target, overwrite=overwrite) as part:
         yield part
-        sync(part)
-        part.chmod(0o644)
         check_output(target, overwrite=overwrite)
-        if overwrite or not _renameat2(part, target, _NOREPLACE):
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-        os.close(handle)
 
 
-def _claimed(make: Callable[..., str], target: Path) -> tuple[Path, int]:
-    """A path of its own beside `target`, and the descriptor that keeps it locked."""
-    while True:
-        path = Path(make(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        handle = lock(path, or_not=True)
-        if handle is not None:
-            return path, handle  # else another writer's sweep took it before it was locked
-
-
-def _empty_file(**place: Any) -> str:
-    handle, name = tempfile.mkstemp(**place)
-    os.close(handle)
-    return name
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, in one step: with it, the files that it lists are a bundle."""
+    with new_file(folder / MANIFEST, overwrite=True) as part:
+        part.write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _move_into_place(work: Path, target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target):
         os.rename(work, target)
-        sync(target.parent)
+        files.sync(target.parent)
         return
     with locked(target):
         _check_replaceable(target, overwrite)  # again: it may have come, or changed, meanwhile
         if not any(target.iterdir()):
             os.rename(work, target)
-            sync(target.parent)
+            files.sync(target.parent)
             return
         old = work
-        if not _renameat2(work, target, _EXCHANGE):
+        if not files.renameat2(work, target, files.EXCHANGE):
             old = work.with_suffix(".replaced")
             os.rename(target, old)
             os.rename(work, target)
-        sync(target.parent)
+        files.sync(target.parent)
         _remove_bundle(old)
-
-
-def _renameat2(one: Path, other: Path, flag: int) -> bool:
-    """Linux's renameat2; False where this system or file system has it not."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    here = -100  # AT_FDCWD
-    if renameat2(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def _remove_bundle(folder: Path) -> None:
@@ -294,12 +259,3 @@ def _remove_bundle(folder: Path) -> None:
             "look at it, then remove it",
             stacklevel=2,
         )
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a directory's list of names, written to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ import torch
 from tfanet.cli import main
 from tfanet.errors import InputError
 from tfanet.export import export_onnx
-from tfanet.plugins.compat.standin_import import holders
+from tfanet.plugins.compat.standin_import import standin_users
 
 import onnxruntime
 
@@ -57,7 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("mamba-ssm is installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name, _ in list(holders()):  # what other tests have imported
+    for name, _ in list(standin_users()):  # what other tests have imported
         monkeypatch.delitem(sys.modules, name, raising=False)
     before = set(sys.modules)
     yield tmp_path

@@ -16,7 +16,7 @@ import torch
 
 from tfanet.errors import InputError
 from tfanet.plugins import exportable, install, selective_scan_ref, uninstall
-from tfanet.plugins.compat.standin_import import Standins, holders
+from tfanet.plugins.compat.standin_import import Standins, standin_users
 
 PACKAGES = ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda", "triton")
 
@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if any(importlib.util.find_spec(name) is not None for name in PACKAGES):
         pytest.skip("a package is installed whose absence is tested")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, _ in list(holders()):  # what other tests have imported
+    for name, _ in list(standin_users()):  # what other tests have imported
         monkeypatch.delitem(sys.modules, name, raising=False)
     before = set(sys.modules)
     yield tmp_path

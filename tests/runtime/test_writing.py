@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from small_engines import add, record
 
+from tfanet import files as whole
 from tfanet.errors import GateError, InputError
 from tfanet.export.engines.store import store_engine
 from tfanet.runtime import Bundle, BundleError
-from tfanet.runtime.bundle import write
 from tfanet.runtime.bundle.leftovers import engine_file, leftovers
 from tfanet.runtime.bundle.read import verify
 from tfanet.runtime.bundle.write import (
@@ -96,13 +96,13 @@ def test_a_bundle_with_a_file_of_somebody_s_is_not_replaced(bundle, other, name)
 
 def test_a_file_that_comes_at_the_last_moment_is_kept(bundle, other, tmp_path, monkeypatch):
     """Between the last look at the old bundle and its removal."""
-    exchange = write._renameat2
+    exchange = whole.renameat2
 
     def late(one, another, flag):
         (other / "mine.txt").write_text("mine")
         return exchange(one, another, flag)
 
-    monkeypatch.setattr(write, "_renameat2", late)
+    monkeypatch.setattr(whole, "renameat2", late)
     with (
         pytest.warns(UserWarning, match="came into the old bundle at the last moment"),
         new_bundle(other, overwrite=True) as work,
@@ -160,7 +160,7 @@ def test_links_are_not_replaced(other, tmp_path, check, dangling):
     link.symlink_to(tmp_path / "nowhere" if dangling else other)
     with pytest.raises(InputError, match=r"link is a symbolic link to .*: name the place"):
         check(link, overwrite=True)
-    with pytest.raises(InputError, match=r"image.onnx is no directory, name another place"):
+    with pytest.raises(InputError, match=r"image.onnx is not a directory: name another place"):
         check(other / "image.onnx" / "x")
 
 
@@ -187,7 +187,7 @@ def test_places_that_cannot_be_replaced(bundle, tmp_path, monkeypatch):
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(InputError, match="is not writable for you"):
+    with pytest.raises(InputError, match="you may not write into"):
         check_target(tmp_path / "deep" / "bundle")
 
 

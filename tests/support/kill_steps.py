@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tfanet import files
 from tfanet.runtime.bundle import leftovers, write
 from tfanet.runtime.bundle.read import Bundle
 
@@ -61,7 +62,7 @@ def main() -> None:
     target.parent.mkdir()
     known = {Bundle.open(old).digest: "old", Bundle.open(new).digest: "new"}
     if kind == "fallback":
-        write._renameat2 = lambda *_: False
+        files.renameat2 = lambda *_: False
     work = replace(root, new, target) if kind != "engine" else None
     seen, step = set(), 0
     while True:

@@ -160,7 +160,9 @@ def find_pictures(root: Path, images: str | Path | None) -> Path:
     for folder in folders:
         if folder.is_dir():
             return folder
-    raise DataError(f"no picture folder at {' or '.join(map(str, folders))}: give it as images")
+    raise DataError(
+        f"no picture folder at {' or '.join(map(str, folders))}: pass its path as images"
+    )
 
 
 class ReferFiles:

@@ -56,7 +56,7 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"_codecs.encode with {encoding!r:.40} is not plain data")
         self._left -= len(text)
         if self._left < 0:
-            raise pickle.UnpicklingError("it makes more bytes than it holds")
+            raise pickle.UnpicklingError("it unpacks to more bytes than it holds")
         return text.encode("latin1")
 
 
@@ -70,7 +70,7 @@ def _check_sizes(data: bytes) -> None:
         width = _FIXED.get(op)
         if width is not None:
             if op == _LONG_BINPUT and int.from_bytes(data[at : at + 4], "little") > end:
-                raise pickle.UnpicklingError("it numbers more values than it holds")
+                raise pickle.UnpicklingError("it numbers more values than it can hold")
             if op == _STOP:
                 return
             at += width
@@ -82,7 +82,7 @@ def _check_sizes(data: bytes) -> None:
             for _ in range(_LINES[op]):
                 at = data.find(b"\n", at) + 1 or end + 1
             if op == _PUT and not (at - start < 20 and int(data[start : at - 1]) <= end):
-                raise pickle.UnpicklingError("it numbers more values than it holds")
+                raise pickle.UnpicklingError("it numbers more values than it can hold")
         else:
             raise pickle.UnpicklingError(f"it holds no instruction {op:#04x}")
     raise EOFError

@@ -128,7 +128,9 @@ def _outline(config: TFANetConfig) -> dict[str, Tensor]:
         try:
             return TFANet(_by_sizes(config)).state_dict()
         except RuntimeError as error:  # a size that no tensor can have
-            raise InputError(f"the model configuration makes no model ({error})") from error
+            raise InputError(
+                f"no model can be built from the model configuration ({error})"
+            ) from error
 
 
 def _fill(config: TFANetConfig, tensors: Mapping[str, Tensor], path: Path) -> TFANet:

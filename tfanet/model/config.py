@@ -38,7 +38,9 @@ class TextConfig:
         _whole("text.layers", self.layers, 0, MAX_DEPTH)
         _whole("text.vocabulary", self.vocabulary, 1, MAX_ENTRIES)
         if self.width % self.heads:
-            raise InputError(f"text.width {self.width} is no multiple of text.heads {self.heads}")
+            raise InputError(
+                f"text.width {self.width} is not a multiple of text.heads {self.heads}"
+            )
         if self.pretrained is not None and not isinstance(self.pretrained, str):
             raise InputError(f"text.pretrained is {shown(self.pretrained)}: give a name or None")
 
@@ -96,7 +98,9 @@ class TFANetConfig:
         _whole("grid", self.grid, 1, MAX_GRID)
         _number("ssm_ratio", self.ssm_ratio, 0.01, 64)
         if self.ssm_ratio * min(self.dims) < 1:
-            raise InputError(f"ssm_ratio {self.ssm_ratio} leaves dims {self.dims} no inner channel")
+            raise InputError(
+                f"ssm_ratio {self.ssm_ratio} leaves no inner channel with dims {self.dims}"
+            )
         _number("drop_path", self.drop_path, 0, 0.999)
         for name, kind in (("name", str), ("cfsm", bool), ("wfdm", bool), ("text", TextConfig)):
             if not isinstance(getattr(self, name), kind):
@@ -118,7 +122,7 @@ class TFANetConfig:
         """The config that `to_dict` described.
 
         Raises:
-            InputError: for a missing or unknown field, or a value that makes no model, named.
+            InputError: for a missing or unknown field, or naming a value that no model can have.
         """
         if not isinstance(data, Mapping):
             raise InputError(f"the model configuration is {shown(data)}, expected a JSON object")

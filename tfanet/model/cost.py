@@ -59,7 +59,7 @@ def describe(config: TFANetConfig, image_size: tuple[int, int] | None = None) ->
         group, state N and length L.
 
     Raises:
-        InputError: for an image size that is no multiple of 32.
+        InputError: for an image size that is not a multiple of 32.
     """
     size = image_size or config.image_size
     check_image_size(size)

@@ -1,4 +1,4 @@
-"""TFANet: an image and a sentence in, the logit of each pixel being meant out.
+"""TFANet: from an image and a sentence to the logit that each pixel is meant.
 
     x_1 = stem(image)
     F_V,i = blocks_i(x_i);  F_F,i, F_LV,i = fuse_i(F_V,i, words);  x_i+1 = down_i(F_V,i + F_F,i)
@@ -71,7 +71,7 @@ class TFANet(nn.Module):
             token_ids: (B, L) int64. word_mask: (B, L), 1 from the start to the end token, else 0.
 
         Raises:
-            InputError: for a size that is no multiple of 32, or another text length than L.
+            InputError: for a size that is not a multiple of 32, or another text length than L.
         """
         return self.segment(image, *self.encode_text(token_ids), word_mask)
 

@@ -1,9 +1,8 @@
-"""What a training needs beside the model, and how it is put on disk and resumed."""
+"""What a training needs beside the model, and how it is saved and resumed."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
+from tfanet.files import whole_file
 
 __all__ = ["Average", "load_state", "save_state"]
 
@@ -53,9 +53,8 @@ def save_state(
         tensors |= {f"ema.{k}": v for k, v in average.weights.items()}
     # Tied weights would share memory, which safetensors refuses.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    part = path.with_suffix(".part")
-    save_file(plain, part, {"training": json.dumps(facts, sort_keys=True)})
-    os.replace(part, path)
+    with whole_file(path) as part:
+        save_file(plain, part, {"training": json.dumps(facts, sort_keys=True)})
 
 
 def load_state(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tfanet.data import ReferDataset
 from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
+from tfanet.files import whole_file
 from tfanet.model.checkpoint import load_model, save_checkpoint
 from tfanet.model.config import preset
 from tfanet.model.tfanet import TFANet
@@ -191,9 +191,8 @@ def _save_model(path: Path, model: TFANet, average: Average | None) -> None:
     if average is not None:
         chosen = copy.deepcopy(model)
         chosen.load_state_dict(average.weights)
-    part = path.with_name("model.part.safetensors")
-    save_checkpoint(part, chosen)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        save_checkpoint(part, chosen)
 
 
 def _progress_line(loss: float, iou: float, seconds_left: float) -> str:
