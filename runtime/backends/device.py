@@ -1,4 +1,4 @@
-"""The little of CUDA that engines need, through cuda-python: devices, streams, memory."""
+"""The part of CUDA that engines need, through cuda-python: devices, streams, memory."""
 
 from __future__ import annotations
 
