@@ -53,7 +53,9 @@ def checkpoint(model: TFANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """It is exported once for all tests of exports: that takes most of their time."""
+    """Exported once, into an empty folder: exporting takes most of the time of such tests."""
     from tfanet.export import export_bundle
 
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    folder.mkdir()
+    return export_bundle(checkpoint, folder)

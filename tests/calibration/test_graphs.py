@@ -162,3 +162,9 @@ def test_fingerprints_tell_structure_and_weights_apart(source, retrained):
     assert other.weights_fingerprint() != source.weights_fingerprint()
     layers = find_layers(Graph(other.models["image.onnx"]))
     assert [layer.name for layer in layers] == [la.name for la in source.layers["image.onnx"]]
+
+
+def test_a_bundle_without_function_bodies_is_compared_with_the_library_alone(small):
+    assert small.manifest.scan["function"] == "none"
+    assert set(small.manifest.parity["skipped"]) == {"onnxruntime, function body"}
+    assert not onnx.load(small.file("image.onnx")).functions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -193,8 +194,11 @@ def sanitized(onnxruntime_headers: str) -> Callable[[str], Path]:
             settings[sanitizer],
         ]  # fmt: skip
         make = ["cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0)))]
-        for command in (configure, [*make, "--target", *targets[sanitizer]]):
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may build it too
+            for command in (configure, [*make, "--target", *targets[sanitizer]]):
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return folder / "runtime" / "cpp"
 
     return build

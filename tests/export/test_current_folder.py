@@ -80,6 +80,7 @@ def test_nothing_in_the_current_folder_runs(hostile, bundle, checkpoint):
         hostile,
         [
             ["info", "--bundle", place],
+            ["verify", "--bundle", place, "--digest", bundle.digest],
             ["doctor"],
             ["predict", "--bundle", place, "--image", "picture.png", "--text", "red", "--output",
              "mask.png"],
@@ -96,6 +97,11 @@ def test_nothing_in_the_current_folder_runs(hostile, bundle, checkpoint):
         ],
     )  # fmt: skip
     assert codes == dict.fromkeys(codes, 0)
+    # The same export gives the same bytes in another process.
+    made = hostile / "made"
+    assert {path.name for path in made.iterdir()} == {path.name for path in bundle.path.iterdir()}
+    for path in bundle.path.iterdir():
+        assert path.read_bytes() == (made / path.name).read_bytes(), path.name
 
 
 def test_nor_while_an_engine_is_built(hostile, bundle):

@@ -176,7 +176,7 @@ def fake_library(tmp_path, monkeypatch):
     def make(code: str) -> None:
         (tmp_path / "library").mkdir()
         (tmp_path / "library" / "fake_trt.py").write_text(
-            f"import os, sys, time\nif 'engine_worker' in ' '.join(sys.argv): {code}\n"
+            f"import os, sys, time\nif 'worker' in ' '.join(sys.argv): {code}\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path / "library"))
         monkeypatch.setitem(engine_module.MODULES, "tensorrt", "fake_trt")
