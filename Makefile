@@ -10,6 +10,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ORT_LOWEST := 1.20.1
+# Files side by side, each whole, since most of a test's work is done by one core; WORKERS=0 runs
+# one after the other. A library that is not there is a failure here, no reason to skip.
+WORKERS ?= 2
+PYTEST := TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --durations=10 --numprocesses $(WORKERS) \
+  --dist loadfile
 
 .PHONY: demo test test-full test-one setup native ort-lowest lint format bench clean
 
@@ -18,10 +23,10 @@ demo: setup native
 
 test: setup native ort-lowest
 	$(MAKE) --no-print-directory lint
-	TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -m "not full" --durations=10
+	$(PYTEST) -m "not full"
 
 test-full: setup native ort-lowest
-	TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --durations=10
+	$(PYTEST)
 
 # A virtual environment for each choice of extras of setup.cfg, beside that of `make setup`. Tests
 # of what `make native` builds are skipped there, with that reason. FILE may be several files.
