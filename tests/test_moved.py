@@ -19,10 +19,11 @@ def test_what_an_old_name_gives_is_what_the_new_one_gives(old: str) -> None:
             own = inspect.isclass(value) or inspect.isfunction(value)
             if name.startswith("_") or not own or value.__module__ != home.__name__:
                 continue
+            first = next(one for one in homes if hasattr(one, name))  # it may be imported there
             with pytest.warns(DeprecationWarning, match="is now") as caught:
                 assert getattr(module, name) is value
             assert [str(one.message) for one in caught] == [
-                f"tfanet.{old}.{name} is now {home.__name__}.{name}; "
+                f"tfanet.{old}.{name} is now {first.__name__}.{name}; "
                 f"the old name goes in tfanet {REMOVAL}"
             ]
             seen += 1
