@@ -167,7 +167,7 @@ def test_threads_do_not_change_a_bit() -> None:
 GUARDED = """
 import ctypes, mmap, sys
 import torch
-from tfanet.plugins import native
+from tfanet.plugins.kernels import cpu
 from tfanet.plugins.pytorch.selective_scan import _native_args
 
 def guarded(*shape):
@@ -476,7 +476,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_environment_names_the_instruction_set(isa: str) -> None:
-    code = "from tfanet.plugins import native; print(cpu.isa_name())"
+    code = "from tfanet.plugins.kernels import cpu; print(cpu.isa_name())"
     assert run_python(code, TFANET_SCAN_ISA=isa).stdout.strip() == isa
 
 
