@@ -24,12 +24,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from tfanet.calibration.accept.accuracy import logits, measure_latency, measure_metrics
-from tfanet.calibration.graph.reading import fold_weights, load
-from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
-from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.accept.accuracy import logits, measure_metrics
+from tfanet.calibration.accept.speed import measure_latency
+from tfanet.calibration.graph.fold import fold_weights
+from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
+from tfanet.calibration.graph.session import open_model
+from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
-from tfanet.calibration.measure.source import Source
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.cli.output import progress_line, table
 from tfanet.runtime.bundle.graphs import GRAPHS, TEXT, image_feed
 from tfanet.runtime.bundle.read import Bundle
@@ -86,13 +88,13 @@ def compare(bundle: Bundle, args: argparse.Namespace, folder: Path) -> str:
     """The table."""
     chosen = choose(args.data, args.dataset, args.calibration_split, count=args.calibration_count)
     items = choose(args.data, args.dataset, args.split, count=args.count)
-    source = Source.open(bundle)
-    fp32: Models = {name: onnx.load(bundle.file(name)) for name in GRAPHS}
+    prepared = PreparedBundle.open(bundle)
+    fp32: Models = {name: onnx.read_graph(bundle, name) for name in GRAPHS}
     schemes = {"FP32": fp32, "onnxruntime, static": static(bundle, chosen, folder)}
     for name, options in SCHEMES.items():
-        calibration = measure_ranges(source, chosen, **options, progress=progress_line())
-        prepared, _ = prepare(source, calibration)
-        schemes[name] = apply(prepared, calibration, unsigned="for ONNX Runtime" in name)
+        calibration = measure_ranges(prepared, chosen, **options, progress=progress_line())
+        moved, _ = move_channels(prepared, calibration)
+        schemes[name] = quantize_graphs(moved, calibration, unsigned="for ONNX Runtime" in name)
     few = list(itertools.islice(items.tensors(bundle), 16))
     exact = np.concatenate(list(logits(fp32, lambda: few)))
     times = measure_latency(schemes, bundle, runs=50, threads=args.threads)
@@ -109,7 +111,7 @@ def compare(bundle: Bundle, args: argparse.Namespace, folder: Path) -> str:
                 f"{error:.4f}",
                 f"{size / 1e6:.2f}",
                 f"{times[name]:.1f}",
-                f"{share(source, models):.1%}",
+                f"{share(prepared, models):.1%}",
             )
         )
     header = ("scheme", *SHOWN, "logit error", "MB", "ms", "in 8 bits")
@@ -125,7 +127,7 @@ def static(bundle: Bundle, chosen: CalibrationSet, folder: Path) -> Models:
     models: Models = {}
     for name in GRAPHS:
         folded, target = folder / f"folded_{name}", folder / f"static_{name}"
-        onnx.save(_renamed(fold_weights(load(bundle.file(name)))), folded)
+        onnx.save(_renamed(fold_weights(read_graph(bundle, name))), folded)
         quantization.quantize_static(
             str(folded),
             str(target),
@@ -165,7 +167,7 @@ class _Reader(CalibrationDataReader):
 
 def feeds(bundle: Bundle, chosen: CalibrationSet, name: str) -> Iterator[dict[str, np.ndarray]]:
     """The inputs of one graph on every picture."""
-    text = open_model(load(bundle.file(TEXT)))
+    text = open_model(read_graph(bundle, TEXT))
     for picture, ids, mask in chosen.tensors(bundle):
         if name == TEXT:
             yield {"token_ids": ids}
@@ -173,7 +175,7 @@ def feeds(bundle: Bundle, chosen: CalibrationSet, name: str) -> Iterator[dict[st
         yield image_feed(picture, text.run(None, {"token_ids": ids}), mask)
 
 
-def share(source: Source, models: Mapping[str, ModelProto]) -> float:
+def share(prepared: PreparedBundle, models: Mapping[str, ModelProto]) -> float:
     """Multiply-accumulates of nodes that read quantised values only; node names stay the same."""
     inside = set()
     for model in models.values():
@@ -185,7 +187,7 @@ def share(source: Source, models: Mapping[str, ModelProto]) -> float:
             for node in model.graph.node
             if node.op_type in PRODUCTS and set(node.input[:2]) <= dequantized
         }
-    layers = source.all_layers()
+    layers = prepared.all_layers()
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if layer.node in inside) / total
 

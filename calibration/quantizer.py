@@ -17,14 +17,15 @@ import onnx
 from onnx import ModelProto
 
 from tfanet.calibration import grid as grids
-from tfanet.calibration.accept.certificate import GuardOptions, guarded, short
+from tfanet.calibration.accept.certificate import GuardOptions, bound_loss, without_ids
 from tfanet.calibration.accept.guard import check_bounds
 from tfanet.calibration.accept.speed import measure_speed, write_timing
-from tfanet.calibration.graph.placement import INT8, Layer, int8_share
-from tfanet.calibration.measure.calibrator import apply, measure_ranges, prepare
+from tfanet.calibration.graph.layers import QUANTISED, Layer, quantised_share
+from tfanet.calibration.graph.prepared import PreparedBundle
+from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.sampler import CalibrationSet
-from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import Calibration, diff
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.errors import GateError, InputError
 from tfanet.progress import Progress
 from tfanet.runtime.backends.integer import instructions, overflowing
@@ -113,21 +114,21 @@ def _quantize(
     progress: Progress | None,
 ) -> tuple[dict[str, ModelProto], dict[str, Any], list[dict[str, Any]]]:
     """The graphs, the certificate and the table of layers."""
-    source = Source.open(bundle)
-    prepared, same = prepare(source, calibration)
+    prepared = PreparedBundle.open(bundle)
+    moved, same = move_channels(prepared, calibration)
     items = guard.items() if guard is not None else None
     if not same:
-        _warn_of_other_weights(source, calibration, items)
+        _warn_of_other_weights(moved, calibration, items)
 
     def quantized(keep_float: frozenset[str]) -> dict[str, ModelProto]:
-        return apply(prepared, calibration, keep_float, unsigned=target == "onnxruntime")
+        return quantize_graphs(moved, calibration, keep_float, unsigned=target == "onnxruntime")
 
     sensitivity: dict[str, float] = {}
     accuracy: dict[str, Any] = {}
     kept: tuple[str, ...] = ()
     if guard is not None and items is not None:
-        found, sensitivity, accuracy = guarded(
-            prepared, calibration, guard, items, quantized, progress
+        found, sensitivity, accuracy = bound_loss(
+            moved, calibration, guard, items, quantized, progress
         )
         kept = found.keep_float
     models = quantized(frozenset(kept))
@@ -142,18 +143,18 @@ def _quantize(
                 kind: sum(len(getattr(ranges, kind)) for ranges in calibration.graphs.values())
                 for kind in ("outliers", "regions")
             },
-            **short(calibration.data),
+            **without_ids(calibration.data),
         },
-        "share": round(_share(source, kept), 4),
+        "share": round(_share(prepared, kept), 4),
         "float_layers": sorted(kept),
         "accuracy": accuracy,
         "size_ratio": round(sum(m.ByteSize() for m in models.values()) / original, 4),
     }
-    return models, certificate, _table(source, sensitivity, kept, calibration.precision)
+    return models, certificate, _table(prepared, sensitivity, kept, calibration.precision)
 
 
 def _warn_of_other_weights(
-    source: Source, calibration: Calibration, items: CalibrationSet | None
+    moved: PreparedBundle, calibration: Calibration, items: CalibrationSet | None
 ) -> None:
     """Ranges of another checkpoint are used: say which of them this one exceeds, if data tell."""
     if items is None:
@@ -165,7 +166,7 @@ def _warn_of_other_weights(
         return
     few = replace(items, items=items.items[:CHECKED])
     now = measure_ranges(
-        prepare(source, calibration)[0],
+        moved,
         few,
         precision=calibration.precision,
         observer=calibration.observer,
@@ -217,15 +218,18 @@ def _check_pairs(path: Path) -> None:
         )
 
 
-def _share(source: Source, kept: tuple[str, ...]) -> float:
-    layers = source.all_layers()
-    return int8_share(layers, {layer.name for layer in layers} - set(kept))
+def _share(prepared: PreparedBundle, kept: tuple[str, ...]) -> float:
+    layers = prepared.all_layers()
+    return quantised_share(layers, {layer.name for layer in layers} - set(kept))
 
 
 def _table(
-    source: Source, sensitivity: Mapping[str, float], kept: tuple[str, ...], precision: str
+    prepared: PreparedBundle,
+    sensitivity: Mapping[str, float],
+    kept: tuple[str, ...],
+    precision: str,
 ) -> list[dict[str, Any]]:
-    names = {INT8: precision}
+    names = {QUANTISED: precision}
 
     def row(layer: Layer) -> dict[str, Any]:
         given_back = layer.name in kept
@@ -233,8 +237,8 @@ def _table(
             "name": layer.name,
             "macs": layer.macs,
             "sensitivity": sensitivity.get(layer.name),
-            "precision": "float" if given_back else names.get(layer.precision, layer.precision),
+            "precision": "float" if given_back else names.get(layer.placement, layer.placement),
             "why": "given back by the guard" if given_back else layer.why,
         }
 
-    return [row(layer) for layer in source.all_layers()]
+    return [row(layer) for layer in prepared.all_layers()]

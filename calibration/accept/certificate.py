@@ -12,10 +12,9 @@ from onnx import ModelProto
 from tfanet.calibration.accept.accuracy import measure_metrics
 from tfanet.calibration.accept.guard import GuardResult, search
 from tfanet.calibration.accept.sensitivity import measure_sensitivity
-from tfanet.calibration.graph.reading import load
+from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
 from tfanet.calibration.grid import grid_of
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
-from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import Calibration
 from tfanet.errors import GateError, InputError
 from tfanet.progress import Progress
@@ -23,7 +22,7 @@ from tfanet.runtime.backends.integer import instructions
 from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
 
-__all__ = ["GuardOptions", "guarded", "recheck", "short"]
+__all__ = ["GuardOptions", "bound_loss", "recheck", "without_ids"]
 
 TOLERANCE = 0.1  # points that the same quantised model may differ by between machines
 
@@ -63,29 +62,29 @@ class GuardOptions:
         )
 
 
-def guarded(
-    source: Source,
+def bound_loss(
+    prepared: PreparedBundle,
     calibration: Calibration,
     guard: GuardOptions,
     items: CalibrationSet,
     quantized: Callable[[frozenset[str]], Mapping[str, ModelProto]],
     progress: Progress | None,
 ) -> tuple[GuardResult, dict[str, float], dict[str, Any]]:
-    """Bound the loss.
+    """Find the layers to give back to floating point so that no bound is exceeded.
 
     Args:
-        source: prepared. items: of `guard`.
+        prepared: with the channels moved. items: of `guard`.
         quantized: the models with the named layers in floating point.
 
     Returns:
         The layers to give back, every layer's sensitivity, and the certificate's accuracy.
     """
-    bundle = source.bundle
-    original = {name: load(bundle.file(name), bundle.read(name)) for name in GRAPHS}
+    bundle = prepared.bundle
+    original = {name: read_graph(bundle, name) for name in GRAPHS}
     baseline = measure_metrics(original, items, bundle, progress=progress, stage="evaluating FP32")
     del original
     sensitivity = measure_sensitivity(
-        source,
+        prepared,
         {name: calibration.graphs[name].amax for name in GRAPHS},
         lambda: items.tensors(bundle),
         grid=grid_of(calibration.precision),
@@ -98,7 +97,7 @@ def guarded(
         return measure_metrics(quantized(keep_float), items, bundle, progress=progress, stage=stage)
 
     found = search(
-        source.all_layers(),
+        prepared.all_layers(),
         sensitivity,
         baseline,
         evaluate,
@@ -111,7 +110,7 @@ def guarded(
         "fp32": _rounded(baseline),
         "quantised": _rounded(found.metrics),
         "evaluations": found.evaluations,
-        "data": short(items.facts()),
+        "data": without_ids(items.facts()),
     }
     return found, sensitivity, accuracy
 
@@ -154,7 +153,7 @@ def recheck(
             f"{guard.data} holds other pictures or sentences than the certificate was measured "
             "with: give the same dataset"
         )
-    models = {name: load(bundle.file(name), bundle.read(name)) for name in GRAPHS}
+    models = {name: read_graph(bundle, name) for name in GRAPHS}
     measured = measure_metrics(models, items, bundle, progress=progress)
     report = []
     for metric, max_drop in accuracy["max_drop"].items():
@@ -178,7 +177,7 @@ def recheck(
     return report
 
 
-def short(facts: Mapping[str, Any]) -> dict[str, Any]:
+def without_ids(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a set without its list of ids, which the fingerprint stands for."""
     return {key: value for key, value in facts.items() if key != "sent_ids"}
 

@@ -1,6 +1,6 @@
 """The accuracy guard: the fewest layers back in floating point that keep all drops within bounds.
 
-Layers are ranked by sensitivity, and the k most sensitive ones are given back. Everything in INT8
+Layers are ranked by sensitivity, and the k most sensitive ones are given back. Everything quantised
 is evaluated first; then k doubles until the bounds hold, and bisection finds the least k between.
 That is at most 2 log2(n) + 2 evaluations for n layers, and none is of a k that was evaluated.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfanet.calibration.graph.placement import INT8, Layer, int8_share
+from tfanet.calibration.graph.layers import QUANTISED, Layer, quantised_share
 from tfanet.errors import GateError, InputError
 
 __all__ = ["METRICS", "GuardResult", "check_bounds", "search"]
@@ -28,7 +28,7 @@ class GuardResult:
     Attributes:
         keep_float: names of the layers given back, the most sensitive first.
         metrics: of the result, in percent. drop: points of each bounded metric lost to FP32.
-        share: of multiply-accumulates in INT8. evaluations: of INT8 models, that many were made.
+        share: of multiply-accumulates that are quantised. evaluations: quantised models tried.
         tried: each evaluation in order: layers given back, share, drop.
     """
 
@@ -65,10 +65,10 @@ def search(
     """Find the fewest layers to give back.
 
     Args:
-        layers: all of the model. sensitivity: by name, of those in INT8.
+        layers: all of the model. sensitivity: by name, of the QUANTISED ones.
         baseline: metrics of FP32. evaluate: metrics with the named layers in floating point.
         bounds: points that each metric may lose; all must hold at once. min_share: of
-            multiply-accumulates that stay in INT8; below it, INT8 is not worth its name.
+            multiply-accumulates that stay quantised; below it the model hardly is.
 
     Raises:
         GateError: where the bounds cannot be met with that share, saying what can.
@@ -81,7 +81,7 @@ def search(
                 f"this dataset is not scored by {metric}: bound one of "
                 f"{', '.join(name for name in METRICS if name in baseline)}"
             )
-    inside = [layer.name for layer in layers if layer.precision == INT8]
+    inside = [layer.name for layer in layers if layer.placement == QUANTISED]
     ranked = sorted(inside, key=lambda name: (-sensitivity[name], name))
     most = _most(layers, ranked, min_share)
     tried: dict[int, dict[str, Any]] = {}
@@ -91,15 +91,15 @@ def search(
         if k not in tried:
             found[k] = evaluate(frozenset(ranked[:k]))
             drop = {metric: baseline[metric] - found[k][metric] for metric in bounds}
-            share = int8_share(list(layers), set(ranked[k:]))
+            share = quantised_share(list(layers), set(ranked[k:]))
             tried[k] = {"given_back": k, "share": share, "drop": drop}
         return _excess(tried[k], bounds) <= 0
 
     if most < 0:
-        share = int8_share(list(layers))
+        share = quantised_share(list(layers))
         raise GateError(
-            f"{share:.1%} of the arithmetic can be in INT8, below the {min_share:.0%} asked for: "
-            "lower --min-share"
+            f"{share:.1%} of the arithmetic can be quantised, less than the {min_share:.0%} "
+            "asked for: lower --min-share"
         )
     low, high = -1, 0  # a bound fails at low, k = high is tried
     while not holds(high):
@@ -140,15 +140,15 @@ def _unreachable(
         if drop > bounds[metric]
     )
     return GateError(
-        f"the bound of {asked} cannot be met with {min_share:.0%} of the arithmetic in INT8: the "
-        f"least drop was {lost} with {best['given_back']} layers in FP32 and {best['share']:.0%} "
-        f"in INT8, after {len(tried)} evaluations; allow {enough}, lower --min-share, or calibrate "
-        "with more pictures"
+        f"the bound of {asked} cannot be met with {min_share:.0%} of the arithmetic "
+        f"quantised: the least drop was {lost} with {best['given_back']} layers in FP32 and "
+        f"{best['share']:.0%} quantised, after {len(tried)} evaluations; allow {enough}, lower "
+        "--min-share, or calibrate with more pictures"
     )
 
 
 def _most(layers: Sequence[Layer], ranked: Sequence[str], min_share: float) -> int:
-    """The largest k whose share of INT8 is still `min_share`; -1 where even 0 has less."""
+    """The largest k whose quantised share is still `min_share`; -1 where even 0 has less."""
     ks = range(len(ranked) + 1)
-    fits = [k for k in ks if int8_share(list(layers), set(ranked[k:])) >= min_share]
+    fits = [k for k in ks if quantised_share(list(layers), set(ranked[k:])) >= min_share]
     return max(fits, default=-1)

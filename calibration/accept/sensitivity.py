@@ -14,14 +14,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tfanet.calibration import grid as grids
 from tfanet.calibration.accept.accuracy import logits
-from tfanet.calibration.graph.placement import INT8, Layer
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex, replace_nodes
+from tfanet.calibration.graph.layers import QUANTISED, Layer
+from tfanet.calibration.graph.prepared import PreparedBundle
+from tfanet.calibration.graph.session import Inputs, mask_logits, open_model
 from tfanet.calibration.grid import Grid
-from tfanet.calibration.measure.collect import open_model
-from tfanet.calibration.measure.source import Inputs, Source
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.progress import Progress
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
+from tfanet.runtime.bundle.graphs import GRAPHS
 
 __all__ = ["SWITCHES", "measure_sensitivity", "switched"]
 
@@ -29,7 +29,7 @@ SWITCHES = "switches"
 
 
 def measure_sensitivity(
-    source: Source,
+    prepared: PreparedBundle,
     amax: Mapping[str, Mapping[str, float]],
     inputs: Inputs,
     *,
@@ -40,37 +40,30 @@ def measure_sensitivity(
     """Relative change of the logits, ||z_q - z|| / ||z|| over `count` pictures, by layer name.
 
     Args:
-        source: prepared. amax: by file and value name. inputs: at least `count` pictures.
+        prepared: with the channels moved. amax: by file and value name.
+        inputs: at least `count` pictures.
     """
-
-    def few() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        return list(itertools.islice(inputs(), count))
-
-    exact = list(logits(source.models, few))
+    pictures = list(itertools.islice(inputs(), count))
+    exact = list(logits(prepared.models, lambda: pictures))
     power = sum(float((z.astype(np.float64) ** 2).sum()) for z in exact) or 1.0
     layers = {
-        name: [layer for layer in source.layers[name] if layer.precision == INT8] for name in GRAPHS
+        name: [layer for layer in prepared.layers[name] if layer.placement == QUANTISED]
+        for name in GRAPHS
     }
     total = sum(map(len, layers.values()))
     result: dict[str, float] = {}
     for name in GRAPHS:
-        session = open_model(switched(source.models[name], layers[name], amax[name], grid))
-        other = open_model(source.models[IMAGE if name == TEXT else TEXT])
-        pictures = few()
+        models = {
+            **prepared.models,
+            name: switched(prepared.models[name], layers[name], amax[name], grid),
+        }
+        sessions = {graph: open_model(models[graph]) for graph in GRAPHS}
         for index, layer in enumerate(layers[name]):
-            on = np.arange(len(layers[name])) == index
+            on = {name: {SWITCHES: np.arange(len(layers[name])) == index}}
             error = 0.0
-            for (picture, ids, mask), z in zip(pictures, exact, strict=True):
-                if name == TEXT:
-                    features = session.run(None, {"token_ids": ids, SWITCHES: on})
-                else:
-                    features = other.run(None, {"token_ids": ids})
-                feed = image_feed(picture, features, mask)
-                if name == TEXT:
-                    got = other.run(None, feed)[0]
-                else:
-                    got = session.run(None, {**feed, SWITCHES: on})[0]
-                error += float(((got.astype(np.float64) - z) ** 2).sum())
+            for pair, z in zip(pictures, exact, strict=True):
+                moved = mask_logits(sessions, pair, on)
+                error += float(((moved.astype(np.float64) - z) ** 2).sum())
             result[layer.name] = float(np.sqrt(error / power))
             if progress is not None:
                 progress("measuring sensitivity", len(result), total)
@@ -85,16 +78,15 @@ def switched(
 ) -> ModelProto:
     """`model` with an input `switches`, (len(layers),) bool: layer i is quantised where it is set.
 
-    All layers must be of precision int8.
+    All layers must be QUANTISED.
     """
     quantized = quantize(model, layers, amax, grid=grid)
     graph = quantized.graph
     before = {node.name: node for node in model.graph.node if node.name}
-    index = Graph(model)
+    index = GraphIndex(model)
+    weights = {layer.weight for layer in layers}
     graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(layers)]))
-    graph.initializer.extend(
-        tensor for tensor in model.graph.initializer if _is_rounded(tensor.name, layers)
-    )
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in weights)
     switch_of: dict[tuple[str, str], str] = {}
     flags: list[NodeProto] = []
     for number, layer in enumerate(layers):
@@ -109,14 +101,8 @@ def switched(
     nodes: list[NodeProto] = list(flags)
     for node in graph.node:
         nodes.extend(_choose(node, before.get(node.name), switch_of))
-    copies = [_copy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(quantized, nodes)
     return quantized
-
-
-def _is_rounded(name: str, layers: Sequence[Layer]) -> bool:
-    return any(layer.weight == name for layer in layers)
 
 
 def _choose(
@@ -135,9 +121,3 @@ def _choose(
         nodes.append(helper.make_node("Where", [flag, rounded, exact], [chosen], chosen))
         node.input[place] = chosen
     return [*nodes, node]
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

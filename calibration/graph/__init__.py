@@ -1,1 +1,1 @@
-"""ONNX graphs as quantisation sees them: reading, layouts, and which layers become INT8."""
+"""A bundle's two graphs as they are quantised: prepared, indexed, their layers, and their runs."""

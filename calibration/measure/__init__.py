@@ -1,1 +1,1 @@
-"""From pictures to ranges: the sample, what is watched, and the observers."""
+"""From pictures to ranges: which pictures, what is watched, and the observers."""

@@ -1,41 +1,37 @@
-"""`calibrate`: an FP32 bundle and some hundred pictures to ranges; `apply`: ranges to Q/DQ."""
+"""`calibrate`: an FP32 bundle and some hundred pictures to the ranges of its activations."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from onnx import ModelProto
 
-from tfanet.calibration.graph.placement import INT8
-from tfanet.calibration.graph.reading import Graph
-from tfanet.calibration.grid import grid_of
-from tfanet.calibration.measure.collect import Seen
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import QUANTISED, Layer
+from tfanet.calibration.graph.prepared import PreparedBundle
+from tfanet.calibration.grid import INT8, Grid, grid_of
 from tfanet.calibration.measure.observers import Observer, make_observer
 from tfanet.calibration.measure.sampler import CalibrationSet, choose, warn_if_small
-from tfanet.calibration.measure.source import Source, Watcher
+from tfanet.calibration.measure.splits import Regions, is_crowded, outlier_channels
+from tfanet.calibration.measure.watch import Seen, WatchedBundle
 from tfanet.calibration.ranges import Calibration, GraphRanges
-from tfanet.calibration.rewrite.bias_correction import bias_of, correct, mean_axis
-from tfanet.calibration.rewrite.qdq import activation_ranges, quantize
-from tfanet.calibration.rewrite.smooth import exponents, find_groups, migrate
-from tfanet.calibration.rewrite.split import (
-    Regions,
-    is_crowded,
-    outlier_channels,
-    rewrite,
-    split_inputs,
-)
+from tfanet.calibration.rewrite.bias_correction import bias_of, mean_axis
+from tfanet.calibration.rewrite.qdq import ranged_values
+from tfanet.calibration.rewrite.smooth import Group, exponents, find_groups
+from tfanet.calibration.rewrite.split import split_inputs
 from tfanet.errors import InputError
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import GRAPHS, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
-__all__ = ["apply", "calibrate", "check_options", "measure_ranges", "model_facts", "prepare"]
+__all__ = ["calibrate", "check_options", "measure_ranges"]
 
 PROBED = 16  # pictures that tell the channels' ranges before the others are measured
+Value = tuple[str, str]  # a graph's file, and the name of a value in it
+Entry = TypeVar("Entry")
 
 
 def calibrate(
@@ -66,7 +62,7 @@ def calibrate(
         smooth: migrate channel scales into weights, by what `PROBED` of the pictures show first.
         bias_correction: also keep channel means. outliers, dual_region: find where activations of
             the text encoder's linear layers, and those behind GELU and softmax, are worth two
-            ranges (see `split`).
+            ranges (see `rewrite.split`).
 
     Raises:
         BundleError, DataError: for a bad bundle or dataset.
@@ -74,7 +70,7 @@ def calibrate(
             an activation that is NaN or infinite, with its layer.
     """
     check_options(precision, observer, outliers=outliers, dual_region=dual_region)
-    source = Source.open(bundle)
+    prepared = PreparedBundle.open(bundle)
     chosen = choose(
         data,
         dataset,
@@ -87,7 +83,7 @@ def calibrate(
     )
     warn_if_small(chosen, count if sent_ids is None else len(sent_ids))
     return measure_ranges(
-        source,
+        prepared,
         chosen,
         precision=precision,
         observer=observer,
@@ -102,18 +98,18 @@ def calibrate(
 def check_options(precision: str, observer: str, *, outliers: bool, dual_region: bool) -> None:
     """Raises InputError for a precision, an observer or a split that is unknown or does not fit."""
     make_observer(observer, grid_of(precision))
-    if precision != "int8" and (outliers or dual_region):
+    if precision != INT8.name and (outliers or dual_region):
         raise InputError(
-            f"outliers and dual_region mend INT8's even steps, which {precision} has not: leave "
-            "them out"
+            f"outliers and dual_region help where steps are even, as in int8; those of {precision} "
+            "are not: leave them out"
         )
 
 
 def measure_ranges(
-    source: Source,
+    prepared: PreparedBundle,
     chosen: CalibrationSet,
     *,
-    precision: str = "int8",
+    precision: str = INT8.name,
     observer: str = "mse",
     smooth: bool = True,
     bias_correction: bool = True,
@@ -121,163 +117,172 @@ def measure_ranges(
     dual_region: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
-    """`calibrate` with a source and items that are there already."""
+    """`calibrate` on a bundle that is prepared already, with pictures that are chosen already."""
     grid = grid_of(precision)
-    count = len(chosen.items)
-    graphs = source.graphs()
-    names = {name: activation_ranges(graphs[name], source.layers[name]) for name in GRAPHS}
-    groups = {
-        name: {group.value: group for group in find_groups(graphs[name], source.layers[name])}
-        for name in GRAPHS
-    }
-    inputs = {name: split_inputs(source.layers[name]) for name in GRAPHS}
-    crowded = {
-        (name, value): Regions()
-        for name in GRAPHS
-        for value in inputs[name]
-        if dual_region and is_crowded(graphs[name], value)
-    }
-    wide = [v for v in inputs[TEXT] if outliers and (TEXT, v) not in crowded]
-    watcher = source.watcher(
-        _axes(source, names),
-        {name: [*groups[name], *(wide if name == TEXT else ())] for name in GRAPHS},
+    graphs = prepared.indexes()
+    plan = _Plan.make(
+        graphs,
+        prepared.layers,
+        smooth=smooth,
+        bias_correction=bias_correction,
+        outliers=outliers,
+        dual_region=dual_region,
     )
-    moved: dict[str, dict[str, list[int]]] = {name: {} for name in GRAPHS}
-    apart: dict[str, list[int]] = {}
-    if smooth or outliers:
-        few = replace(chosen, items=chosen.items[:: -(-count // PROBED)])
-        largest = _channels(watcher, source, few, progress)
-        for name, group in ((n, g) for n in GRAPHS for g in groups[n].values() if smooth):
-            factors = exponents(graphs[name], group, largest[name, group.value])
-            moved[name][group.value] = factors.tolist()
-            largest[name, group.value] = largest[name, group.value] / np.exp2(factors)
-        apart = {value: outlier_channels(largest[TEXT, value]) for value in wide}
-    seen: dict[tuple[str, str], Observer] = {
-        (name, value): make_observer(observer, grid) for name in GRAPHS for value in names[name]
-    }
-    ends = {v: [make_observer(observer, grid) for _ in range(2)] for v, c in apart.items() if c}
-    means = {key: np.zeros(()) for key in (_corrected(source, graphs) if bias_correction else ())}
+    watched = WatchedBundle(prepared, plan.axes, plan.by_channel)
 
-    def watch(name: str, value: str, x: Seen) -> None:
-        if value in moved[name]:
-            x = _divided(x, np.exp2(np.array(moved[name][value], np.float32)))
-        seen[name, value].update(x.largest, x.sample)
-        if (name, value) in crowded:
-            crowded[name, value].update(x.largest, x.sample)
-        if name == TEXT and value in ends:
-            _observe_parts(ends[value], x, apart[value])
-        if (name, value) in means:
-            means[name, value] = means[name, value] + x.means.astype(np.float64) / count
+    def show(pictures: CalibrationSet, watch: Callable[[str, str, Seen], None], stage: str) -> None:
+        watched.observe(
+            lambda: pictures.tensors(prepared.bundle),
+            watch,
+            count=len(pictures.items),
+            progress=progress,
+            stage=stage,
+        )
 
-    watcher.observe(
-        lambda: chosen.tensors(source.bundle),
-        watch,
-        count=count,
-        progress=progress,
-        stage="measuring",
-    )
+    channels = _Channels()
+    if plan.groups or plan.wide:
+        few = replace(chosen, items=chosen.items[:: -(-len(chosen.items) // PROBED)])
+        show(few, channels.watch, "measuring channels")
+    moved = channels.move(graphs, plan.groups)
+    apart = {key: outlier_channels(channels.largest[key]) for key in plan.wide}
+    found = _Ranges(plan, moved, apart, lambda: make_observer(observer, grid), len(chosen.items))
+    show(chosen, found.watch, "measuring")
+    ranges = {name: found.of_graph(name, grid) for name in GRAPHS}
+    return Calibration(prepared.facts(), precision, observer, chosen.facts(), ranges)
 
-    def of_graph(name: str) -> GraphRanges:
-        amax = {v: float(np.float32(seen[name, v].amax())) for v in names[name]}
-        regions = {
-            value: region.split(grid, amax[value])
-            for (graph, value), region in crowded.items()
-            if graph == name
-        }
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured of which values.
+
+    Attributes:
+        axes: of channels, by file and value, of each value that needs a range.
+        groups: by value, whose channels may be moved.
+        wide: of which outlier channels may go apart. crowded: that may be cut into two regions.
+        averaged: of which the channels' means are kept.
+    """
+
+    axes: dict[str, dict[str, int]]
+    groups: dict[Value, Group]
+    wide: list[Value]
+    crowded: list[Value]
+    averaged: list[Value]
+
+    @classmethod
+    def make(
+        cls,
+        graphs: dict[str, GraphIndex],
+        layers: dict[str, list[Layer]],
+        *,
+        smooth: bool,
+        bias_correction: bool,
+        outliers: bool,
+        dual_region: bool,
+    ) -> _Plan:
+        plan = cls({}, {}, [], [], [])
+        for name, graph in graphs.items():
+            read = {value: mean_axis(layer) for layer in layers[name] for value in layer.inputs}
+            plan.axes[name] = {v: read.get(v, 1) for v in ranged_values(graph, layers[name])}
+            if smooth:
+                plan.groups.update({(name, g.value): g for g in find_groups(graph, layers[name])})
+            for value in split_inputs(layers[name]):
+                if dual_region and is_crowded(graph, value):
+                    plan.crowded.append((name, value))
+                elif outliers and name == TEXT:
+                    plan.wide.append((name, value))
+            for layer in layers[name] if bias_correction else ():
+                if layer.placement == QUANTISED and bias_of(graph, layer):
+                    plan.averaged.append((name, layer.inputs[0]))
+        return plan
+
+    @property
+    def by_channel(self) -> dict[str, Collection[str]]:
+        """Values of which each channel's largest magnitude is needed, by file."""
+        wanted = [*self.groups, *self.wide]
+        return {name: [value for file, value in wanted if file == name] for name in GRAPHS}
+
+
+class _Channels:
+    """The largest magnitude of each channel of some values."""
+
+    def __init__(self) -> None:
+        self.largest: dict[Value, np.ndarray] = {}
+
+    def watch(self, name: str, value: str, x: Seen) -> None:
+        if x.channels is not None:
+            self.largest[name, value] = np.maximum(self.largest.get((name, value), 0), x.channels)
+
+    def move(
+        self, graphs: dict[str, GraphIndex], groups: dict[Value, Group]
+    ) -> dict[Value, list[int]]:
+        """By how much each group's channels are to be moved; `largest` is as after that."""
+        moved = {}
+        for key, group in groups.items():
+            steps = exponents(graphs[key[0]], group, self.largest[key])
+            moved[key] = steps.tolist()
+            self.largest[key] = self.largest[key] / np.exp2(steps)
+        return moved
+
+
+class _Ranges:
+    """The ranges of all values, as pictures are shown one by one."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        moved: dict[Value, list[int]],
+        apart: dict[Value, list[int]],
+        new_observer: Callable[[], Observer],
+        count: int,
+    ) -> None:
+        """Begin.
+
+        Args:
+            moved: log2 of what each channel is divided by. apart: outlier channels, [] where there
+                are none. count: pictures that will be shown.
+        """
+        self.moved, self.count = moved, count
+        self.apart = {key: channels for key, channels in apart.items() if channels}
+        values = [(name, value) for name, axes in plan.axes.items() for value in axes]
+        self.whole = {key: new_observer() for key in values}
+        self.parts = {key: [new_observer(), new_observer()] for key in self.apart}
+        self.regions = {key: Regions() for key in plan.crowded}
+        self.means = {key: np.zeros(()) for key in plan.averaged}
+
+    def watch(self, name: str, value: str, x: Seen) -> None:
+        key = name, value
+        if key in self.moved:
+            x = _divided(x, np.exp2(np.array(self.moved[key], np.float32)))
+        self.whole[key].update(x.largest, x.sample)
+        if key in self.regions:
+            self.regions[key].update(x.largest, x.sample)
+        if key in self.parts:
+            _observe_parts(self.parts[key], x, self.apart[key])
+        if key in self.means:
+            self.means[key] = self.means[key] + x.means.astype(np.float64) / self.count
+
+    def of_graph(self, name: str, grid: Grid) -> GraphRanges:
+        """What was measured in one graph."""
+        amax = {v: float(np.float32(seen.amax())) for v, seen in _of(name, self.whole).items()}
+        regions = {v: r.split(grid, amax[v]) for v, r in _of(name, self.regions).items()}
         return GraphRanges(
             amax=amax,
-            smooth=moved[name],
+            smooth=_of(name, self.moved),
             means={
                 value: [float(f"{mean:.6g}") for mean in channels]
-                for (graph, value), channels in means.items()
-                if graph == name
+                for value, channels in _of(name, self.means).items()
             },
             outliers={
-                value: [apart[value], [float(np.float32(part.amax())) for part in parts]]
-                for value, parts in ends.items()
-                if name == TEXT
+                value: [self.apart[name, value], [float(np.float32(p.amax())) for p in parts]]
+                for value, parts in _of(name, self.parts).items()
             },
             regions={value: list(split) for value, split in regions.items() if split},
         )
 
-    ranges = {name: of_graph(name) for name in GRAPHS}
-    return Calibration(model_facts(source), precision, observer, chosen.facts(), ranges)
 
-
-def prepare(source: Source, calibration: Calibration) -> tuple[Source, bool]:
-    """The source with the calibration's channels moved, and whether its weights are those measured.
-
-    Raises:
-        InputError: where the calibration is of another model or image size.
-    """
-    same = calibration.check_model(model_facts(source))
-    return _migrated(source, {n: calibration.graphs[n].smooth for n in GRAPHS}), same
-
-
-def apply(
-    source: Source,
-    calibration: Calibration,
-    keep_float: Collection[str] = (),
-    *,
-    unsigned: bool = False,
-) -> dict[str, ModelProto]:
-    """Quantise a prepared source.
-
-    Args:
-        source: from `prepare`. keep_float: names of layers that stay in floating point.
-        unsigned: INT8 in the form for ONNX Runtime; see `qdq`.
-
-    Returns:
-        The Q/DQ models by file name.
-
-    Raises:
-        InputError: where a name is no layer's, or a range is missing.
-    """
-    unknown = sorted(set(keep_float) - {layer.name for layer in source.all_layers()})
-    if unknown:
-        raise InputError(f"the model has no layer '{unknown[0]}': the table of layers names them")
-    grid = grid_of(calibration.precision)
-    result = {}
-    for name in GRAPHS:
-        ranges = calibration.graphs[name]
-        layers = [layer for layer in source.layers[name] if layer.name not in keep_float]
-        # Weights of split channels are rounded by steps of their own, which `correct` cannot know.
-        whole = {v: np.array(m) for v, m in ranges.means.items() if v not in ranges.outliers}
-        model = correct(source.models[name], layers, whole, grid, pairs=unsigned)
-        model, layers, amax = rewrite(model, layers, ranges)
-        result[name] = quantize(model, layers, amax, grid=grid, unsigned=unsigned)
-    return result
-
-
-def model_facts(source: Source) -> dict[str, Any]:
-    """What identifies the model in a calibration."""
-    manifest = source.bundle.manifest
-    return {
-        "preset": manifest.model["preset"],
-        "image_size": list(manifest.preprocessing["size"]),
-        "fingerprint": source.fingerprint(),
-        "weights": source.weights_fingerprint(),
-    }
-
-
-def _channels(
-    watcher: Watcher, source: Source, chosen: CalibrationSet, progress: Progress | None
-) -> dict[tuple[str, str], np.ndarray]:
-    """Largest magnitude of each channel, by file and value."""
-    largest: dict[tuple[str, str], np.ndarray] = {}
-
-    def watch(name: str, value: str, x: Seen) -> None:
-        if x.channels is not None:
-            largest[name, value] = np.maximum(largest.get((name, value), 0), x.channels)
-
-    watcher.observe(
-        lambda: chosen.tensors(source.bundle),
-        watch,
-        count=len(chosen.items),
-        progress=progress,
-        stage="measuring channels",
-    )
-    return largest
+def _of(name: str, by_value: dict[Value, Entry]) -> dict[str, Entry]:
+    """The entries of one graph, by value."""
+    return {value: entry for (file, value), entry in by_value.items() if file == name}
 
 
 def _observe_parts(parts: Sequence[Observer], x: Seen, apart: list[int]) -> None:
@@ -306,34 +311,3 @@ def _divided(x: Seen, factors: np.ndarray) -> Seen:
         means=x.means / factors,
         sample=x.sample / factors[of_sample],
     )
-
-
-def _migrated(source: Source, moved: dict[str, dict[str, list[int]]]) -> Source:
-    graphs = source.graphs()
-    return source.with_models(
-        {
-            name: migrate(
-                source.models[name], find_groups(graphs[name], source.layers[name]), moved[name]
-            )
-            for name in GRAPHS
-        }
-    )
-
-
-def _axes(source: Source, names: dict[str, list[str]]) -> dict[str, dict[str, int]]:
-    """Channel axis of every watched value, by file."""
-    read = {
-        name: {value: mean_axis(layer) for layer in source.layers[name] for value in layer.inputs}
-        for name in GRAPHS
-    }
-    return {name: {value: read[name].get(value, 1) for value in names[name]} for name in GRAPHS}
-
-
-def _corrected(source: Source, graphs: dict[str, Graph]) -> list[tuple[str, str]]:
-    """File and value of every mean that a correction needs."""
-    return [
-        (name, layer.inputs[0])
-        for name in GRAPHS
-        for layer in source.layers[name]
-        if layer.precision == INT8 and bias_of(graphs[name], layer)
-    ]

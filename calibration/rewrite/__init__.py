@@ -1,1 +1,1 @@
-"""What is written into a graph: Q/DQ nodes, and the changes that make them lose less."""
+"""From ranges to graphs: Q/DQ nodes, and the changes that make them lose less."""

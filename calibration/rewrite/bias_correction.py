@@ -10,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from tfanet.calibration import grid as grids
-from tfanet.calibration.graph.placement import INT8, Layer
-from tfanet.calibration.graph.reading import Graph, attribute
+from tfanet.calibration.graph.index import GraphIndex, attribute
+from tfanet.calibration.graph.layers import QUANTISED, Layer, node_of
 from tfanet.calibration.grid import Grid
 from tfanet.calibration.rewrite.qdq import quantize_weight
 
-__all__ = ["bias_of", "correct", "mean_axis"]
+__all__ = ["bias_of", "correct_biases", "mean_axis"]
 
 
 def mean_axis(layer: Layer) -> int:
-    """The channel axis of the layer's input, whose means `correct` needs."""
+    """The channel axis of the layer's input, whose means `correct_biases` needs."""
     return 1 if layer.op == "Conv" else -1
 
 
-def bias_of(graph: Graph, layer: Layer) -> str:
+def bias_of(graph: GraphIndex, layer: Layer) -> str:
     """The name of the layer's constant bias, "" where it has none that is its own."""
-    node = _node(graph, layer)
+    node = node_of(graph, layer)
     name = ""
     if layer.op in ("Conv", "Gemm"):
         name = node.input[2] if len(node.input) > 2 else ""
@@ -40,7 +40,7 @@ def bias_of(graph: Graph, layer: Layer) -> str:
     return name if own and len(graph.shapes[name]) == 1 else ""
 
 
-def correct(
+def correct_biases(
     model: ModelProto,
     layers: Iterable[Layer],
     means: Mapping[str, np.ndarray],
@@ -57,10 +57,10 @@ def correct(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    graph = Graph(result)
+    graph = GraphIndex(result)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
     for layer in layers:
-        if layer.precision != INT8 or not layer.weight or layer.inputs[0] not in means:
+        if layer.placement != QUANTISED or not layer.weight or layer.inputs[0] not in means:
             continue
         name = bias_of(graph, layer)
         if not name:
@@ -75,7 +75,7 @@ def correct(
 
 
 def _shift(
-    graph: Graph, layer: Layer, mean: np.ndarray, q: np.ndarray, scale: np.ndarray
+    graph: GraphIndex, layer: Layer, mean: np.ndarray, q: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
     """Mean of the quantised result minus that of the exact one, by output channel."""
     weight = graph.array(layer.weight).astype(np.float64)
@@ -84,10 +84,6 @@ def _shift(
     if layer.op != "Conv":
         return mean @ (error if layer.axis else error.T)
     kernel = error.reshape(*error.shape[:2], -1).sum(2)  # (out, in / groups)
-    groups = attribute(_node(graph, layer), "group", 1)
+    groups = attribute(node_of(graph, layer), "group", 1)
     of_group = np.repeat(mean.reshape(groups, -1), len(kernel) // groups, axis=0)
     return (kernel * of_group).sum(1)
-
-
-def _node(graph: Graph, layer: Layer) -> NodeProto:
-    return next(node for node in graph.consumers[layer.weight] if node.name == layer.node)

@@ -23,13 +23,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from tfanet.calibration import grid as grids
-from tfanet.calibration.graph.placement import INT8, WEIGHTS, Layer
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex, replace_nodes
+from tfanet.calibration.graph.layers import QUANTISED, STORED, Layer, node_of
 from tfanet.calibration.grid import Grid
 from tfanet.errors import InputError
 from tfanet.runtime.backends.integer import pair_sums
 
-__all__ = ["activation_ranges", "quantize", "quantize_weight"]
+__all__ = ["quantize", "quantize_weight", "ranged_values"]
 
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
 
@@ -54,16 +54,16 @@ def quantize_weight(
     return grid.encode(weight.astype(np.float32) / scale.reshape(shape)), scale
 
 
-def activation_ranges(graph: Graph, layers: Iterable[Layer]) -> list[str]:
-    """Names of the values that get a range when `layers` become INT8, in graph order."""
+def ranged_values(graph: GraphIndex, layers: Iterable[Layer]) -> list[str]:
+    """Names of the values that need a range when `layers` are quantised, in graph order."""
     wanted: dict[str, None] = {}
     for layer in layers:
-        if layer.precision != INT8:
+        if layer.placement != QUANTISED:
             continue
         wanted |= dict.fromkeys(layer.inputs)
         if layer.output:
             wanted[layer.output] = None
-            wanted |= dict.fromkeys(_residuals(graph, layer.output))
+            wanted |= dict.fromkeys(name for _, name in _residual_reads(graph, layer.output))
     return list(wanted)
 
 
@@ -79,9 +79,9 @@ def quantize(
 
     Args:
         model: float32, with weights that feed their nodes directly.
-        layers: those of `find_layers` that are to be quantised; "weights" ones are stored in INT8
-            only, "float" ones are left alone.
-        amax: largest magnitude by value name, for `activation_ranges`.
+        layers: those of `find_layers` that are to be quantised; of STORED ones only the weight is,
+            to INT8, and FLOAT ones are left alone.
+        amax: largest magnitude by value name, for `ranged_values`.
         grid: INT8 or FP8. unsigned: write INT8 activations as uint8, and weights of which no pair
             of products leaves 16 bits, for ONNX Runtime.
 
@@ -91,25 +91,21 @@ def quantize(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    graph = Graph(result)
-    if graph.is_quantized():
-        raise InputError(
-            "the model holds QuantizeLinear or DequantizeLinear nodes: it is quantised already, "
-            "start from the FP32 model"
-        )
+    graph = GraphIndex(result)
+    graph.check_not_quantised()
     grid.check(result)
-    layers = [layer for layer in layers if layer.precision in (INT8, WEIGHTS)]
+    layers = [layer for layer in layers if layer.placement in (QUANTISED, STORED)]
     if grid != grids.INT8:  # its products have float results, and three bits are few for a sum
         layers = [replace(layer, output="") for layer in layers]
-    computed = {layer.weight for layer in layers if layer.precision == INT8}
+    computed = {layer.weight for layer in layers if layer.placement == QUANTISED}
     writer = _Writer(graph, amax, grid, unsigned, computed)
     for layer in layers:
-        node = _find(graph, layer)
+        node = node_of(graph, layer)
         if layer.op == "Gather" and unsigned:
             writer.store_table(node, layer)
         elif layer.weight:
             writer.store_weight(node, layer)
-        if layer.precision == INT8:
+        if layer.placement == QUANTISED:
             for name in layer.inputs:
                 writer.read_quantized(node, name)
     for layer in layers:
@@ -128,7 +124,7 @@ class _Writer:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: GraphIndex,
         amax: Mapping[str, float],
         grid: Grid,
         unsigned: bool,
@@ -229,31 +225,10 @@ class _Writer:
             nodes.append(node)
             for name in node.output:
                 nodes.extend(self.behind.get(name, ()))
-        copies = []
-        for node in nodes:
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            copies.append(copy)
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
-        used = Graph.readers(model)
-        kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(kept)
+        replace_nodes(model, nodes)
 
 
-def _find(graph: Graph, layer: Layer) -> NodeProto:
-    """The layer's node; a weight's reader is unique by name and inputs."""
-    for node in graph.model.graph.node:
-        if node.name == layer.node and node.op_type == layer.op:
-            return node
-    raise InputError(
-        f"the model has no {layer.op} node '{layer.node}' (layer {layer.name}): the layers are of "
-        "another model"
-    )
-
-
-def _residual_reads(graph: Graph, output: str) -> list[tuple[NodeProto, str]]:
+def _residual_reads(graph: GraphIndex, output: str) -> list[tuple[NodeProto, str]]:
     """The other activation of each Add that takes a quantised convolution's result."""
     return [
         (reader, name)
@@ -262,10 +237,6 @@ def _residual_reads(graph: Graph, output: str) -> list[tuple[NodeProto, str]]:
         for name in reader.input
         if name != output and name in graph.producer
     ]
-
-
-def _residuals(graph: Graph, output: str) -> list[str]:
-    return [name for _, name in _residual_reads(graph, output)]
 
 
 def _replace(node: NodeProto, old: str, new: str) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from tfanet.calibration.graph.placement import INT8, Layer
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import QUANTISED, Layer
 from tfanet.errors import InputError
 
 __all__ = ["Group", "exponents", "find_groups", "migrate"]
@@ -38,9 +38,9 @@ class Group:
     weights: tuple[str, ...]
 
 
-def find_groups(graph: Graph, layers: Sequence[Layer]) -> list[Group]:
-    """Every LayerNorm over the last axis whose only readers are MatMul layers in INT8."""
-    linear = {layer.weight for layer in layers if layer.op == "MatMul" and layer.precision == INT8}
+def find_groups(graph: GraphIndex, layers: Sequence[Layer]) -> list[Group]:
+    """Every LayerNorm over the last axis whose only readers are quantised MatMul layers."""
+    linear = {la.weight for la in layers if la.op == "MatMul" and la.placement == QUANTISED}
     groups = []
     for node in graph.model.graph.node:
         if node.op_type != "LayerNormalization":
@@ -61,7 +61,7 @@ def _is_linear(node: NodeProto, value: str, linear: set[str]) -> bool:
     return node.op_type == "MatMul" and node.input[0] == value and node.input[1] in linear
 
 
-def exponents(graph: Graph, group: Group, amax: np.ndarray) -> np.ndarray:
+def exponents(graph: GraphIndex, group: Group, amax: np.ndarray) -> np.ndarray:
     """log2 s of each channel, int64, with median 0.
 
     Args:

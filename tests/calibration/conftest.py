@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from small_config import SMALL
 
 from tfanet.calibration import Calibration, calibrate
-from tfanet.calibration.measure.source import Source
+from tfanet.calibration.graph.prepared import PreparedBundle
 from tfanet.data import make_shapes
 from tfanet.model.config import TFANetConfig
 from tfanet.runtime import Bundle
@@ -64,8 +64,8 @@ def retrained(small: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
-def source(small: Bundle) -> Source:
-    return Source.open(small)
+def prepared(small: Bundle) -> PreparedBundle:
+    return PreparedBundle.open(small)
 
 
 @pytest.fixture(scope="session")

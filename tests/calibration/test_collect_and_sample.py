@@ -13,19 +13,20 @@ import small_models
 from onnx import TensorProto, helper
 
 from tfanet.calibration import calibrate
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.session import OUTSIDE
 from tfanet.calibration.measure.calibrator import measure_ranges
-from tfanet.calibration.measure.collect import OUTSIDE, SAMPLE, Seen, Watched, stride_of
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.rewrite.qdq import activation_ranges
+from tfanet.calibration.measure.watch import SAMPLE, Seen, WatchedGraph, stride_of
+from tfanet.calibration.rewrite.qdq import ranged_values
 from tfanet.data import ReferDataset
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.graphs import GRAPHS
 
 
-def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source):
-    model = source.models["text.onnx"]
-    names = activation_ranges(Graph(model), source.layers["text.onnx"])
+def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(prepared):
+    model = prepared.models["text.onnx"]
+    names = ranged_values(GraphIndex(model), prepared.layers["text.onnx"])
     axes = {name: n % 3 - 1 for n, name in enumerate(names)}
     single = onnx.ModelProto()
     single.CopyFrom(model)
@@ -33,7 +34,7 @@ def test_what_is_seen_of_a_value_is_what_numpy_finds_in_it(source):
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
     )
     rng = np.random.default_rng(0)
-    watched = Watched(model, axes, names[:2], {})
+    watched = WatchedGraph(model, axes, names[:2], {})
     for _ in range(3):
         feed = {"token_ids": rng.integers(0, 49406, (1, 20))}
         seen: dict[str, Seen] = {}
@@ -64,7 +65,7 @@ def test_a_sample_is_of_all_channels_alike(shape):
     seen: dict[str, Seen] = {}
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     x.ravel()[-2] = -40  # between two elements of the sample, where there are such
-    Watched(model, {"x": 1}, [], {}).run({"x": x}, seen.__setitem__)
+    WatchedGraph(model, {"x": 1}, [], {}).run({"x": x}, seen.__setitem__)
     np.testing.assert_array_equal(seen["x"].sample, x.ravel()[::stride])
     assert seen["x"].largest == 40 and seen["x"].stride == stride
     for axis in range(1, len(shape)):
@@ -80,7 +81,7 @@ def test_an_open_shape_is_named():
     del model.graph.input[0].type.tensor_type.shape.dim[1]
     model.graph.input[0].type.tensor_type.shape.dim.add()
     with pytest.raises(InputError, match="shape of 'x' is not fixed"):
-        Watched(model, {"x": 1}, [], {})
+        WatchedGraph(model, {"x": 1}, [], {})
 
 
 def test_weights_travel_beside_the_graph_and_the_model_stays():
@@ -97,17 +98,19 @@ def test_weights_travel_beside_the_graph_and_the_model_stays():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_activation_that_is_not_finite_names_its_layer(source, shapes, bad):
+def test_an_activation_that_is_not_finite_names_its_layer(prepared, shapes, bad):
     broken = {name: onnx.ModelProto() for name in GRAPHS}
-    for name, model in source.models.items():
+    for name, model in prepared.models.items():
         broken[name].CopyFrom(model)
-    layer = next(la for la in source.layers["image.onnx"] if la.name == "backbone.patch_embed.5")
+    layer = next(la for la in prepared.layers["image.onnx"] if la.name == "backbone.patch_embed.5")
     for tensor in broken["image.onnx"].graph.initializer:
         if tensor.name == "model.backbone.patch_embed.0.bias":
             value = np.full(tensor.dims, bad, np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     with pytest.raises(InputError) as caught:
-        measure_ranges(source.with_models(broken), choose(shapes, "shapes", count=2), smooth=False)
+        measure_ranges(
+            prepared.with_models(broken), choose(shapes, "shapes", count=2), smooth=False
+        )
     message = str(caught.value)
     assert "\n" not in message and "NaN or infinite" in message
     assert "backbone.patch_embed.0" in message or layer.name in message

@@ -14,11 +14,11 @@ import small_models
 from onnx import helper
 
 from tfanet.calibration import Calibration, GuardOptions, calibrate, quantize_bundle
-from tfanet.calibration.graph.placement import find_layers
-from tfanet.calibration.graph.reading import Graph, load
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import QUANTISED, find_layers
+from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
 from tfanet.calibration.grid import FP8, INT8, grid_of
 from tfanet.calibration.measure.observers import Mse
-from tfanet.calibration.measure.source import Source
 from tfanet.calibration.rewrite.qdq import quantize, quantize_weight
 from tfanet.cli import main
 from tfanet.errors import InputError
@@ -72,7 +72,7 @@ def test_onnx_runtime_rounds_as_the_grid_does():
     shape = ["batch", 1, 1, x.size]
     w = np.array([[[[1.0]]]], np.float32)
     model = small_models.make_model(nodes, {"x": shape}, {"y": shape, "z": shape}, {"w": w})
-    got = quantize(model, find_layers(Graph(model)), {"x": 20.0}, grid=FP8)
+    got = quantize(model, find_layers(GraphIndex(model)), {"x": 20.0}, grid=FP8)
     actual = small_models.run(got, x=x[None, None])[0].ravel()
     step = FP8.step(20.0)
     np.testing.assert_allclose(actual, FP8.nearest(x[0] / step) * step, rtol=1e-6, atol=1e-9)
@@ -90,7 +90,7 @@ def test_a_layer_computes_what_numpy_does_with_rounded_values(op):
         helper.make_node("Mul", ["y", "y"], ["z"], "square"),
     ]
     model = small_models.make_model(nodes, {"x": shape}, {"z": out}, {"w": constant})
-    got = quantize(model, find_layers(Graph(model)), {"x": 4.0, "y": 30.0}, grid=FP8)
+    got = quantize(model, find_layers(GraphIndex(model)), {"x": 4.0, "y": 30.0}, grid=FP8)
     onnx.checker.check_model(got, full_check=True)
     kinds = {t.name: t.data_type for t in got.graph.initializer}
     zeros = {kinds[n.input[2]] for n in got.graph.node if n.op_type == "QuantizeLinear"}
@@ -118,8 +118,8 @@ def test_a_relu_in_front_of_fp8_still_cuts():
     ]
     w = np.eye(6, dtype=np.float32)
     model = small_models.make_model(nodes, {"x": [7, 6]}, {"y": [7, 6], "z": [7, 6]}, {"w": w})
-    layers = [la for la in find_layers(Graph(model)) if la.op == "MatMul"]
-    got = quantize(model, [replace(la, precision="int8") for la in layers], {"r": 4.0}, grid=FP8)
+    layers = [la for la in find_layers(GraphIndex(model)) if la.op == "MatMul"]
+    got = quantize(model, [replace(la, placement=QUANTISED) for la in layers], {"r": 4.0}, grid=FP8)
     x = RNG.standard_normal((7, 6)).astype(np.float32)
     y = small_models.run(got, x=x)[0]
     step = FP8.step(4.0)
@@ -183,7 +183,7 @@ def test_an_fp8_bundle_is_certified_and_runs_in_onnx_runtime(fp8, small, shapes)
         sum(b.file(n).stat().st_size for n in ("image.onnx", "text.onnx")) for b in (bundle, small)
     ]
     assert certificate["size_ratio"] == pytest.approx(sizes[0] / sizes[1], rel=0.01)
-    graph = load(bundle.file("text.onnx")).graph
+    graph = read_graph(bundle, "text.onnx").graph
     kinds = {t.name: t.data_type for t in graph.initializer}
     tables = {n.input[0] for n in graph.node if n.op_type == "Gather"}
     stored = {n.input[0] for n in graph.node if n.output[0] in tables}
@@ -193,7 +193,7 @@ def test_an_fp8_bundle_is_certified_and_runs_in_onnx_runtime(fp8, small, shapes)
 
 
 def test_what_fp8_cannot_do_is_one_line(capsys, fp8, small, shapes, ranges, calibration, tmp_path):
-    old = load(small.file("image.onnx"))
+    old = read_graph(small, "image.onnx")
     next(o for o in old.opset_import if o.domain == "").version = 18
     calls = {
         "19 and IR version 9, the graph has 18": lambda: quantize(old, [], {}, grid=FP8),
@@ -208,7 +208,7 @@ def test_what_fp8_cannot_do_is_one_line(capsys, fp8, small, shapes, ranges, cali
             precision="fp8",
             options=EngineOptions(compute=["8.6", "8.9"]),
         ),
-        "already": lambda: Source.open(fp8[0].path),
+        "already": lambda: PreparedBundle.open(fp8[0].path),
     }
     for words, call in calls.items():
         with pytest.raises(InputError) as caught:

@@ -1,6 +1,9 @@
-"""Preparation of graphs and placement: outputs unchanged, arithmetic counted, rules kept."""
+"""Graphs prepared and layers placed: outputs unchanged, arithmetic counted, rules kept."""
 
 from __future__ import annotations
+
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,12 +11,14 @@ import pytest
 import small_models
 from onnx import helper
 
-from tfanet.calibration.graph.layout import to_linear
-from tfanet.calibration.graph.placement import find_layers, int8_share
-from tfanet.calibration.graph.reading import Graph, fold_weights, load
-from tfanet.calibration.measure.source import Source
+from tfanet.calibration.graph.fold import fold_weights
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import FLOAT, QUANTISED, STORED, find_layers, quantised_share
+from tfanet.calibration.graph.linear import to_linear
+from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.graphs import GRAPHS
+from tfanet.runtime.bundle.read import FILES, MANIFEST, file_facts
 
 RNG = np.random.default_rng(11)
 
@@ -33,7 +38,7 @@ def feeds_of(bundle) -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_prepared_graphs_compute_the_same(small, name):
-    original = load(small.file(name))
+    original = read_graph(small, name)
     feeds = feeds_of(small)[name]
     expected = small_models.run(original, **feeds)
     folded = fold_weights(original)
@@ -45,8 +50,8 @@ def test_prepared_graphs_compute_the_same(small, name):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
-def test_no_pointwise_convolution_and_no_gemm_is_left(source):
-    graph = Graph(source.models["image.onnx"])
+def test_no_pointwise_convolution_and_no_gemm_is_left(prepared):
+    graph = GraphIndex(prepared.models["image.onnx"])
     kinds = {node.op_type for node in graph.model.graph.node}
     assert "Gemm" not in kinds and "Conv" in kinds
     for node in graph.model.graph.node:
@@ -55,7 +60,7 @@ def test_no_pointwise_convolution_and_no_gemm_is_left(source):
             assert grouped or set(graph.shapes[node.input[1]][2:]) != {1}
 
 
-def test_multiply_accumulates_are_those_that_pytorch_counts(source, config):
+def test_multiply_accumulates_are_those_that_pytorch_counts(prepared, config):
     from tfanet.model.cost import describe
 
     facts = describe(config)
@@ -63,27 +68,27 @@ def test_multiply_accumulates_are_those_that_pytorch_counts(source, config):
         call["calls"] * call["groups"] * call["channels"] * call["length"] * (9 * call["state"] + 1)
         for call in facts["scans"]
     )
-    assert sum(layer.macs for layer in source.all_layers()) == (facts["flops"] - scans) // 2
+    assert sum(layer.macs for layer in prepared.all_layers()) == (facts["flops"] - scans) // 2
 
 
-def test_every_layer_has_its_own_name_and_floating_ones_a_reason(source):
-    layers = source.all_layers()
+def test_every_layer_has_its_own_name_and_floating_ones_a_reason(prepared):
+    layers = prepared.all_layers()
     assert len({layer.name for layer in layers}) == len(layers)
-    assert all(bool(layer.why) == (layer.precision != "int8") for layer in layers)
+    assert all(bool(layer.why) == (layer.placement != QUANTISED) for layer in layers)
     by_name = {layer.name: layer for layer in layers}
-    assert by_name["fusion.0.align.image_proj"].precision == "int8"
-    assert by_name["text.clip.embeddings.token_embedding"].precision == "weights"
+    assert by_name["fusion.0.align.image_proj"].placement == QUANTISED
+    assert by_name["text.clip.embeddings.token_embedding"].placement == STORED
     last = [layer for layer in layers if layer.why == "the last projection"]
-    assert [layer.name for layer in last] == [source.layers["image.onnx"][-1].name]
+    assert [layer.name for layer in last] == [prepared.layers["image.onnx"][-1].name]
 
 
-def test_what_feeds_the_scan_and_products_of_activations_stay_in_floating_point(source):
-    graph = Graph(source.models["image.onnx"])
-    precision = {layer.node: layer.precision for layer in source.layers["image.onnx"]}
+def test_what_feeds_the_scan_and_products_of_activations_stay_in_floating_point(prepared):
+    graph = GraphIndex(prepared.models["image.onnx"])
+    placement = {layer.node: layer.placement for layer in prepared.layers["image.onnx"]}
     scans = [node for node in graph.model.graph.node if node.op_type == "SS2DScan"]
     assert scans
     for scan in scans:
-        assert precision[scan.name] != "int8"  # the product that gives delta
+        assert placement[scan.name] != QUANTISED  # the product that gives delta
         u = graph.producer[scan.input[0]]
         seen = [u.op_type]
         while u.op_type != "Conv":  # up through the SiLU
@@ -91,21 +96,21 @@ def test_what_feeds_the_scan_and_products_of_activations_stay_in_floating_point(
             u = graph.producer[inner[0]]
             seen.append(u.op_type)
         assert "Mul" in seen or "Sigmoid" in seen
-        assert precision[u.name] != "int8"
+        assert placement[u.name] != QUANTISED
         rows = graph.producer[graph.producer[scan.input[1]].input[0]]  # behind a Transpose
-        assert (rows.op_type, precision[rows.name]) == ("MatMul", "int8")
+        assert (rows.op_type, placement[rows.name]) == ("MatMul", QUANTISED)
     for node in graph.model.graph.node:
         if node.op_type == "MatMul" and not set(node.input) & set(graph.constants):
-            assert precision[node.name] == "float"
+            assert placement[node.name] == FLOAT
 
 
-def test_share_is_the_sum_of_what_is_chosen(source):
-    layers = source.all_layers()
-    inside = [layer for layer in layers if layer.precision == "int8"]
+def test_share_is_the_sum_of_what_is_chosen(prepared):
+    layers = prepared.all_layers()
+    inside = [layer for layer in layers if layer.placement == QUANTISED]
     total = sum(layer.macs for layer in layers)
-    assert int8_share(layers) == sum(layer.macs for layer in inside) / total > 0.7
-    assert int8_share(layers, {inside[3].name}) == inside[3].macs / total
-    assert int8_share([]) == 0
+    assert quantised_share(layers) == sum(layer.macs for layer in inside) / total > 0.7
+    assert quantised_share(layers, {inside[3].name}) == inside[3].macs / total
+    assert quantised_share([]) == 0
 
 
 def test_a_weight_with_two_readers_is_transposed_for_each():
@@ -149,19 +154,23 @@ def test_a_gemm_becomes_a_product_where_it_is_plain(alpha):
     )
 
 
-def test_files_that_are_no_models_are_refused(tmp_path):
-    (tmp_path / "x.onnx").write_bytes(b"no model")
-    for name in ("x.onnx", "missing.onnx"):
-        with pytest.raises(InputError, match=name):
-            load(tmp_path / name)
+def test_a_graph_that_cannot_be_parsed_is_refused_by_its_name(small, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(small.path, path)
+    with open(path / "text.onnx", "ab") as file:
+        file.write(b"\x12\x01\xff")  # producer_name, which is no UTF-8
+    files = {name: file_facts(path / name) for name in FILES}
+    (path / MANIFEST).write_text(replace(small.manifest, files=files).to_json())
+    with pytest.raises(InputError, match=r"text\.onnx cannot be read as an ONNX model"):
+        PreparedBundle.open(path)
 
 
-def test_fingerprints_tell_structure_and_weights_apart(source, retrained):
-    other = Source.open(retrained)
-    assert other.fingerprint() == source.fingerprint()
-    assert other.weights_fingerprint() != source.weights_fingerprint()
-    layers = find_layers(Graph(other.models["image.onnx"]))
-    assert [layer.name for layer in layers] == [la.name for la in source.layers["image.onnx"]]
+def test_fingerprints_tell_structure_and_weights_apart(prepared, retrained):
+    other = PreparedBundle.open(retrained)
+    assert other.fingerprint() == prepared.fingerprint()
+    assert other.weights_fingerprint() != prepared.weights_fingerprint()
+    layers = find_layers(GraphIndex(other.models["image.onnx"]))
+    assert [layer.name for layer in layers] == [la.name for la in prepared.layers["image.onnx"]]
 
 
 def test_a_bundle_without_function_bodies_is_compared_with_the_library_alone(small):

@@ -12,9 +12,9 @@ import small_models
 from tfanet.calibration.accept.accuracy import logits
 from tfanet.calibration.accept.guard import search
 from tfanet.calibration.accept.sensitivity import SWITCHES, measure_sensitivity, switched
-from tfanet.calibration.graph.placement import FLOAT, INT8, Layer, int8_share
-from tfanet.calibration.measure.calibrator import apply, prepare
+from tfanet.calibration.graph.layers import FLOAT, QUANTISED, Layer, quantised_share
 from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.errors import GateError, InputError
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -26,7 +26,7 @@ BOUND = {"mIoU": 0.5}
 def make_layers(count: int, seed: int = 0) -> tuple[list[Layer], dict[str, float]]:
     rng = np.random.default_rng(seed)
     layers = [
-        Layer(f"l{i}", f"l{i}", "MatMul", ("x",), "w", 1, "", int(rng.integers(1, 50)), INT8)
+        Layer(f"l{i}", f"l{i}", "MatMul", ("x",), "w", 1, "", int(rng.integers(1, 50)), QUANTISED)
         for i in range(count)
     ]
     layers.append(Layer("end", "end", "MatMul", ("x",), "w", 1, "", 10, FLOAT, "last"))
@@ -54,7 +54,7 @@ def test_the_least_number_of_layers_is_found_with_few_evaluations(seed):
     assert len(result.keep_float) == least
     assert list(result.keep_float) == ranked[:least]
     assert result.drop == pytest.approx({"mIoU": drops[least]}) and drops[least] <= bound
-    assert result.share == int8_share(layers, set(ranked[least:]))
+    assert result.share == quantised_share(layers, set(ranked[least:]))
     assert len(asked) == len(set(asked)) == result.evaluations == len(result.tried)
     assert result.evaluations <= 2 * math.log2(count) + 2
 
@@ -75,7 +75,7 @@ def test_a_bound_that_cannot_be_met_says_what_can():
         search(layers, sensitivity, BASELINE, evaluate, bounds=BOUND, min_share=0.6)
     message = str(caught.value)
     ranked = sorted(sensitivity, key=lambda name: -sensitivity[name])
-    most = max(k for k in range(31) if int8_share(layers, set(ranked[k:])) >= 0.6)
+    most = max(k for k in range(31) if quantised_share(layers, set(ranked[k:])) >= 0.6)
     assert f"{9 - 0.1 * most:.2f} points of mIoU with {most} layers" in message
     assert "--max-drop" in message and "\n" not in message
     with pytest.raises(GateError, match="below the 100% asked for"):
@@ -136,10 +136,10 @@ def test_bounds_that_make_no_sense_are_one_line(options):
     assert "\n" not in str(caught.value)
 
 
-def test_a_switch_turns_one_layer_and_nothing_else(source, calibration):
-    prepared, _ = prepare(source, calibration)
-    model, amax = prepared.models["text.onnx"], calibration.graphs["text.onnx"].amax
-    layers = [layer for layer in prepared.layers["text.onnx"] if layer.precision == INT8]
+def test_a_switch_turns_one_layer_and_nothing_else(prepared, calibration):
+    moved, _ = move_channels(prepared, calibration)
+    model, amax = moved.models["text.onnx"], calibration.graphs["text.onnx"].amax
+    layers = [layer for layer in moved.layers["text.onnx"] if layer.placement == QUANTISED]
     ids = np.random.default_rng(2).integers(0, 49406, (1, 20))
     both = switched(model, layers, amax)
     off = np.zeros(len(layers), bool)
@@ -156,8 +156,8 @@ def test_a_switch_turns_one_layer_and_nothing_else(source, calibration):
         assert np.abs(got - expected).max() < 0.05 * moved
 
 
-def test_sensitivity_is_the_change_that_one_layer_makes(source, calibration, shapes, small):
-    prepared, _ = prepare(source, calibration)
+def test_sensitivity_is_the_change_that_one_layer_makes(prepared, calibration, shapes, small):
+    moved, _ = move_channels(prepared, calibration)
     chosen = choose(shapes, "shapes", count=32)
     amax = {name: calibration.graphs[name].amax for name in GRAPHS}
 
@@ -166,17 +166,17 @@ def test_sensitivity_is_the_change_that_one_layer_makes(source, calibration, sha
 
     seen: list[int] = []
     found = measure_sensitivity(
-        prepared, amax, inputs, count=1, progress=lambda _, done, total: seen.append(total - done)
+        moved, amax, inputs, count=1, progress=lambda _, done, total: seen.append(total - done)
     )
-    inside = [layer for layer in prepared.all_layers() if layer.precision == INT8]
+    inside = [layer for layer in moved.all_layers() if layer.placement == QUANTISED]
     assert set(found) == {layer.name for layer in inside} and seen[-1] == 0
     one = [next(iter(inputs()))]
-    exact = next(logits(prepared.models, lambda: one)).astype(np.float64)
-    image = [layer for layer in inside if layer in prepared.layers["image.onnx"]]
+    exact = next(logits(moved.models, lambda: one)).astype(np.float64)
+    image = [layer for layer in inside if layer in moved.layers["image.onnx"]]
     # An integer kernel rounds a sum at other places, so single layers agree to some percent.
     for layer in sorted(image, key=lambda la: -found[la.name])[:3]:
-        others = [la.name for la in prepared.all_layers() if la != layer]
-        alone = next(logits(apply(prepared, calibration, others), lambda: one))
+        others = [la.name for la in moved.all_layers() if la != layer]
+        alone = next(logits(quantize_graphs(moved, calibration, others), lambda: one))
         expected = np.sqrt(((alone - exact) ** 2).sum() / (exact**2).sum())
         assert found[layer.name] == pytest.approx(expected, rel=0.3)
     assert min(found.values()) >= 0 and max(found.values()) < 0.5

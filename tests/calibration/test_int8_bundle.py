@@ -14,9 +14,9 @@ import pytest
 
 from tfanet.calibration import Calibration, GuardOptions, quantize_bundle, recheck
 from tfanet.calibration.accept import speed
-from tfanet.calibration.graph.placement import int8_share
+from tfanet.calibration.graph.layers import quantised_share
+from tfanet.calibration.graph.prepared import PreparedBundle
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import Source
 from tfanet.cli import main
 from tfanet.errors import GateError, InputError
 from tfanet.evaluation.evaluate import evaluate
@@ -114,14 +114,14 @@ def test_a_verdict_is_of_the_pair_that_was_measured(small, monkeypatch):
 
 def test_the_table_of_layers_adds_up(int8, small):
     bundle, report = int8
-    source = Source.open(small)
+    prepared = PreparedBundle.open(small)
     kept = set(bundle.manifest.parity["certificate"]["float_layers"])
     rows = report["layers"]
-    assert [row["name"] for row in rows] == [layer.name for layer in source.all_layers()]
+    assert [row["name"] for row in rows] == [layer.name for layer in prepared.all_layers()]
     inside = {row["name"] for row in rows if row["precision"] == "int8"}
     assert not inside & kept
     certified = bundle.manifest.parity["certificate"]["share"]
-    assert certified == pytest.approx(int8_share(source.all_layers(), inside), abs=1e-4)
+    assert certified == pytest.approx(quantised_share(prepared.all_layers(), inside), abs=1e-4)
     assert all((row["sensitivity"] is not None) >= (row["name"] in inside) for row in rows)
 
 
@@ -160,7 +160,7 @@ def test_what_is_int8_cannot_be_quantised_again(int8, calibration, tmp_path):
     )
     (hidden / MANIFEST).write_text(manifest.to_json())
     with pytest.raises(InputError, match="quantised already"):
-        Source.open(hidden)
+        PreparedBundle.open(hidden)
     assert not (tmp_path / "twice").exists()
 
 

@@ -14,11 +14,11 @@ from onnx import numpy_helper
 from tfanet.calibration import quantize_bundle, recheck
 from tfanet.calibration.accept.accuracy import logits
 from tfanet.calibration.accept.certificate import GuardOptions
+from tfanet.calibration.graph.session import open_model
 from tfanet.calibration.grid import INT8
-from tfanet.calibration.measure.calibrator import apply, prepare
-from tfanet.calibration.measure.collect import open_model
 from tfanet.calibration.measure.sampler import choose
 from tfanet.calibration.rewrite import qdq
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.calibration.rewrite.qdq import quantize_weight
 from tfanet.cli import main
 from tfanet.doctor import diagnose
@@ -67,18 +67,18 @@ def test_one_large_weight_keeps_its_eight_bits():
 
 
 @pytest.fixture(scope="module")
-def prepared(source, calibration):
-    return prepare(source, calibration)[0]
+def moved(prepared, calibration):
+    return move_channels(prepared, calibration)[0]
 
 
 @pytest.fixture(scope="module")
-def forms(prepared, calibration):
+def forms(moved, calibration):
     """The small model in the form for ONNX Runtime, as it is written now and as it was before."""
-    now = apply(prepared, calibration, unsigned=True)
+    now = quantize_graphs(moved, calibration, unsigned=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qdq, "quantize_weight", as_of_before)
-        before = apply(prepared, calibration, unsigned=True)
-    return {"now": now, "before": before, "signed": apply(prepared, calibration)}
+        before = quantize_graphs(moved, calibration, unsigned=True)
+    return {"now": now, "before": before, "signed": quantize_graphs(moved, calibration)}
 
 
 def as_floats(model: onnx.ModelProto, folder: Path):
@@ -91,12 +91,12 @@ def as_floats(model: onnx.ModelProto, folder: Path):
 
 
 def test_the_emulated_kernels_spoil_the_graphs_of_before_and_not_those_of_now(
-    forms, prepared, shapes, small, tmp_path
+    forms, moved, shapes, small, tmp_path
 ):
     """The oracle for processors that are not at hand: x86 without VNNI, whole graphs."""
     chosen = choose(shapes, "shapes", "val", count=2)
     items = list(chosen.tensors(small))
-    exact = np.concatenate(list(logits(prepared.models, lambda: items)))
+    exact = np.concatenate(list(logits(moved.models, lambda: items)))
     moved = {}
     for name in ("now", "before", "signed"):
         for kernels, written in (("exact", lambda m: m), ("saturating", saturation.saturating)):
@@ -115,10 +115,10 @@ def test_the_emulated_kernels_spoil_the_graphs_of_before_and_not_those_of_now(
     assert moved["signed", "saturating"] > 2 * moved["signed", "exact"]
 
 
-def test_the_check_on_a_file_finds_the_weight_that_would_saturate(forms, prepared, small):
+def test_the_check_on_a_file_finds_the_weight_that_would_saturate(forms, moved, small):
     for graph in GRAPHS:
         assert integer.overflowing(forms["now"][graph].SerializeToString()) == ""
-        assert integer.overflowing(prepared.models[graph].SerializeToString()) == ""
+        assert integer.overflowing(moved.models[graph].SerializeToString()) == ""
         assert integer.overflowing(small.file(graph).read_bytes()) == ""
         for name in ("before", "signed"):
             model = forms[name][graph]

@@ -11,9 +11,9 @@ import small_models
 from onnx import helper, numpy_helper
 from saturation import fake, fake_weight
 
-from tfanet.calibration.graph.placement import INT8, find_layers
-from tfanet.calibration.graph.reading import Graph
-from tfanet.calibration.rewrite.qdq import activation_ranges, quantize, quantize_weight
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import QUANTISED, find_layers
+from tfanet.calibration.rewrite.qdq import quantize, quantize_weight, ranged_values
 from tfanet.errors import InputError
 
 RNG = np.random.default_rng(5)
@@ -70,7 +70,7 @@ def readers(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, unsigned):
     model, w = residual
-    layers = find_layers(Graph(model))
+    layers = find_layers(GraphIndex(model))
     got = quantize(model, layers, AMAX, unsigned=unsigned)
     onnx.checker.check_model(got, full_check=True)
     image = RNG.standard_normal((2, 4, 6, 5)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_the_graph_computes_what_numpy_does_with_rounded_values(residual, unsign
 
 def test_the_pattern_is_the_one_that_runtimes_fuse(residual):
     model, _ = residual
-    got = quantize(model, find_layers(Graph(model)), AMAX)
+    got = quantize(model, find_layers(GraphIndex(model)), AMAX)
     constants = {tensor.name: tensor for tensor in got.graph.initializer}
     for name in ("a/conv", "b/conv", "c/matmul"):
         node = next(n for n in got.graph.node if n.name == name)
@@ -144,7 +144,7 @@ def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possibl
         {"rows": ["batch", 7, 16]},
         {"table": table},
     )
-    got = quantize(model, find_layers(Graph(model)), {}, unsigned=unsigned)
+    got = quantize(model, find_layers(GraphIndex(model)), {}, unsigned=unsigned)
     ids = RNG.integers(0, 300, (2, 7))
     np.testing.assert_allclose(
         small_models.run(got, ids=ids)[0], fake_weight(table, 1)[ids], rtol=1e-6, atol=1e-7
@@ -156,12 +156,12 @@ def test_a_table_is_stored_in_int8_and_looked_up_before_dq_where_that_is_possibl
 
 def test_what_is_quantised_already_is_refused(residual):
     model, _ = residual
-    layers = find_layers(Graph(model))
+    layers = find_layers(GraphIndex(model))
     got = quantize(model, layers, AMAX)
     with pytest.raises(InputError, match="quantised already"):
         quantize(got, layers, AMAX)
     with pytest.raises(InputError, match="quantised already"):
-        find_layers(Graph(got))
+        find_layers(GraphIndex(got))
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -1.0])
@@ -171,29 +171,29 @@ def test_a_missing_or_broken_range_is_named(residual, bad):
     if bad is None:
         del amax["r1"]
     with pytest.raises(InputError, match="'r1'"):
-        quantize(model, find_layers(Graph(model)), amax)
+        quantize(model, find_layers(GraphIndex(model)), amax)
 
 
 def test_only_what_is_asked_for_is_quantised_and_the_original_stays(residual):
     model, _ = residual
     before = model.SerializeToString(deterministic=True)
-    graph = Graph(model)
+    graph = GraphIndex(model)
     chosen = [layer for layer in find_layers(graph) if layer.node == "c/matmul"]
-    assert activation_ranges(graph, chosen) == ["t"]
+    assert ranged_values(graph, chosen) == ["t"]
     got = quantize(model, chosen, AMAX)
     assert sum(n.op_type == "QuantizeLinear" for n in got.graph.node) == 1
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_onnx_runtime_runs_integer_kernels(source, calibration, tmp_path):
+def test_onnx_runtime_runs_integer_kernels(prepared, calibration, tmp_path):
     """Every layer that counts as INT8 is an integer node in the graph that ONNX Runtime runs."""
-    from tfanet.calibration.measure.calibrator import apply, prepare
+    from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
     from tfanet.plugins import ort_library_path
 
     import onnxruntime
 
-    prepared, _ = prepare(source, calibration)
-    models = apply(prepared, calibration, unsigned=True)
+    moved, _ = move_channels(prepared, calibration)
+    models = quantize_graphs(moved, calibration, unsigned=True)
     counts: Counter[str] = Counter()
     for name, model in models.items():
         options = onnxruntime.SessionOptions()
@@ -203,7 +203,7 @@ def test_onnx_runtime_runs_integer_kernels(source, calibration, tmp_path):
         onnxruntime.InferenceSession(model.SerializeToString(), options)
         ran = onnx.load(tmp_path / name)
         counts += Counter(node.op_type for node in ran.graph.node)
-    wanted = Counter(layer.op for layer in prepared.all_layers() if layer.precision == INT8)
+    wanted = Counter(layer.op for layer in moved.all_layers() if layer.placement == QUANTISED)
     products = counts["MatMulIntegerToFloat"] + counts["QLinearMatMul"]
     assert products == wanted["MatMul"] > 20
     # ONNX Runtime fuses Conv and Relu before it looks for Q/DQ; the decoder has one such pair.

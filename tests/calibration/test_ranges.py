@@ -10,16 +10,12 @@ import onnx
 import pytest
 
 from tfanet.calibration import Calibration, calibrate, diff
-from tfanet.calibration.measure.calibrator import (
-    apply,
-    measure_ranges,
-    model_facts,
-    prepare,
-)
-from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.graph.prepared import PreparedBundle
+from tfanet.calibration.graph.session import open_model
+from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.sampler import choose
-from tfanet.calibration.measure.source import Source
 from tfanet.calibration.ranges import GraphRanges
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.errors import InputError
 
 
@@ -32,17 +28,17 @@ def test_the_same_calibration_gives_the_same_bytes(calibration, small, shapes, t
     assert calibration.data["sent_ids"] == choose(shapes, "shapes", count=32).facts()["sent_ids"]
 
 
-def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes):
+def test_minmax_ranges_are_the_largest_magnitudes(prepared, small, shapes):
     """Recomputed from the values themselves, at three places of the graph."""
     chosen = choose(shapes, "shapes", count=32)
-    measured = measure_ranges(source, chosen, observer="minmax", smooth=False)
+    measured = measure_ranges(prepared, chosen, observer="minmax", smooth=False)
     names = list(measured.graphs["image.onnx"].amax)
     picked = [names[1], names[len(names) // 2], names[-1]]
     model = onnx.ModelProto()
-    model.CopyFrom(source.models["image.onnx"])
+    model.CopyFrom(prepared.models["image.onnx"])
     kind = onnx.TensorProto.FLOAT
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in picked)
-    image, text = open_model(model), open_model(source.models["text.onnx"])
+    image, text = open_model(model), open_model(prepared.models["text.onnx"])
     largest = np.zeros(3)
     for picture, ids, mask in chosen.tensors(small):
         words, sentence = text.run(None, {"token_ids": ids})
@@ -53,21 +49,21 @@ def test_minmax_ranges_are_the_largest_magnitudes(source, small, shapes):
     np.testing.assert_allclose(got, largest, rtol=1e-5)
 
 
-def test_moved_channels_are_measured_as_they_will_be(source, shapes):
+def test_moved_channels_are_measured_as_they_will_be(prepared, shapes):
     """Ranges and means of the migrated model, from values of the model as it is."""
     chosen = choose(shapes, "shapes", count=6)
-    both = measure_ranges(source, chosen, observer="percentile")
+    both = measure_ranges(prepared, chosen, observer="percentile")
     assert any(any(e) for e in both.graphs["image.onnx"].smooth.values())
-    prepared, _ = prepare(source, both)
-    again = measure_ranges(prepared, chosen, observer="percentile", smooth=False)
+    moved, _ = move_channels(prepared, both)
+    again = measure_ranges(moved, chosen, observer="percentile", smooth=False)
     for name, ranges in both.graphs.items():
         assert ranges.amax == pytest.approx(again.graphs[name].amax, rel=1e-3)
         for value, mean in ranges.means.items():
             assert mean == pytest.approx(again.graphs[name].means[value], rel=1e-3, abs=1e-5)
 
 
-def test_another_model_or_image_size_is_refused(calibration, source):
-    facts = model_facts(source)
+def test_another_model_or_image_size_is_refused(calibration, prepared):
+    facts = prepared.facts()
     assert calibration.check_model(facts) is True
     assert calibration.check_model({**facts, "weights": "0"}) is False
     with pytest.raises(InputError, match="another model"):
@@ -76,22 +72,22 @@ def test_another_model_or_image_size_is_refused(calibration, source):
         calibration.check_model({**facts, "image_size": [128, 128]})
 
 
-def test_a_range_that_the_model_needs_and_the_file_lacks_is_named(calibration, source):
-    prepared, _ = prepare(source, calibration)
+def test_a_range_that_the_model_needs_and_the_file_lacks_is_named(calibration, prepared):
+    moved, _ = move_channels(prepared, calibration)
     ranges = calibration.graphs["image.onnx"]
     name = list(ranges.amax)[4]
     fewer = {key: value for key, value in ranges.amax.items() if key != name}
     graphs = {**calibration.graphs, "image.onnx": replace(ranges, amax=fewer)}
     with pytest.raises(InputError, match=f"'{name}'"):
-        apply(prepared, replace(calibration, graphs=graphs))
+        quantize_graphs(moved, replace(calibration, graphs=graphs))
     with pytest.raises(InputError, match="no layer 'head'"):
-        apply(prepared, calibration, ["head"])
+        quantize_graphs(moved, calibration, ["head"])
 
 
 def test_weights_of_a_retrained_model_are_told_apart(calibration, retrained):
-    prepared, same = prepare(Source.open(retrained), calibration)
+    moved, same = move_channels(PreparedBundle.open(retrained), calibration)
     assert not same
-    assert set(apply(prepared, calibration)) == {"text.onnx", "image.onnx"}
+    assert set(quantize_graphs(moved, calibration)) == {"text.onnx", "image.onnx"}
 
 
 def test_diff_lists_the_most_changed_first(calibration):

@@ -7,9 +7,9 @@ import pytest
 import small_models
 from onnx import helper, numpy_helper
 
-from tfanet.calibration.graph.placement import find_layers
-from tfanet.calibration.graph.reading import Graph
-from tfanet.calibration.rewrite.bias_correction import correct
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import find_layers
+from tfanet.calibration.rewrite.bias_correction import correct_biases
 from tfanet.calibration.rewrite.qdq import quantize_weight
 from tfanet.calibration.rewrite.smooth import exponents, find_groups, migrate
 from tfanet.errors import InputError
@@ -41,7 +41,7 @@ def normed():
 
 def test_a_migrated_model_is_the_same_to_the_bit(normed):
     model, w = normed
-    graph = Graph(model)
+    graph = GraphIndex(model)
     (group,) = find_groups(graph, find_layers(graph))
     x = RNG.standard_normal((64, 5, 8)).astype(np.float32)
     wide = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * w["gain"] + w["shift"]
@@ -59,10 +59,10 @@ def test_a_migrated_model_is_the_same_to_the_bit(normed):
     assert spread < 0.7 * np.ptp(np.log2(amax))
 
 
-def test_a_whole_model_is_the_same_to_the_bit(source, calibration):
-    from tfanet.calibration.measure.calibrator import prepare
+def test_a_whole_model_is_the_same_to_the_bit(prepared, calibration):
+    from tfanet.calibration.rewrite.apply import move_channels
 
-    prepared, same = prepare(source, calibration)
+    moved, same = move_channels(prepared, calibration)
     assert same
     moved = calibration.graphs["image.onnx"].smooth
     assert len(moved) > 5 and any(any(e) for e in moved.values())
@@ -72,20 +72,20 @@ def test_a_whole_model_is_the_same_to_the_bit(source, calibration):
         "sentence_feature": RNG.standard_normal((1, 16)).astype(np.float32),
         "word_mask": np.ones((1, 20), np.float32),
     }
-    a, b = (small_models.run(s.models["image.onnx"], **feeds)[0] for s in (source, prepared))
+    a, b = (small_models.run(s.models["image.onnx"], **feeds)[0] for s in (prepared, moved))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max())
 
 
 def test_a_norm_that_others_read_too_is_no_group(normed):
     model, _ = normed
     model.graph.node.append(helper.make_node("Softmax", ["n"], ["p"], "softmax"))
-    graph = Graph(model)
+    graph = GraphIndex(model)
     assert find_groups(graph, find_layers(graph)) == []
 
 
 def test_moves_of_another_model_are_refused(normed):
     model, _ = normed
-    graph = Graph(model)
+    graph = GraphIndex(model)
     groups = find_groups(graph, find_layers(graph))
     with pytest.raises(InputError, match="'other'"):
         migrate(model, groups, {"other": [0] * 8})
@@ -132,9 +132,9 @@ def test_the_mean_of_each_output_channel_comes_back(op):
 
     nodes.append(helper.make_node("Sigmoid", ["y"], ["z"], "end"))
     model = small_models.make_model(nodes, {"x": shape}, {"z": out}, {"w": w, "b": b})
-    (layer,) = find_layers(Graph(model))
+    (layer,) = find_layers(GraphIndex(model))
     before = mean_shift(model, model, layer, x, forward)
-    corrected = correct(model, [layer], {"x": x.mean(0)})
+    corrected = correct_biases(model, [layer], {"x": x.mean(0)})
     after = mean_shift(model, corrected, layer, x, forward)
     assert np.abs(before).max() > 1e-3
     assert np.abs(after).max() < 1e-5

@@ -13,20 +13,15 @@ from saturation import fake, fake_weight
 
 from tfanet.calibration import Calibration, calibrate, quantize_bundle
 from tfanet.calibration.accept.accuracy import logits
-from tfanet.calibration.graph.placement import find_layers
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.layers import find_layers
 from tfanet.calibration.grid import INT8
-from tfanet.calibration.measure.calibrator import apply, prepare
 from tfanet.calibration.measure.sampler import choose
+from tfanet.calibration.measure.splits import Regions, is_crowded, outlier_channels
 from tfanet.calibration.ranges import GraphRanges
+from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.calibration.rewrite.qdq import quantize
-from tfanet.calibration.rewrite.split import (
-    Regions,
-    is_crowded,
-    outlier_channels,
-    rewrite,
-    split_inputs,
-)
+from tfanet.calibration.rewrite.split import split_inputs, split_layers
 from tfanet.cli import main
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -54,7 +49,7 @@ def text():
     ]
     outputs = {"y": ["batch", 7, 5], "z": ["batch", 7, 4], "wide": ["batch", 7, 16]}
     model = small_models.make_model(nodes, {"x": ["batch", 7, 16]}, outputs, constants)
-    return model, find_layers(Graph(model)), constants
+    return model, find_layers(GraphIndex(model)), constants
 
 
 RANGES = GraphRanges(
@@ -68,7 +63,7 @@ RANGES = GraphRanges(
 
 def test_a_split_model_is_the_same_in_floating_point(text):
     model, layers, _ = text
-    got, split, amax = rewrite(model, layers, RANGES)
+    got, split, amax = split_layers(model, layers, RANGES)
     onnx.checker.check_model(got, full_check=True)
     x = RNG.standard_normal((2, 7, 16)).astype(np.float32)
     for a, b in zip(small_models.run(model, x=x), small_models.run(got, x=x), strict=True):
@@ -91,7 +86,7 @@ def test_a_split_model_is_the_same_in_floating_point(text):
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_a_quantised_split_computes_what_numpy_does(text, unsigned):
     model, layers, w = text
-    got, split, amax = rewrite(model, layers, RANGES)
+    got, split, amax = split_layers(model, layers, RANGES)
     quantised = quantize(got, split, amax, unsigned=unsigned)
     x = RNG.standard_normal((1, 7, 16)).astype(np.float32)
     wide = (x * w["gain"])[0].astype(np.float64)
@@ -172,7 +167,7 @@ def test_what_crowds_near_zero_is_found_behind_moves():
     ]
     shape = ["batch", 3, 4]
     outputs = {"t": ["batch", 4, 3], "m": shape, "r": shape}
-    graph = Graph(small_models.make_model(nodes, {"x": shape}, outputs, {}))
+    graph = GraphIndex(small_models.make_model(nodes, {"x": shape}, outputs, {}))
     assert [is_crowded(graph, name) for name in "gtmrx"] == [True, True, True, False, False]
 
 
@@ -181,17 +176,17 @@ def both(small, shapes) -> Calibration:
     return calibrate(small, shapes, "shapes", count=32, outliers=True, dual_region=True)
 
 
-def test_a_whole_model_with_both_schemes(source, both, small, shapes, calibration):
-    prepared, _ = prepare(source, both)
+def test_a_whole_model_with_both_schemes(prepared, both, small, shapes, calibration):
+    moved, _ = move_channels(prepared, both)
     chosen = choose(shapes, "shapes", "val", count=2)
-    exact = np.concatenate(list(logits(prepared.models, lambda: chosen.tensors(small))))
+    exact = np.concatenate(list(logits(moved.models, lambda: chosen.tensors(small))))
     found = {name: len(both.graphs[name].regions) for name in GRAPHS}
     assert sum(found.values()) > 0
     for name in GRAPHS:
-        candidates = set(split_inputs(prepared.layers[name]))
+        candidates = set(split_inputs(moved.layers[name]))
         assert both.graphs[name].regions.keys() | both.graphs[name].outliers.keys() <= candidates
     assert both.graphs["image.onnx"].outliers == {}
-    models = apply(prepared, both)
+    models = quantize_graphs(moved, both)
     for model in models.values():
         onnx.checker.check_model(model, full_check=True)
     got = np.concatenate(list(logits(models, lambda: chosen.tensors(small))))

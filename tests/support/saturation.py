@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from tfanet.calibration.graph.reading import Graph
+from tfanet.calibration.graph.index import GraphIndex
 
 
 def multiply(a: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def saturating(model: ModelProto) -> ModelProto:
 
 class _Writer:
     def __init__(self, model: ModelProto) -> None:
-        self.graph, self.nodes = Graph(model), list[NodeProto]()
+        self.graph, self.nodes = GraphIndex(model), list[NodeProto]()
         self.written = 0
 
     def add(self, op: str, inputs: Sequence[str], **attributes: object) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tfanet.calibration.measure.collect import open_model
+from tfanet.calibration.graph.session import open_model
 
 
 def make_model(

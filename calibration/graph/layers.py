@@ -1,9 +1,9 @@
-"""Which nodes become INT8, which keep floating point, and why.
+"""The layers of a graph: which of them are quantised, which keep floating point, and why.
 
-INT8: convolutions, and matrix products with a constant operand. In floating point stay the scan,
-the product in it that gives delta, and what feeds it directly, X-Norm and the products between its
-factors, LayerNorm, softplus and the last projection. Of a layer that cannot run in INT8 the weights
-are still stored so, where large.
+Quantised, to INT8 or FP8: convolutions, and matrix products with a constant operand. In floating
+point stay the scan, the product in it that gives delta, and what feeds it directly, X-Norm and the
+products between its factors, LayerNorm, softplus and the last projection. Of a layer that computes
+in floating point the weights are still stored in INT8, where they are large.
 """
 
 from __future__ import annotations
@@ -15,13 +15,22 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from tfanet.calibration.graph.reading import Graph, attribute
+from tfanet.calibration.graph.index import GraphIndex, attribute
 from tfanet.errors import InputError
 from tfanet.plugins.operands import SELECTIVE_SCAN, SS2D_SCAN
 
-__all__ = ["MOVES", "Layer", "find_layers", "int8_share"]
+__all__ = [
+    "FLOAT",
+    "MOVES",
+    "QUANTISED",
+    "STORED",
+    "Layer",
+    "find_layers",
+    "node_of",
+    "quantised_share",
+]
 
-INT8, WEIGHTS, FLOAT = "int8", "weights", "float"
+QUANTISED, STORED, FLOAT = "quantised", "weights", "float"  # where a layer is placed
 # Nodes that only move or pick values: a range holds on both sides of them.
 MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"}
@@ -43,8 +52,8 @@ class Layer:
         output: what the node, or the activation fused to it, gives; quantised too, since an
             integer convolution has an integer result; "" where the result is floating point.
         macs: multiply-accumulates at batch 1.
-        precision: "int8"; "weights" (stored in INT8, computed in float); or "float".
-        why: the rule behind a precision that is not int8.
+        placement: QUANTISED; STORED (its weight in INT8, computed in float); or FLOAT.
+        why: the rule behind a placement that is not QUANTISED.
     """
 
     name: str
@@ -55,21 +64,17 @@ class Layer:
     axis: int
     output: str
     macs: int
-    precision: str
+    placement: str
     why: str = ""
 
 
-def find_layers(graph: Graph) -> list[Layer]:
-    """All Conv, MatMul, Gemm and embedding nodes in graph order, with their precision.
+def find_layers(graph: GraphIndex) -> list[Layer]:
+    """All Conv, MatMul, Gemm and embedding nodes in graph order, with their placement.
 
     Raises:
         InputError: where the model is quantised already.
     """
-    if graph.is_quantized():
-        raise InputError(
-            "the model holds QuantizeLinear or DequantizeLinear nodes: it is quantised already, "
-            "start from the FP32 model"
-        )
+    graph.check_not_quantised()
     found = [layer for node in graph.model.graph.node if (layer := _layer(graph, node))]
     # Exports name nodes "module/op": the module is enough where it has one layer only.
     modules = Counter(layer.name.partition("/")[0] for layer in found)
@@ -81,18 +86,33 @@ def find_layers(graph: Graph) -> list[Layer]:
     ]
 
 
-def int8_share(layers: list[Layer], chosen: set[str] | None = None) -> float:
-    """Share of multiply-accumulates in INT8: of all layers so placed, or of those in `chosen`."""
+def node_of(graph: GraphIndex, layer: Layer) -> NodeProto:
+    """The node of a layer that has a weight.
+
+    Raises:
+        InputError: where the graph has no such node.
+    """
+    for node in graph.consumers[layer.weight]:
+        if node.name == layer.node and node.op_type == layer.op:
+            return node
+    raise InputError(
+        f"the model has no {layer.op} node '{layer.node}' (layer {layer.name}): the layers are of "
+        "another model"
+    )
+
+
+def quantised_share(layers: list[Layer], chosen: set[str] | None = None) -> float:
+    """Share of multiply-accumulates in QUANTISED layers: in all, or in those named in `chosen`."""
     total = sum(layer.macs for layer in layers)
     done = sum(
         layer.macs
         for layer in layers
-        if layer.precision == INT8 and (chosen is None or layer.name in chosen)
+        if layer.placement == QUANTISED and (chosen is None or layer.name in chosen)
     )
     return done / total if total else 0.0
 
 
-def _layer(graph: Graph, node: NodeProto) -> Layer | None:
+def _layer(graph: GraphIndex, node: NodeProto) -> Layer | None:
     if node.op_type == "Gather":
         return _embedding(graph, node)
     if node.op_type == SS2D_SCAN.op_type:
@@ -102,7 +122,7 @@ def _layer(graph: Graph, node: NodeProto) -> Layer | None:
     weight = next((name for name in node.input[:2] if name in graph.constants), "")
     activations = tuple(name for name in node.input[:2] if name != weight)
     output = _fused_output(graph, node) if node.op_type == "Conv" else ""
-    precision, why = _precision(graph, node, weight)
+    placement, why = _placement(graph, node, weight)
     return Layer(
         name=node.name or node.output[0],
         node=node.name,
@@ -110,14 +130,14 @@ def _layer(graph: Graph, node: NodeProto) -> Layer | None:
         inputs=activations,
         weight=weight,
         axis=_channel_axis(graph, node, weight),
-        output=output if precision == INT8 else "",
+        output=output if placement == QUANTISED else "",
         macs=graph.macs(node),
-        precision=precision,
+        placement=placement,
         why=why,
     )
 
 
-def _embedding(graph: Graph, node: NodeProto) -> Layer | None:
+def _embedding(graph: GraphIndex, node: NodeProto) -> Layer | None:
     """A table of which rows are looked up: kept in INT8, only the rows in use are converted."""
     table = node.input[0]
     if table not in graph.constants or attribute(node, "axis", 0) != 0:
@@ -126,11 +146,11 @@ def _embedding(graph: Graph, node: NodeProto) -> Layer | None:
     if len(shape) != 2 or math.prod(shape) < LEAST_STORED:
         return None
     return Layer(
-        node.name or node.output[0], node.name, "Gather", (), table, 1, "", 0, WEIGHTS, "a table"
+        node.name or node.output[0], node.name, "Gather", (), table, 1, "", 0, STORED, "a table"
     )
 
 
-def _product_in_scan(graph: Graph, node: NodeProto) -> Layer:
+def _product_in_scan(graph: GraphIndex, node: NodeProto) -> Layer:
     """dt_weight times the rows of dt: E of R products in each direction, at every pixel."""
     weight = node.input[SS2D_SCAN.inputs.index("dt_weight")]
     constant = weight in graph.constants
@@ -146,14 +166,14 @@ def _product_in_scan(graph: Graph, node: NodeProto) -> Layer:
         0,
         "",
         macs,
-        WEIGHTS if large else FLOAT,
+        STORED if large else FLOAT,
         "its result goes into the scan",
     )
 
 
-def _precision(graph: Graph, node: NodeProto, weight: str) -> tuple[str, str]:
+def _placement(graph: GraphIndex, node: NodeProto, weight: str) -> tuple[str, str]:
     large = weight and math.prod(graph.shapes[weight]) >= LEAST_STORED
-    stored = WEIGHTS if large else FLOAT
+    stored = STORED if large else FLOAT
     if not weight:
         return FLOAT, "a product of two activations, as around X-Norm and softmax"
     if node.op_type != "Conv" and len(graph.shapes.get(node.input[0], ())) == 2:
@@ -163,10 +183,10 @@ def _precision(graph: Graph, node: NodeProto, weight: str) -> tuple[str, str]:
     # An integer convolution gives 8 bits, and so would the scan's input be; a product gives FP32.
     if node.op_type == "Conv" and _feeds_scan(graph, node.output[0]):
         return stored, "its result goes into the scan"
-    return INT8, ""
+    return QUANTISED, ""
 
 
-def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int:
+def _channel_axis(graph: GraphIndex, node: NodeProto, weight: str) -> int:
     if not weight or node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":
@@ -175,7 +195,7 @@ def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int:
     return rank - 1 if weight == node.input[1] else max(rank - 2, 0)
 
 
-def _fused_output(graph: Graph, node: NodeProto) -> str:
+def _fused_output(graph: GraphIndex, node: NodeProto) -> str:
     """The value to quantise behind a convolution: past a Relu that runtimes fuse into it."""
     readers = graph.consumers[node.output[0]]
     if len(readers) == 1 and readers[0].op_type == "Relu":
@@ -183,7 +203,7 @@ def _fused_output(graph: Graph, node: NodeProto) -> str:
     return node.output[0]
 
 
-def _downstream(graph: Graph, name: str, through: frozenset[str]) -> Iterator[NodeProto]:
+def _downstream(graph: GraphIndex, name: str, through: frozenset[str]) -> Iterator[NodeProto]:
     """Nodes that read a value, not its shape alone, directly or behind the kinds `through`."""
     for node in graph.consumers[name]:
         if node.op_type == "Shape":
@@ -194,13 +214,13 @@ def _downstream(graph: Graph, name: str, through: frozenset[str]) -> Iterator[No
                 yield from _downstream(graph, output, through)
 
 
-def _feeds_scan(graph: Graph, name: str) -> bool:
+def _feeds_scan(graph: GraphIndex, name: str) -> bool:
     through = MOVES | {"Mul", "Sigmoid"}  # the SiLU in front of a scan
     scans = (SELECTIVE_SCAN.op_type, SS2D_SCAN.op_type)
     return any(n.op_type in scans for n in _downstream(graph, name, through))
 
 
-def _reaches_output(graph: Graph, node: NodeProto) -> bool:
+def _reaches_output(graph: GraphIndex, node: NodeProto) -> bool:
     through = MOVES | {"Add", "Resize"}  # the Add is the bias of a product
     behind = list(_downstream(graph, node.output[0], through))
     if any(n.op_type not in through for n in behind):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from tfanet.calibration.graph.reading import Graph, attribute
+from tfanet.calibration.graph.index import GraphIndex, attribute, names_read, replace_nodes
 
 __all__ = ["to_linear"]
 
@@ -24,7 +24,7 @@ def to_linear(model: ModelProto) -> ModelProto:
     """
     result = ModelProto()
     result.CopyFrom(model)
-    graph = Graph(result)
+    graph = GraphIndex(result)
     nodes: list[NodeProto] = []
     for node in result.graph.node:
         if node.op_type == "Conv" and _is_pointwise(graph, node):
@@ -33,14 +33,13 @@ def to_linear(model: ModelProto) -> ModelProto:
             nodes.extend(_expand_gemm(graph, node))
         else:
             nodes.append(node)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    replace_nodes(result, nodes)
     _cancel_transposes(result)
-    _drop_unused(result)
+    _drop_dead_transposes(result)
     return result
 
 
-def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
+def _is_pointwise(graph: GraphIndex, node: NodeProto) -> bool:
     shape = graph.shapes.get(node.input[1], ())
     unit = all(
         all(value == (0 if a.name == "pads" else 1) for value in a.ints)
@@ -56,7 +55,7 @@ def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _is_plain(graph: Graph, node: NodeProto) -> bool:
+def _is_plain(graph: GraphIndex, node: NodeProto) -> bool:
     factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
     return (
         node.input[1] in graph.constants
@@ -65,7 +64,7 @@ def _is_plain(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _expand_conv(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _expand_conv(graph: GraphIndex, node: NodeProto) -> list[NodeProto]:
     weight = graph.array(node.input[1])
     rank = weight.ndim
     last = [0, *range(2, rank), 1]  # NC... to N...C
@@ -77,14 +76,16 @@ def _expand_conv(graph: Graph, node: NodeProto) -> list[NodeProto]:
     return nodes
 
 
-def _expand_gemm(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _expand_gemm(graph: GraphIndex, node: NodeProto) -> list[NodeProto]:
     weight = graph.array(node.input[1])
     if attribute(node, "transB", 0):
         weight = weight.T
     return _product(graph, node, node.input[0], weight, node.output[0])
 
 
-def _product(graph: Graph, node: NodeProto, x: str, weight: np.ndarray, y: str) -> list[NodeProto]:
+def _product(
+    graph: GraphIndex, node: NodeProto, x: str, weight: np.ndarray, y: str
+) -> list[NodeProto]:
     """x @ weight + bias; weight (in, out) under the name of the one that it replaces."""
     name = f"{node.input[1]}.columns"
     while name in graph.constants:
@@ -121,16 +122,16 @@ def _cancel_transposes(model: ModelProto) -> None:
                 node.input[index] = same[name]
 
 
-def _drop_unused(model: ModelProto) -> None:
-    """Remove transposes and initializers that nobody reads any more."""
-    graph = model.graph
+def _drop_dead_transposes(model: ModelProto) -> None:
+    """Remove transposes that nobody reads any more."""
     while True:
-        index = Graph.readers(model)
-        dead = [n for n in graph.node if n.op_type == "Transpose" and n.output[0] not in index]
+        read = names_read(model)
+        dead = [
+            node
+            for node in model.graph.node
+            if node.op_type == "Transpose" and node.output[0] not in read
+        ]
         if not dead:
-            break
+            return
         for node in dead:
-            graph.node.remove(node)
-    kept = [tensor for tensor in graph.initializer if tensor.name in index]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+            model.graph.node.remove(node)

@@ -1,4 +1,4 @@
-"""Data through ONNX Runtime, with the watched values summarised inside the graph.
+"""Data through both graphs, with the watched values summarised inside them.
 
 A value's largest magnitude and its means, and an evenly spaced sample of it, are computed by nodes
 that are added to the graph: no activation leaves the session or outlives its last reader, so memory
@@ -8,27 +8,24 @@ is that of a plain run, and all values are watched in one pass.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from tfanet.calibration.graph.reading import Graph
-from tfanet.errors import InputError, MissingDependencyError
-from tfanet.plugins import ort_library_path
-from tfanet.runtime.backends import integer
-from tfanet.runtime.backends.session import open_session
+from tfanet.calibration.graph.index import GraphIndex
+from tfanet.calibration.graph.prepared import PreparedBundle
+from tfanet.calibration.graph.session import Inputs, open_model
+from tfanet.errors import InputError
+from tfanet.progress import Progress
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, TEXT_OUTPUTS, image_feed
 
-__all__ = ["SAMPLE", "Seen", "Watch", "Watched", "open_model", "stride_of"]
+__all__ = ["SAMPLE", "Seen", "Show", "WatchedBundle", "WatchedGraph", "stride_of"]
 
 SAMPLE = 1 << 18  # most elements of a value that are looked at one by one; extremes are of all
-OUTSIDE = 1 << 18  # bytes, from which a weight is written beside the graph
-ALIGNED = 64  # bytes, of a weight in the file that ONNX Runtime maps
-WEIGHTS = "weights.bin"
 
 
 @dataclass(frozen=True)
@@ -49,65 +46,7 @@ class Seen:
     stride: int
 
 
-Watch = Callable[[str, Seen], None]  # with the value's name
-
-
-def open_model(
-    model: ModelProto, *, added: GraphProto | None = None, threads: int | None = None
-) -> Any:
-    """An ONNX Runtime session of a model in memory, with our operator library where it is built.
-
-    It goes through files, since a model in memory may not exceed 2 GB on its way; weights go beside
-    the graph, from where they are mapped and not copied. The files are gone when it is open.
-    Integer layers that this processor would compute wrong run in floating point.
-
-    Args:
-        added: nodes, constants and outputs on top of the model's.
-    """
-    try:
-        library: Path | None = ort_library_path()
-    except MissingDependencyError:
-        library = None  # the function body in the model runs
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        light = _without_weights(model, Path(folder) / WEIGHTS)
-        if added is not None:
-            light.graph.MergeFrom(added)
-        path.write_bytes(light.SerializeToString())
-        return open_session(path, library, threads, as_floats=_needs_floats(model))
-
-
-def _needs_floats(model: ModelProto) -> bool:
-    if integer.is_exact() or not any(n.op_type == "DequantizeLinear" for n in model.graph.node):
-        return False
-    return bool(integer.overflowing(model.SerializeToString()))
-
-
-def _without_weights(model: ModelProto, weights: Path) -> ModelProto:
-    """A copy of the model whose large tensors are in the file `weights`, which is written."""
-    copy = ModelProto(ir_version=model.ir_version)
-    copy.opset_import.extend(model.opset_import)
-    copy.functions.extend(model.functions)
-    graph = copy.graph
-    graph.name = model.graph.name
-    for name in ("node", "input", "output", "value_info"):
-        getattr(graph, name).extend(getattr(model.graph, name))
-    with open(weights, "wb") as file:
-        for tensor in model.graph.initializer:
-            data = tensor.raw_data if tensor.HasField("raw_data") else b""
-            if len(data) < OUTSIDE:
-                graph.initializer.append(tensor)
-                continue
-            file.write(bytes(-file.tell() % ALIGNED))
-            outside = graph.initializer.add(
-                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
-            )
-            outside.data_location = TensorProto.EXTERNAL
-            place = {"location": WEIGHTS, "offset": file.tell(), "length": len(data)}
-            for key, value in place.items():
-                outside.external_data.add(key=key, value=str(value))
-            file.write(data)
-    return copy
+Show = Callable[[str, Seen], None]  # with the value's name
 
 
 def stride_of(size: int) -> int:
@@ -118,7 +57,7 @@ def stride_of(size: int) -> int:
     return stride
 
 
-class Watched:
+class WatchedGraph:
     """A session that also gives a `Seen` of each watched value."""
 
     def __init__(
@@ -138,7 +77,7 @@ class Watched:
         Raises:
             InputError: where a watched value's shape is open.
         """
-        graph = Graph(model)
+        graph = GraphIndex(model)
         self._where = where
         self._strides = {name: stride_of(math.prod(graph.shape(name))) for name in axes}
         self._outputs = [value.name for value in model.graph.output]
@@ -151,15 +90,15 @@ class Watched:
         self._by_channel = frozenset(by_channel)
         self._session = open_model(model, added=added)
 
-    def run(self, feed: Mapping[str, np.ndarray], watch: Watch | None) -> dict[str, np.ndarray]:
+    def run(self, feed: Mapping[str, np.ndarray], watch: Show) -> dict[str, np.ndarray]:
         """Run once, show every watched value to `watch`, return the model's own outputs.
 
         Raises:
             InputError: naming the layer, where a value is NaN or infinite.
         """
-        fetched = [*self._outputs, *(self._names if watch else ())]
+        fetched = [*self._outputs, *self._names]
         values = dict(zip(fetched, self._session.run(fetched, dict(feed)), strict=True))
-        for name in self._strides if watch else ():
+        for name in self._strides:
             seen = self._seen(name, values)
             # A NaN passes through a mean, and is not lost as in a maximum.
             if not (np.isfinite(seen.means).all() and np.isfinite(seen.largest)):
@@ -168,7 +107,6 @@ class Watched:
                     "infinite: the model is broken before quantisation, check its weights and "
                     "inputs"
                 )
-            assert watch is not None
             watch(name, seen)
         return {name: values[name] for name in self._outputs}
 
@@ -212,3 +150,44 @@ def _summarise(
         graph.output.append(
             helper.make_tensor_value_info(f"{name}.{kind}", TensorProto.FLOAT, None)
         )
+
+
+class WatchedBundle:
+    """Both graphs of a prepared bundle, opened to be watched."""
+
+    def __init__(
+        self,
+        prepared: PreparedBundle,
+        axes: Mapping[str, Mapping[str, int]],
+        by_channel: Mapping[str, Collection[str]],
+    ) -> None:
+        """Open the sessions; the arguments are those of `WatchedGraph`, by file name.
+
+        Raises:
+            InputError: where a watched value's shape is open.
+        """
+        self._text, self._image = (
+            WatchedGraph(prepared.models[name], axes[name], by_channel[name], prepared.owners(name))
+            for name in GRAPHS
+        )
+
+    def observe(
+        self,
+        inputs: Inputs,
+        watch: Callable[[str, str, Seen], None],
+        *,
+        count: int,
+        progress: Progress | None = None,
+        stage: str = "observing",
+    ) -> None:
+        """Show every watched value of every picture to `watch(file, name, seen)`, in one pass.
+
+        Raises:
+            InputError: naming the layer where a value is not finite.
+        """
+        for index, (picture, ids, mask) in enumerate(inputs()):
+            encoded = self._text.run({"token_ids": ids}, partial(watch, TEXT))
+            feed = image_feed(picture, [encoded[name] for name in TEXT_OUTPUTS], mask)
+            self._image.run(feed, partial(watch, IMAGE))
+            if progress is not None:
+                progress(stage, index + 1, count)
