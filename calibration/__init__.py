@@ -1,4 +1,4 @@
-"""Post-training INT8: ranges from a few hundred pictures, Q/DQ graphs, a guarantee on accuracy.
+"""INT8 and FP8 after training: ranges from a few hundred pictures, Q/DQ graphs, bounded loss.
 
 calibration = calibrate("bundle", "data", "refcoco", "train")
 calibration.save("ranges.json")

@@ -17,8 +17,8 @@ class Grid:
     """A symmetric set of numbers; a value is one of them times a step.
 
     Attributes:
-        name: as `--precision` calls it. largest: that a range's amax becomes.
-        kind: of the ONNX tensors. opset: the first that quantises to it.
+        name: as `--precision` calls it. largest: the number that a range's amax becomes.
+        kind: element type of the ONNX tensors. opset: the first that quantises to it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Grid:
         return np.where(step > np.finfo(np.float32).tiny, step, np.float32(1)).astype(np.float32)
 
     def check(self, model: ModelProto) -> None:
-        """Raises InputError where the model's opset or IR version has no such quantisation."""
+        """Raises InputError where the model's opset or IR version is too old for this grid."""
         opset = next((o.version for o in model.opset_import if o.domain == ""), 0)
         if opset < self.opset or (self.kind != TensorProto.INT8 and model.ir_version < 9):
             raise InputError(
@@ -62,7 +62,7 @@ GRIDS = {grid.name: grid for grid in (INT8, FP8)}
 
 
 def grid_of(name: str) -> Grid:
-    """Raises InputError for a precision that is no grid's."""
+    """The grid of a precision. Raises InputError for a name that none has."""
     if name not in GRIDS:
         raise InputError(f"precision is {name!r}: choose one of {', '.join(GRIDS)}")
     return GRIDS[name]

@@ -1,7 +1,7 @@
 """`quantize_bundle`: an FP32 bundle and a calibration to a quantised bundle with its certificate.
 
-The same inputs give the same bytes of every file that the manifest lists, and on processors with
-the same integer instructions of the manifest.
+The same inputs give the same bytes of every file that the manifest lists, and of the manifest
+itself on processors with the same integer instructions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tfanet.runtime.bundle.write import check_target, new_bundle, write_manifest
 __all__ = ["check_form", "quantize_bundle"]
 
 TARGETS = ("any", "onnxruntime")
-MOVED = 1.5  # a range that moved by more calls for a new calibration
+MOVED = 1.5  # times: where a range is exceeded by more, a new calibration is called for
 CHECKED = 8  # pictures to find that out
 
 
@@ -96,13 +96,13 @@ def quantize_bundle(
 
 
 def check_form(target: str, precision: str) -> None:
-    """Raises InputError for an unknown form of the graphs, or one that the precision has not."""
+    """Raises InputError for an unknown target, or one that the precision does not have."""
     if target not in TARGETS:
         raise InputError(f"target is {target!r}: choose one of {', '.join(TARGETS)}")
     if target == "onnxruntime" and precision != grids.INT8.name:
         raise InputError(
-            f"target is 'onnxruntime', which is a form of int8: {precision} has one form, "
-            "leave the target out"
+            f"target is 'onnxruntime', a form of int8 graphs; {precision} has one form for all "
+            "runtimes: leave the target out"
         )
 
 
@@ -156,7 +156,7 @@ def _quantize(
 def _warn_of_other_weights(
     moved: PreparedBundle, calibration: Calibration, items: CalibrationSet | None
 ) -> None:
-    """Ranges of another checkpoint are used: say which of them this one exceeds, if data tell."""
+    """Warn that the ranges are another checkpoint's, and where data show it, which are exceeded."""
     if items is None:
         warnings.warn(
             "the calibration was made with other weights of this model, and there is no data to "
@@ -175,10 +175,10 @@ def _warn_of_other_weights(
     )
     rows = [row for row in diff(calibration, now) if (row["ratio"] or 0) > MOVED]
     rows = [row for row in rows if row["after"] > row["before"]]
-    worst = f", the most '{rows[0]['value']}' by {rows[0]['ratio']:.1f} times" if rows else ""
+    worst = f", '{rows[0]['value']}' most, by {rows[0]['ratio']:.1f} times" if rows else ""
     warnings.warn(
         f"the calibration was made with other weights of this model; {len(rows)} ranges of "
-        f"{sum(len(g.amax) for g in now.graphs.values())} are exceeded more than {MOVED:g} times"
+        f"{sum(len(g.amax) for g in now.graphs.values())} are exceeded by more than {MOVED:g} times"
         f"{worst}: calibrate again where accuracy matters",
         stacklevel=4,
     )
@@ -210,11 +210,11 @@ def _write(
 
 
 def _check_pairs(path: Path) -> None:
-    """The proof on the written file that it means the same on every processor."""
+    """Proves by the written file that it computes the same on every processor."""
     if weight := overflowing(path.read_bytes()):
         raise GateError(
-            f"two products with the weight '{weight}' can leave 16 bits: on x86 without VNNI the "
-            "graph would be wrong, so nothing was written; this is a fault of tfanet, report it"
+            f"two products with the weight '{weight}' can overflow 16 bits: on x86 without VNNI "
+            "the graph would be wrong, so nothing was written; this is a bug in tfanet, report it"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
-from tfanet.calibration.grid import GRIDS
+from tfanet.calibration.grid import GRIDS, Grid, grid_of
 from tfanet.errors import InputError, shown
 from tfanet.runtime.bundle.write import new_file
 
@@ -30,8 +30,8 @@ class GraphRanges:
         smooth: by value name, log2 of what each channel is divided by (SmoothQuant).
         means: by value name, the mean of each channel (bias correction).
         outliers: by value name, the channels that are kept apart, and the amax of the others and
-            of these. regions: by value name, where the crowd ends and log2 of the tail's larger
-            step (see `split`).
+            of these. regions: by value name, where the crowd ends and log2 of how much larger the
+            tail's step is (see `rewrite.split`).
     """
 
     amax: dict[str, float]
@@ -58,6 +58,11 @@ class Calibration:
     data: dict[str, Any]
     graphs: dict[str, GraphRanges]
 
+    @property
+    def grid(self) -> Grid:
+        """The numbers that values are rounded to."""
+        return grid_of(self.precision)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the JSON, whole or not at all. The same calibration gives the same bytes.
 
@@ -81,9 +86,11 @@ class Calibration:
         """
         source = Path(path)
         if not source.is_file():
-            raise InputError(f"{source} is no file: make a calibration with `tfanet calibrate`")
+            raise InputError(f"{source} is not a file: make a calibration with `tfanet calibrate`")
         if source.stat().st_size > MAX_BYTES:
-            raise InputError(f"{source} is larger than {MAX_BYTES:,} bytes: it is no calibration")
+            raise InputError(
+                f"{source} is larger than {MAX_BYTES:,} bytes: it is not a calibration"
+            )
         try:
             document = json.loads(source.read_bytes())
             json.dumps(document, allow_nan=False)  # nor does JSON know infinity, though Python does
@@ -91,8 +98,8 @@ class Calibration:
             raise InputError(f"{source} is not JSON ({error}): calibrate again") from error
         if not isinstance(document, Mapping) or document.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{source} is no calibration of schema version {SCHEMA_VERSION}: calibrate again "
-                f"with tfanet {__version__}"
+                f"{source} is not a calibration of schema version {SCHEMA_VERSION}: calibrate "
+                f"again with tfanet {__version__}"
             )
         names = [part.name for part in fields(cls)]
         missing = [name for name in names if name not in document]
@@ -103,13 +110,13 @@ class Calibration:
         return cls(graphs=graphs, **{name: document[name] for name in names if name != "graphs"})
 
     def check_model(self, model: Mapping[str, Any]) -> bool:
-        """That the calibration is of a model of this structure; whether its weights are the same.
+        """Whether the model's weights are those that the calibration was made with.
 
         Args:
             model: preset, image_size, fingerprint and weights, as in `Calibration.model`.
 
         Raises:
-            InputError: where the structure or the image size is another one.
+            InputError: where the model has another structure or image size.
         """
         if list(self.model["image_size"]) != list(model["image_size"]):
             raise InputError(
@@ -147,7 +154,7 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
     model, data, graphs = (document[name] for name in ("model", "data", "graphs"))
     for name, value in (("model", model), ("data", data), ("graphs", graphs)):
         if not isinstance(value, Mapping):
-            raise InputError(f"{path}: '{name}' is no JSON object: calibrate again")
+            raise InputError(f"{path}: '{name}' is not a JSON object: calibrate again")
     for name in ("preset", "image_size", "fingerprint", "weights"):
         if name not in model:
             raise InputError(f"{path}: the model lacks '{name}': calibrate again")
@@ -171,10 +178,12 @@ def _check(document: Mapping[str, Any], path: Path) -> None:
 def _check_ranges(name: str, ranges: Any, path: Path) -> None:
     parts = [part.name for part in fields(GraphRanges)]
     if not isinstance(ranges, Mapping) or set(ranges) != set(parts):
-        raise InputError(f"{path}: the ranges of {shown(name)} are not {', '.join(parts)}")
+        raise InputError(
+            f"{path}: the ranges of {shown(name)} should be {', '.join(parts)}: calibrate again"
+        )
     for part in parts:
         if not isinstance(ranges[part], Mapping):
-            raise InputError(f"{path}: '{part}' of {shown(name)} is no JSON object")
+            raise InputError(f"{path}: '{part}' of {shown(name)} is not a JSON object")
     for value, amax in ranges["amax"].items():
         if not _is_range(amax):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a quantised bundle may lose, the proof that it loses no more, and that proof made again."""
+"""What a quantised bundle may lose, the proof that it loses no more, and the proof repeated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tfanet.calibration.accept.accuracy import measure_metrics
 from tfanet.calibration.accept.guard import GuardResult, search
 from tfanet.calibration.accept.sensitivity import measure_sensitivity
 from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
-from tfanet.calibration.grid import grid_of
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
 from tfanet.calibration.ranges import Calibration
 from tfanet.errors import GateError, InputError
@@ -24,7 +23,7 @@ from tfanet.runtime.bundle.read import Bundle
 
 __all__ = ["GuardOptions", "bound_loss", "recheck", "without_ids"]
 
-TOLERANCE = 0.1  # points that the same quantised model may differ by between machines
+TOLERANCE = 0.1  # points by which one quantised model may differ between machines
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class GuardOptions:
 
     Attributes:
         data, dataset, split, split_by, images: as for `ReferDataset`. count: pictures, chosen as
-            for calibration with seed; a larger number than there are takes all.
+            for calibration with seed; all of them where there are fewer.
         bounds: points that each metric may lose (mIoU, P@0.9 or gIoU), all at once. min_share: of
             multiply-accumulates that stay quantised. probes: pictures for each layer's sensitivity.
     """
@@ -85,9 +84,8 @@ def bound_loss(
     del original
     sensitivity = measure_sensitivity(
         prepared,
-        {name: calibration.graphs[name].amax for name in GRAPHS},
+        calibration,
         lambda: items.tensors(bundle),
-        grid=grid_of(calibration.precision),
         count=guard.probes,
         progress=progress,
     )
@@ -129,7 +127,7 @@ def recheck(
         certificate does not say) and measured_with.
 
     Raises:
-        InputError: where the certificate holds no accuracy, or the data are other ones.
+        InputError: where the certificate holds no accuracy, or was made on other data.
         GateError: where a metric is below what the certificate allows.
     """
     certificate = bundle.manifest.parity.get("certificate", {})
@@ -150,8 +148,8 @@ def recheck(
     ).items()
     if items.facts()["fingerprint"] != facts["fingerprint"]:
         raise InputError(
-            f"{guard.data} holds other pictures or sentences than the certificate was measured "
-            "with: give the same dataset"
+            f"{guard.data} holds other pictures or sentences than those that the certificate was "
+            "measured on: give the same dataset"
         )
     models = {name: read_graph(bundle, name) for name in GRAPHS}
     measured = measure_metrics(models, items, bundle, progress=progress)

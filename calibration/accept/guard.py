@@ -2,7 +2,7 @@
 
 Layers are ranked by sensitivity, and the k most sensitive ones are given back. Everything quantised
 is evaluated first; then k doubles until the bounds hold, and bisection finds the least k between.
-That is at most 2 log2(n) + 2 evaluations for n layers, and none is of a k that was evaluated.
+That is at most 2 log2(n) + 2 evaluations for n layers, and no k is evaluated twice.
 """
 
 from __future__ import annotations

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tfanet.calibration import grid as grids
 from tfanet.calibration.accept.accuracy import logits
 from tfanet.calibration.graph.index import GraphIndex, replace_nodes
 from tfanet.calibration.graph.layers import QUANTISED, Layer
 from tfanet.calibration.graph.prepared import PreparedBundle
 from tfanet.calibration.graph.session import Inputs, mask_logits, open_model
-from tfanet.calibration.grid import Grid
+from tfanet.calibration.ranges import Calibration
 from tfanet.calibration.rewrite.qdq import quantize
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -30,18 +29,16 @@ SWITCHES = "switches"
 
 def measure_sensitivity(
     prepared: PreparedBundle,
-    amax: Mapping[str, Mapping[str, float]],
+    calibration: Calibration,
     inputs: Inputs,
     *,
-    grid: Grid = grids.INT8,
     count: int,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Relative change of the logits, ||z_q - z|| / ||z|| over `count` pictures, by layer name.
 
     Args:
-        prepared: with the channels moved. amax: by file and value name.
-        inputs: at least `count` pictures.
+        prepared: with the calibration's channels moved. inputs: at least `count` pictures.
     """
     pictures = list(itertools.islice(inputs(), count))
     exact = list(logits(prepared.models, lambda: pictures))
@@ -53,10 +50,9 @@ def measure_sensitivity(
     total = sum(map(len, layers.values()))
     result: dict[str, float] = {}
     for name in GRAPHS:
-        models = {
-            **prepared.models,
-            name: switched(prepared.models[name], layers[name], amax[name], grid),
-        }
+        model, amax = prepared.models[name], calibration.graphs[name].amax
+        quantized = quantize(model, layers[name], amax, grid=calibration.grid)
+        models = {**prepared.models, name: switched(model, quantized, layers[name])}
         sessions = {graph: open_model(models[graph]) for graph in GRAPHS}
         for index, layer in enumerate(layers[name]):
             on = {name: {SWITCHES: np.arange(len(layers[name])) == index}}
@@ -70,17 +66,12 @@ def measure_sensitivity(
     return result
 
 
-def switched(
-    model: ModelProto,
-    layers: Sequence[Layer],
-    amax: Mapping[str, float],
-    grid: Grid = grids.INT8,
-) -> ModelProto:
-    """`model` with an input `switches`, (len(layers),) bool: layer i is quantised where it is set.
+def switched(model: ModelProto, quantized: ModelProto, layers: Sequence[Layer]) -> ModelProto:
+    """Both in one, with an input `switches`, (len(layers),) bool: layer i is quantised where set.
 
-    All layers must be QUANTISED.
+    Args:
+        quantized: `model` with all of `layers` quantised; it is changed, and returned.
     """
-    quantized = quantize(model, layers, amax, grid=grid)
     graph = quantized.graph
     before = {node.name: node for node in model.graph.node if node.name}
     index = GraphIndex(model)

@@ -1,8 +1,8 @@
 """Go or no-go on speed: what a quantised bundle gains, kept apart from what it is.
 
 Times belong to one machine and one hour, a certificate to a model and its data. They are written
-into `timing.json` beside the manifest, which does not list it: the same export gives the same
-manifest, byte for byte, and a bundle that was copied may be timed again.
+into `timing.json` beside the manifest, which does not list it: so the same export gives
+the same manifest, byte for byte, and a copied bundle may be timed again.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class MovingAverage:
 
     def __init__(self, momentum: float = 0.9) -> None:
         if not 0 <= momentum < 1:
-            raise InputError(f"momentum is {momentum}: give a number from 0 to below 1")
+            raise InputError(f"momentum is {momentum}: give a number of at least 0 and below 1")
         self._momentum = momentum
         self._amax: float | None = None
 

@@ -19,7 +19,7 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FEW", "CalibrationSet", "Item", "choose", "warn_if_small"]
 
-FEW = 32  # ranges of fewer pictures miss what the others hold
+FEW = 32  # ranges from fewer pictures miss too much of what others show
 PARTS = 3  # small, middle and large objects; short, middle and long sentences
 
 
@@ -111,8 +111,8 @@ def warn_if_small(chosen: CalibrationSet, count: int) -> None:
     pictures = len({item.ref.image_path for item in chosen.items})
     if pictures < max(FEW, count):
         warnings.warn(
-            f"the calibration set has {pictures} pictures, {count} were asked for and {FEW} are "
-            "the least advised: ranges may miss what other pictures hold",
+            f"the calibration set has {pictures} pictures, {count} were asked for and at least "
+            f"{FEW} are advised: ranges may miss what more pictures would show",
             stacklevel=3,
         )
 

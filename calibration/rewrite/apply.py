@@ -8,7 +8,6 @@ import numpy as np
 from onnx import ModelProto
 
 from tfanet.calibration.graph.prepared import PreparedBundle
-from tfanet.calibration.grid import grid_of
 from tfanet.calibration.ranges import Calibration
 from tfanet.calibration.rewrite.bias_correction import correct_biases
 from tfanet.calibration.rewrite.qdq import quantize
@@ -54,12 +53,14 @@ def quantize_graphs(
         unsigned: INT8 in the form for ONNX Runtime; see `qdq`.
 
     Raises:
-        InputError: where a name is no layer's, or a range is missing.
+        InputError: where no layer has a given name, or a range is missing.
     """
     unknown = sorted(set(keep_float) - {layer.name for layer in prepared.all_layers()})
     if unknown:
-        raise InputError(f"the model has no layer '{unknown[0]}': the table of layers names them")
-    grid = grid_of(calibration.precision)
+        raise InputError(
+            f"the model has no layer '{unknown[0]}': take names from the table of layers"
+        )
+    grid = calibration.grid
     result = {}
     for name in GRAPHS:
         ranges = calibration.graphs[name]

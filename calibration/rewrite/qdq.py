@@ -2,16 +2,16 @@
 
 The pattern is what TensorRT and ONNX Runtime fuse: DQ on each input of a layer; behind an INT8
 convolution Q straight after it or its fused Relu; both inputs of a residual add or neither; biases
-in FP32. A range is quantised once, however many layers read it.
+in FP32. A value is quantised once, however many layers read it.
 
-TensorRT takes signed activations only. ONNX Runtime's kernels for x86 take unsigned ones, and it
-turns signed pairs into unsigned ones by itself, but not where several nodes read a value: such
-convolutions then run in floating point. For it the same steps are written as uint8 around 128, and
-values that a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step. Its kernels for
-x86 without VNNI add two products in 16 bits, so a channel's steps are as wide as its two largest
-weights of one sign need together (`runtime.backends.integer`): about 7 bits, and the same result on
-every processor. It would also convert a whole table of embeddings in each run, so rows are looked
-up before DQ there; TensorRT takes INT8 constants in front of DQ alone.
+TensorRT takes signed activations only. ONNX Runtime's kernels for x86 take unsigned ones. It turns
+signed Q/DQ pairs into unsigned ones by itself, but not where several nodes read a value: such
+convolutions then run in floating point. So for ONNX Runtime the same steps are written as uint8
+around 128, and what a Relu, Sigmoid or Softmax gives as uint8 from 0 up, with half the step. Its
+kernels for x86 without VNNI add two products in 16 bits, so a channel's steps are as wide as its
+two largest weights of one sign need together (`runtime.backends.integer`): about 7 bits, and the
+same result on every processor. ONNX Runtime would also convert a whole table of embeddings in each
+run, so its rows are looked up before DQ; TensorRT takes INT8 constants in front of DQ alone.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class _Writer:
         _replace(node, layer.weight, self.stored[key])
 
     def store_table(self, node: NodeProto, layer: Layer) -> None:
-        """The rows are looked up in INT8, and only those are converted."""
+        """Rows are looked up in INT8, and only those in use are converted."""
         q, scale = quantize_weight(self.graph.array(layer.weight), layer.axis)
         inputs = [f"{node.output[0]}.q", self.constant(f"{layer.weight}.scale", scale)]
         _replace(node, layer.weight, self.constant(f"{layer.weight}.q", q))
@@ -192,7 +192,7 @@ class _Writer:
             amax = self.amax.get(name)
             if amax is None or not np.isfinite(amax) or amax < 0:
                 raise InputError(
-                    f"the range of '{name}' is {amax}: the calibration is of another model, "
+                    f"the range of '{name}' is {amax}: the calibration was made for another model, "
                     "calibrate this one"
                 )
             if self.grid != grids.INT8:

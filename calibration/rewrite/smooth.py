@@ -85,13 +85,13 @@ def migrate(
         moved: exponents by the group's value; groups that are not in it stay.
 
     Raises:
-        InputError: where exponents are of a value that is no group's, or of another size.
+        InputError: where exponents are given for a value that no group has, or are too many or few.
     """
     unknown = sorted(set(moved) - {group.value for group in groups})
     if unknown:
         raise InputError(
-            f"the calibration moves channels of '{unknown[0]}', which this model has not: it is of "
-            "another model, calibrate this one"
+            f"the calibration moves channels of '{unknown[0]}', which this model does not have: it "
+            "was made for another model, calibrate this one"
         )
     result = ModelProto()
     result.CopyFrom(model)
@@ -109,7 +109,7 @@ def migrate(
         if factors.shape != (channels,):
             raise InputError(
                 f"the calibration moves {factors.size} channels of '{group.value}', the model has "
-                f"{channels}: it is of another model, calibrate this one"
+                f"{channels}: it was made for another model, calibrate this one"
             )
         for name in group.parameters:
             scale(name, 1 / factors)

@@ -3,8 +3,8 @@
 After PTQ4RIS, with the plain Q/DQ operators that every runtime has:
 
 * outliers: the channels of a linear layer's input are sorted by range, and the few with the largest
-  go apart: x W = x_in W_in + x_out W_out. This is the order of channels folded into the weights;
-  nothing is sorted at run time. For the text encoder.
+  go apart: x W = x_in W_in + x_out W_out. The order is folded into the weights, and nothing is
+  sorted at run time. For the text encoder.
 * dual region: what a GELU or a softmax gives crowds near zero and has a long tail:
   x = clip(x, -t, t) + (x - clip(x, -t, t)), and x W is the sum of both products with W. The step of
   the tail is 2^k times that of the crowd, and t (1 + 2^k) is the largest magnitude.

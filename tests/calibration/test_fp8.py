@@ -199,7 +199,7 @@ def test_what_fp8_cannot_do_is_one_line(capsys, fp8, small, shapes, ranges, cali
         "19 and IR version 9, the graph has 18": lambda: quantize(old, [], {}, grid=FP8),
         "entropy": lambda: calibrate(small, shapes, "shapes", precision="fp8", observer="entropy"),
         "precision is 'fp4'": lambda: calibrate(small, shapes, "shapes", precision="fp4"),
-        "fp8 has one form": lambda: quantize_bundle(
+        "fp8 has one form for all runtimes": lambda: quantize_bundle(
             small, tmp_path / "o", ranges, target="onnxruntime"
         ),
         "8.6 has no FP8": lambda: add_engine(

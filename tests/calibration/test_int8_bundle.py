@@ -177,7 +177,7 @@ def test_a_calibration_of_another_model_writes_nothing(small, calibration, tmp_p
 
 def test_a_bound_that_fails_leaves_nothing_behind(small, calibration, shapes, tmp_path):
     guard = GuardOptions(shapes, "shapes", count=2, probes=1, min_share=1.0)
-    with pytest.raises(GateError, match="below the 100% asked for"):
+    with pytest.raises(GateError, match="less than the 100% asked for"):
         quantize_bundle(small, tmp_path / "out", calibration, guard)
     with pytest.raises(InputError, match="metric is 'mAP'"):
         quantize_bundle(small, tmp_path / "out", calibration, replace(guard, bounds={"mAP": 1}))

@@ -97,7 +97,7 @@ def test_the_emulated_kernels_spoil_the_graphs_of_before_and_not_those_of_now(
     chosen = choose(shapes, "shapes", "val", count=2)
     items = list(chosen.tensors(small))
     exact = np.concatenate(list(logits(moved.models, lambda: items)))
-    moved = {}
+    change = {}
     for name in ("now", "before", "signed"):
         for kernels, written in (("exact", lambda m: m), ("saturating", saturation.saturating)):
             text, image = (as_floats(written(forms[name][g]), tmp_path) for g in GRAPHS)
@@ -107,12 +107,12 @@ def test_the_emulated_kernels_spoil_the_graphs_of_before_and_not_those_of_now(
                 feeds = {"image": picture, "word_features": words, "word_mask": mask}
                 results.append(image.run(None, {**feeds, "sentence_feature": sentence})[0])
             error = np.linalg.norm(np.concatenate(results) - exact) / np.linalg.norm(exact)
-            moved[name, kernels] = error
-    assert max(moved[name, "exact"] for name in forms) < 0.1
+            change[name, kernels] = error
+    assert max(change[name, "exact"] for name in forms) < 0.1
     # Where a value falls between two steps, sums in another order decide.
-    assert moved["now", "saturating"] == pytest.approx(moved["now", "exact"], rel=0.1)
-    assert moved["before", "saturating"] > 2 * moved["before", "exact"]
-    assert moved["signed", "saturating"] > 2 * moved["signed", "exact"]
+    assert change["now", "saturating"] == pytest.approx(change["now", "exact"], rel=0.1)
+    assert change["before", "saturating"] > 2 * change["before", "exact"]
+    assert change["signed", "saturating"] > 2 * change["signed", "exact"]
 
 
 def test_the_check_on_a_file_finds_the_weight_that_would_saturate(forms, moved, small):
@@ -220,7 +220,7 @@ def test_a_graph_that_could_saturate_is_not_written_for_onnx_runtime(
     small, calibration, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(qdq, "quantize_weight", as_of_before)
-    with pytest.raises(GateError, match=r"can leave 16 bits.*nothing was written"):
+    with pytest.raises(GateError, match=r"can overflow 16 bits.*nothing was written"):
         quantize_bundle(small, tmp_path / "b", calibration, target="onnxruntime")
     assert list(tmp_path.iterdir()) == []
 

@@ -64,8 +64,8 @@ def test_a_whole_model_is_the_same_to_the_bit(prepared, calibration):
 
     moved, same = move_channels(prepared, calibration)
     assert same
-    moved = calibration.graphs["image.onnx"].smooth
-    assert len(moved) > 5 and any(any(e) for e in moved.values())
+    steps = calibration.graphs["image.onnx"].smooth
+    assert len(steps) > 5 and any(any(e) for e in steps.values())
     feeds = {
         "image": RNG.standard_normal((1, 3, 64, 64)).astype(np.float32),
         "word_features": RNG.standard_normal((1, 16, 20)).astype(np.float32),

@@ -209,7 +209,7 @@ def test_the_schemes_from_the_command_line(capsys, small, shapes, tmp_path, both
     other = tmp_path / "fp8.json"
     fp8 = ("calibrate", "--precision", "fp8", *argv[1:], "--dual-region", "--output", other)
     assert main([str(arg) for arg in fp8]) == 1
-    assert "even steps" in capsys.readouterr().err
-    with pytest.raises(InputError, match="even steps"):
+    assert "steps are even" in capsys.readouterr().err
+    with pytest.raises(InputError, match="steps are even"):
         calibrate(small, shapes, "shapes", precision="fp8", outliers=True)
     assert bundle.manifest.precision == "int8"
