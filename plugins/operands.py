@@ -1,8 +1,9 @@
 """The operators SelectiveScan, SS2D and SS2DScan: their operands, in one table.
 
-All that names operands takes them from here: the operators of PyTorch with their checks, the ONNX
-schemas and function bodies, the arguments of the kernels, the TensorRT plugin. csrc/operands.h says
-the same to C++; tests/plugins/test_operands.py compares the two. This module imports no package.
+Everything that names operands takes them from here: the operators of PyTorch with their checks, the
+ONNX schemas and function bodies, the arguments of the kernels, the TensorRT plugin. csrc/operands.h
+says the same to C++; tests/plugins/test_operands.py compares the two. This module imports the
+standard library only.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import warnings
+from collections.abc import Iterator
 
 import pytest
 from imports import ROOT, Import, all_imports, modules, packages
@@ -55,6 +57,17 @@ def test_leaves_know_nothing():
 
 def test_plugins_know_errors_and_how_files_are_written():
     wrong = [i for i in from_room("plugins") if room(i.module) not in ("plugins", *BOTTOM)]
+    assert not wrong, listed(wrong)
+
+
+def test_the_runtime_knows_no_more_of_plugins_than_where_libraries_are():
+    wrong = [
+        i
+        for i in from_room("runtime")
+        if room(i.module) not in ("runtime", *BOTTOM)
+        and (i.module, i.name) != ("tfanet", "__version__")
+        and i.module != "tfanet.plugins.libraries"
+    ]
     assert not wrong, listed(wrong)
 
 
@@ -154,6 +167,47 @@ def test_every_module_says_what_it_is():
         if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     ]
     assert not wrong, wrong
+
+
+def test_docstrings_cite_what_exists():
+    """A function or argument in backticks is defined or used in the code, not only in prose."""
+    trees = {name: ast.parse(file.read_text()) for name, file in modules().items()}
+    known = set().union(*(identifiers(tree) for tree in trees.values()))
+    wrong = [
+        f"{name} cites `{cited}`"
+        for name, tree in trees.items()
+        for text in docstrings(tree)
+        for cited in re.findall(r"`(\w+_\w+)`", text)
+        if cited not in known
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED):
+            yield ast.get_docstring(node) or ""
+
+
+def identifiers(tree: ast.AST) -> set[str]:
+    """Names, arguments and words of strings, but for docstrings."""
+    found = set()
+    prose = {
+        id(n.body[0].value)
+        for n in ast.walk(tree)
+        if isinstance(n, DOCUMENTED) and n.body and isinstance(n.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name"):
+            found.add(str(getattr(node, field, "")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found.update(re.findall(r"\w+", node.value))
+        if isinstance(node, ast.alias):
+            found.update(node.name.split("."))
+    return found
 
 
 @pytest.mark.parametrize("name", PUBLIC)

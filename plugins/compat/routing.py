@@ -331,7 +331,7 @@ def _explained(value: Any) -> Function:
             return value(*args, **kwargs)
         except Exception as error:  # whatever a kernel without its device raises
             raise InputError(
-                f"{label} is Mamba-2's or Mamba-3's scan, another one than tfanet::SelectiveScan, "
+                f"{label} is Mamba-2's or Mamba-3's scan, not tfanet::SelectiveScan, "
                 "and can't run here: use its PyTorch form, which is exported as standard operators"
             ) from error
 

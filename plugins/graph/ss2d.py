@@ -4,7 +4,7 @@ SS2D is a projection of the map and, behind it, SS2DScan: where the projection i
 is a layer of its own, and the scan stays fused. So each operator is a few nodes around the next.
 
 The same nodes are the bodies of the model-local functions of these names, where shapes are those of
-whatever operands come, and what `split_ss2d` and `replace_scans` put in a node's place, where they
+whatever operands come, and what `split_ss2d` and `expand_ss2d` put in a node's place, where they
 are known.
 
 Shapes in the comments: b batch, E channels, R rank, N states, L = H W.

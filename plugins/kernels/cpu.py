@@ -138,7 +138,7 @@ def forward(args: ScanArgs, threads: int) -> None:
 
 
 def backward_slabs(args: ScanArgs) -> int:
-    """Leading size of the arrays behind `dB_parts` and `dC_parts`."""
+    """Leading size of the arrays that take the parts of dB and dC."""
     return _library().tfanet_scan_backward_slabs(ctypes.byref(args))
 
 

@@ -2,8 +2,8 @@
 
 Exported programs and compiled graphs call an operator by its name, so what keeps a kernel inside
 its operands' memory stands in front of every kernel: on the CPU, on CUDA, without data ("meta"),
-and for what no kernel is for. The functions that users call add conversions, no checks of their
-own but of Python types.
+and on devices that have no kernel. The functions that users call convert their arguments and check
+only that they are tensors.
 
 Derivatives are of any order and kind. Reverse mode runs the operator's `gradient`, forward mode
 (jvp, jacfwd) differentiates `composite`, the same in PyTorch's own operators; both may be mixed
