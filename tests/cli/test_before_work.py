@@ -32,7 +32,7 @@ def no_work(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("work began")
 
-    for place in ("export.bundle.load_model", "calibration.calibrator.Source.open"):
+    for place in ("export.bundle.load_model", "calibration.measure.calibrator.PreparedBundle.open"):
         monkeypatch.setattr(f"tfanet.{place}", fail)
 
 
