@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import warnings
 from collections.abc import Iterator
 
 import pytest
 from imports import ROOT, Import, all_imports, modules, packages
 
 import tfanet
-from tfanet import moved
 
 LEAVES = ("errors", "files", "progress")  # modules that every room may know, and that know none
 BOTTOM = ("errors", "files")  # those of them that plugins and the runtime need
@@ -230,41 +228,6 @@ def test_the_checkout_is_not_on_the_packages_path():
     for name in ("tfanet.tfanet", "tfanet.setup", "tfanet.tests"):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(name)
-
-
-def test_old_names_go_when_they_are_due():
-    """Fails from the release on that takes them away: delete tfanet/moved.py and its tests then."""
-
-    def numbers(version: str) -> tuple[int, ...]:
-        return tuple(map(int, version.split(".")))
-
-    assert numbers(tfanet.__version__) < numbers(moved.REMOVAL)
-
-
-def test_old_names_lead_to_modules_that_are_there():
-    for old, homes in moved.MOVED.items():
-        assert f"tfanet.{old}" not in modules(), f"{old} is both an old name and a module"
-        missing = [home for home in homes.split() if f"tfanet.{home}" not in modules()]
-        assert not missing, f"{old} leads to {missing}"
-
-
-def test_an_old_name_warns_with_the_new_one_and_the_version_in_which_it_goes():
-    old = importlib.import_module("tfanet.plugins.scan")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function = old.selective_scan
-    from tfanet.plugins import selective_scan
-
-    assert function is selective_scan
-    (warning,) = caught
-    assert warning.category is DeprecationWarning
-    assert str(warning.message) == (
-        "tfanet.plugins.scan.selective_scan is now "
-        "tfanet.plugins.pytorch.selective_scan.selective_scan; "
-        f"the old name goes in tfanet {moved.REMOVAL}"
-    )
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = old.nothing
 
 
 def test_folders_and_packages_are_one_tree():

@@ -18,8 +18,8 @@ __all__ = ["custom_translation_table"]
 def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export(dynamo=True, custom_translation_table=...)`: one node per scan.
 
-    The model that comes out holds bare nodes; `tfanet.plugins.attach` adds the
-    function that lets runtimes without the operator library run them.
+    The model that comes out holds bare nodes; `tfanet.plugins.attach` adds the function that lets
+    runtimes without the operator library run them.
     """
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
     operator, fused = (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hand_made import manifest_of
 
 from tfanet.cli import main
 from tfanet.data import make_shapes
+from tfanet.runtime.bundle import FILES
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 EXPORT = ("export", "--preset", "tfanet-tiny")
@@ -139,32 +142,12 @@ def test_shapes_replace_their_own_files_only(tmp_path):
 @pytest.fixture
 def bundle(tmp_path) -> Path:
     """A bundle whose graphs hold nothing: enough to be told apart and compared."""
-    from tfanet.runtime.bundle.read import FILES, Manifest, file_facts
-
     folder = tmp_path / "bundle"
     folder.mkdir()
     for name in FILES:
         (folder / name).write_bytes(b"\x08\x0a")
-    manifest = Manifest(
-        schema_version=1,
-        tool={"name": "tfanet", "version": "test"},
-        model={"preset": "by-hand", "source": "checkpoint", "config": {}},
-        inputs={},
-        outputs={},
-        preprocessing={
-            "size": [32, 32], "resize": "pillow-bilinear", "color": "RGB",
-            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
-        },
-        text={"length": 8, "pad_id": 0, "sos_id": 1, "eos_id": 2},
-        threshold=0.0,
-        scan={"calls": 1, "function": "none"},
-        precision="fp32",
-        dynamic_batch=True,
-        versions={},
-        files={name: file_facts(folder / name) for name in FILES},
-        engines=[],
-        parity={"max_rel_error": 0.0, "pixels_changed": 0, "pixels": 1},
-    )  # fmt: skip
+    parity = {"max_rel_error": 0.0, "pixels_changed": 0, "pixels": 1}
+    manifest = replace(manifest_of(folder), scan={"calls": 1, "function": "none"}, parity=parity)
     (folder / "manifest.json").write_text(manifest.to_json())
     return folder
 
