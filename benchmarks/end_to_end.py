@@ -98,8 +98,8 @@ def make_candidates(
     def eager_parallel() -> np.ndarray:
         composed = partial(ss2d_composed, scan=selective_scan_parallel)
         with (
-            mock.patch("tfanet.model.ss2d.selective_scan", selective_scan_parallel),
-            mock.patch("tfanet.model.ss2d.ss2d", composed),
+            mock.patch("tfanet.model.tfanet.ss2d.selective_scan", selective_scan_parallel),
+            mock.patch("tfanet.model.tfanet.ss2d.ss2d", composed),
         ):
             return eager()
 

@@ -31,9 +31,9 @@ import json, sys, time
 from statistics import median
 import torch
 from tfanet.model.checkpoint import load_model
-from tfanet.model.config import preset as find_preset
+from tfanet.model.tfanet.config import PRESETS
 from tfanet.plugins import ss2d
-from tfanet.model.ss2d import SS2D
+from tfanet.model.tfanet.ss2d import SS2D
 
 what, preset, side, runs, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(threads)
@@ -43,7 +43,7 @@ def resident(kind):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(kind)) * 1024
 
-config = find_preset(preset)
+config = PRESETS[preset]
 if what == "model":
     model = load_model(preset).eval()
     ids, mask = torch.full((1, config.text_length), 49407), torch.ones(1, config.text_length)

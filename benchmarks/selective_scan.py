@@ -27,8 +27,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from tfanet.model.config import preset
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins import attach, ort_library_path, selective_scan, selective_scan_parallel
 from tfanet.plugins.kernels import cpu
 from tfanet.plugins.pytorch.selective_scan import _run_forward
@@ -54,7 +54,7 @@ def record_calls(name: str, note: Callable[[Any, tuple[Any, ...]], None]) -> Non
             note(func, args)
             return func(*args, **(kwargs or {}))
 
-    config = preset(name)
+    config = PRESETS[name]
     with torch.device("meta"), torch.no_grad(), Record():
         ids = torch.zeros(1, config.text_length, dtype=torch.long)
         image, mask = torch.zeros(1, 3, *config.image_size), torch.ones(1, config.text_length)

@@ -15,8 +15,9 @@ from tfanet.export.graphs import export_image, export_text
 from tfanet.export.parity.check import check_graphs, file_backends
 from tfanet.export.trace import check_options, graph_interface
 from tfanet.model.checkpoint import load_model
-from tfanet.model.config import PRESETS, check_image_size
-from tfanet.model.tfanet import TFANet
+from tfanet.model.config import check_image_size
+from tfanet.model.family import presets
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
@@ -74,7 +75,7 @@ def export_bundle(
     """
     check_target(output, overwrite=overwrite)
     check_options(function, opset)
-    source = "preset" if str(model) in PRESETS else "checkpoint"
+    source = "preset" if str(model) in presets() else "checkpoint"
     network = (model if isinstance(model, TFANet) else load_model(model)).eval()
     size = image_size or network.config.image_size
     check_image_size(size)

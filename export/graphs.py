@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from tfanet.export.trace import EXAMPLE_BATCH, IR_VERSION, export_graph
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins import attach, expand_ss2d
 from tfanet.runtime.backends.choose import MAX_BATCH
 from tfanet.runtime.bundle.graphs import IMAGE_INPUTS, TEXT_OUTPUTS

@@ -15,7 +15,7 @@ from built import needing_what_is_built
 import tfanet  # noqa: F401  (switches telemetry off before any test imports onnxruntime)
 
 if TYPE_CHECKING:
-    from tfanet.model.tfanet import TFANet
+    from tfanet.model.tfanet.network import TFANet
     from tfanet.runtime import Bundle
 
 
@@ -36,7 +36,7 @@ def model() -> TFANet:
     import torch
     from small_config import SMALL
 
-    from tfanet.model.tfanet import TFANet
+    from tfanet.model.tfanet.network import TFANet
 
     torch.manual_seed(0)
     return TFANet(SMALL).eval()

@@ -20,7 +20,7 @@ __all__ = ["MOVED", "REMOVAL", "RENAMED", "install"]
 REMOVAL = "0.3.0"  # the version in which the old names go; a test fails when it is due
 # Within tfanet: the old module, and where its names are now.
 MOVED = {
-    "backbone": "model.backbone",
+    "backbone": "model.tfanet.backbone",
     "bench_worker": "bench.worker",
     "calibration.accuracy": "calibration.accept.accuracy calibration.accept.speed",
     "calibration.bias_correction": "calibration.rewrite.bias_correction",
@@ -38,9 +38,9 @@ MOVED = {
     "calibration.source": "calibration.graph.prepared",
     "calibration.speed": "calibration.accept.speed",
     "calibration.split": "calibration.rewrite.split calibration.measure.splits",
-    "cfsm": "model.cfsm",
+    "cfsm": "model.tfanet.cfsm",
     "checkpoint": "model.checkpoint",
-    "config": "model.config",
+    "config": "model.tfanet.config",
     "cost": "model.cost",
     "evaluate": "evaluation.evaluate",
     "export.bfloat16": "export.user_model.bfloat16",
@@ -63,7 +63,13 @@ MOVED = {
     "losses": "training.losses",
     "memory": "worker",
     "metrics": "evaluation.metrics",
-    "mlam": "model.mlam",
+    "mlam": "model.tfanet.mlam",
+    "model.backbone": "model.tfanet.backbone",
+    "model.cfsm": "model.tfanet.cfsm",
+    "model.mlam": "model.tfanet.mlam",
+    "model.ss2d": "model.tfanet.ss2d",
+    "model.text": "model.tfanet.text",
+    "model.wfdm": "model.tfanet.wfdm",
     "plugins.cross_scan": "plugins.pytorch.cross_scan",
     "plugins.cuda": "plugins.kernels.cuda plugins.kernels.geometry",
     "plugins.cuda_ss2d": "plugins.kernels.cuda_ss2d plugins.kernels.geometry",
@@ -89,11 +95,11 @@ MOVED = {
     "runtime.manifest": "runtime.bundle.manifest",
     "runtime.onnx_file": "runtime.bundle.onnx_file",
     "runtime.session": "runtime.backends.session",
-    "ss2d": "model.ss2d",
-    "text": "model.text",
+    "ss2d": "model.tfanet.ss2d",
+    "text": "model.tfanet.text",
     "train": "training.train",
     "train_state": "training.state",
-    "wfdm": "model.wfdm",
+    "wfdm": "model.tfanet.wfdm",
 }
 # What has another name there, too: those that callers of public functions need.
 RENAMED = {"export.engine.Options": "EngineOptions"}

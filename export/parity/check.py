@@ -28,7 +28,7 @@ from tfanet.export.compare import (
     run_case,
 )
 from tfanet.model.checkpoint import load_model
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs

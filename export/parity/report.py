@@ -27,7 +27,7 @@ from tfanet.export.compare import Case, case_feed, run_case
 from tfanet.export.engines.build import load_graph
 from tfanet.export.engines.typed import typed_graphs
 from tfanet.export.parity.check import bundle_backends, load_reference
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError

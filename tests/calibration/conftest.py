@@ -15,7 +15,7 @@ from small_config import SMALL
 from tfanet.calibration import Calibration, calibrate
 from tfanet.calibration.graph.prepared import PreparedBundle
 from tfanet.data import make_shapes
-from tfanet.model.config import TFANetConfig
+from tfanet.model.tfanet.config import TFANetConfig
 from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.read import FILES, MANIFEST, file_facts
 
@@ -33,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     import torch
 
     from tfanet.export import export_bundle
-    from tfanet.model.tfanet import TFANet
+    from tfanet.model.tfanet.network import TFANet
 
     torch.manual_seed(0)
     model = TFANet(CONFIG).eval()

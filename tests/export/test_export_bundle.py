@@ -21,8 +21,8 @@ from tfanet.export import export_bundle
 from tfanet.export.graphs import export_image
 from tfanet.export.parity.check import bundle_backends, check_bundle, check_graphs
 from tfanet.model.checkpoint import save_checkpoint
-from tfanet.model.config import preset
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins import ort_library_path
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.runtime import Bundle, Predictor
@@ -264,7 +264,7 @@ for _ in range(1000):
 
 @pytest.mark.full
 def test_base_has_29_scan_nodes_and_fewer_than_3000_nodes():
-    config = preset("tfanet-base")
+    config = PRESETS["tfanet-base"]
     graph = export_image(TFANet(config).eval(), config.image_size)
     assert count_scan_nodes(graph) == 29
     assert len(graph.graph.node) < 3000

@@ -17,10 +17,10 @@ from mutations import every_change, outcome
 from small_config import SMALL
 
 from tfanet.errors import InputError
-from tfanet.model.backbone import VMamba, vmamba_base, vmamba_small, vmamba_tiny
-from tfanet.model.checkpoint import load_model, load_vmamba, save_checkpoint
-from tfanet.model.config import TFANetConfig
-from tfanet.model.tfanet import TFANet
+from tfanet.model.checkpoint import load_model, save_checkpoint
+from tfanet.model.tfanet.backbone import VMamba, load_vmamba, vmamba_base, vmamba_small, vmamba_tiny
+from tfanet.model.tfanet.config import TFANetConfig
+from tfanet.model.tfanet.network import TFANet
 
 
 def official_shapes(dims, depths, ratio) -> dict[str, tuple[int, ...]]:

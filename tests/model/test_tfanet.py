@@ -10,10 +10,10 @@ from small_config import SMALL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tfanet.errors import InputError
-from tfanet.model.config import PRESETS, TFANetConfig, preset
 from tfanet.model.cost import describe, table4
-from tfanet.model.text import TextEncoder
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS, TFANetConfig
+from tfanet.model.tfanet.network import TFANet
+from tfanet.model.tfanet.text import TextEncoder
 from tfanet.training.losses import segmentation_loss
 
 
@@ -129,7 +129,7 @@ def test_text_encoder_loads_a_local_directory(tmp_path):
 
 
 def test_base_has_the_paper_s_size():
-    facts = describe(preset("tfanet-base"))
+    facts = describe(PRESETS["tfanet-base"])
     assert facts["params"] == pytest.approx(268.46e6, rel=0.02)
     assert facts["flops"] == pytest.approx(311.30e9, rel=0.05)
     scans = {
@@ -144,7 +144,7 @@ def test_base_has_the_paper_s_size():
 
 
 def test_ablation_rows_are_near_the_paper_s_table_4():
-    rows = table4(preset("tfanet-base"))
+    rows = table4(PRESETS["tfanet-base"])
     assert [round(row["paper_params"] / 1e4) for row in rows] == [24800, 26298, 26846]
     for row in rows:
         assert row["params"] == pytest.approx(row["paper_params"], rel=0.02)
@@ -155,12 +155,12 @@ def test_ablation_rows_are_near_the_paper_s_table_4():
 def test_config_survives_json(name):
     import json
 
-    config = preset(name)
+    config = PRESETS[name]
     assert TFANetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_bad_configs_are_refused():
-    data = preset("tfanet-tiny").to_dict()
+    data = PRESETS["tfanet-tiny"].to_dict()
     with pytest.raises(InputError, match="unknown fields \\['colour'\\]"):
         TFANetConfig.from_dict({**data, "colour": 1})
     del data["dims"]

@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from tfanet.model.checkpoint import save_checkpoint
-    from tfanet.model.tfanet import TFANet
+    from tfanet.model.tfanet.network import TFANet
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"

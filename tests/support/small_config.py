@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tfanet.model.config import TextConfig, preset
+from tfanet.model.tfanet.config import PRESETS, TextConfig
 
 SMALL = replace(
-    preset("tfanet-tiny"),
+    PRESETS["tfanet-tiny"],
     dims=(8, 12, 16, 24),
     depths=(1, 1, 1, 1),
     text=TextConfig(width=16, layers=1, heads=2, intermediate=32),

@@ -12,8 +12,8 @@ from tfanet.data import ReferDataset, make_shapes
 from tfanet.errors import InputError
 from tfanet.evaluation.evaluate import evaluate
 from tfanet.model.checkpoint import load_model, save_checkpoint
-from tfanet.model.config import preset
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.network import TFANet
 from tfanet.runtime.preprocess import image_to_tensor, load_image
 from tfanet.runtime.tokenizer import TextTokenizer
 from tfanet.training.train import TOKENIZER
@@ -30,7 +30,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "fresh.safetensors"
-    save_checkpoint(path, TFANet(preset("tfanet-tiny")))
+    save_checkpoint(path, TFANet(PRESETS["tfanet-tiny"]))
     return path
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tfanet.data import make_shapes
 from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model
-from tfanet.model.config import preset
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.network import TFANet
 from tfanet.training.train import TrainOptions, learning_rate_at, parameter_groups, train
 
 
@@ -120,7 +120,7 @@ def test_schedules_by_hand(tmp_path: Path) -> None:
 
 
 def test_no_decay_on_what_the_specification_names() -> None:
-    model = TFANet(preset("tfanet-tiny"))
+    model = TFANet(PRESETS["tfanet-tiny"])
     groups = parameter_groups(model, 0.5, 0.25)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}

@@ -63,10 +63,10 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
             "--image-size cannot be chosen for --table4, whose size is the paper's: leave one out"
         )
 
-    from tfanet.model.config import preset
     from tfanet.model.cost import describe, table4
+    from tfanet.model.family import find_preset
 
-    config = preset(args.preset)
+    config = find_preset(args.preset)[1]
     if args.table4:
         rows = table4(config)
         header = ("row", "M params", "paper", "difference", "GFLOPs", "paper", "difference")

@@ -1,141 +1,142 @@
-"""Checkpoints: safetensors files that carry their configuration, and official VMamba weights."""
+"""Checkpoints of every family: safetensors that carry their configuration, and official files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfanet.errors import InputError
-from tfanet.model.backbone import VMamba
-from tfanet.model.config import PRESETS, TFANetConfig, preset
-from tfanet.model.tfanet import TFANet
-from tfanet.weights import (
-    choose_level,
-    load_weights,
-    read_pth,
-    read_safetensors,
-    refuse_misfits,
-)
+from tfanet.model.config import Config
+from tfanet.model.family import FAMILIES, Family, find_family, find_preset, presets
+from tfanet.weights import choose_level, load_weights, read_pth, read_safetensors, refuse_misfits
 
-__all__ = ["load_model", "load_vmamba", "load_weights", "save_checkpoint"]
+__all__ = ["family_of", "load_model", "load_weights", "save_checkpoint"]
 
-CONFIG_KEY = "tfanet_config"
+CONFIG_KEY, FAMILY_KEY = "tfanet_config", "tfanet_family"
 SEED = 0
-# The scan's own parameters decide over thousands of steps: they stay float32 in a half checkpoint.
-_FULL_PRECISION = ("A_logs", "Ds", "dt_projs_bias")
 
 
-def save_checkpoint(path: str | Path, model: TFANet, *, half: bool = False) -> None:
+def family_of(model: nn.Module) -> Family:
+    """The family that a network belongs to, by its configuration.
+
+    Raises:
+        InputError: where it is a network of no family here.
+    """
+    config = getattr(model, "config", None)
+    for family in map(find_family, FAMILIES):
+        if isinstance(config, family.config):
+            return family
+    raise InputError(f"the model is a {type(model).__name__}: give one of {', '.join(FAMILIES)}")
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, *, half: bool = False) -> None:
     """Write the weights and the configuration to one safetensors file.
 
-    `half` stores float16, except for the scan's A, D and delta bias; `load_model` reads float32.
+    `half` stores float16, except for what its family keeps in full (the scan's A, D and delta
+    bias); `load_model` reads float32.
     """
+    family = family_of(model)
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        shrink = half and value.is_floating_point() and not name.endswith(_FULL_PRECISION)
+        shrink = half and value.is_floating_point() and not name.endswith(family.full_precision)
         value = value.detach().cpu()
         tensors[name] = (value.half() if shrink else value).clone().contiguous()
-    config = _by_sizes(model.config).to_dict()
-    save_file(tensors, str(path), {CONFIG_KEY: json.dumps(config, sort_keys=True)})
+    config: Any = model.config
+    facts = json.dumps(config.by_sizes().to_dict(), sort_keys=True)
+    save_file(tensors, str(path), {CONFIG_KEY: facts, FAMILY_KEY: family.name})
 
 
-def load_model(source: str | Path, *, config: TFANetConfig | None = None) -> TFANet:
-    """A TFANet in evaluation mode.
+def load_model(source: str | Path, *, config: Config | None = None) -> Any:
+    """A network in evaluation mode.
 
     Args:
-        source: a `.safetensors` checkpoint, a `.pth` file of a state dict, or a preset's name:
-            "tfanet-tiny" comes with its trained weights, "tfanet-base" with random ones (seed 0).
-            No other file is opened, whatever names it holds.
-        config: needed for a `.pth` file, which does not carry one; default: the base preset.
+        source: a `.safetensors` checkpoint, a `.pth` file of a state dict, or a preset's name: tiny
+            ones come with their trained weights, others with random ones (seed 0). No other file is
+            opened, whatever names it holds.
+        config: of a `.pth` file, which does not carry one; default: the base preset of the family
+            that the names in the file belong to.
 
     Raises:
         InputError: where the file is missing, damaged, or does not fit its configuration.
     """
     name = str(source)
-    if name in PRESETS:
+    if name in presets():
         shipped = resources.files("tfanet") / "assets" / f"{name}.safetensors"
         if shipped.is_file():
             with resources.as_file(shipped) as path:
                 return _load_safetensors(path)
+        family, chosen = find_preset(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            return TFANet(preset(name)).eval()
+            return family.network(chosen).eval()
     path = Path(source)
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist: give a checkpoint file or one of {', '.join(PRESETS)}"
+            f"{path} does not exist: give a checkpoint file or one of {', '.join(presets())}"
         )
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
-    config = config or PRESETS["tfanet-base"]
-    return _fill(config, choose_level(read_pth(path), set(_outline(config))), path)
+    return _load_official(path, config)
 
 
-def load_vmamba(backbone: VMamba, path: str | Path) -> None:
-    """Load an official VMamba v2 checkpoint into a backbone, strictly except for the classifier.
-
-    Linear weights may be (out, in, 1, 1), and the scan's projections may carry their newer names
-    and shapes (`x_proj.weight`, `dt_projs.weight`): the numbers are the same.
-
-    Raises:
-        InputError: naming missing, unexpected or mis-shaped parameters.
-    """
-    own = backbone.state_dict()
-    official = choose_level(read_pth(Path(path)), set(own))
-    renamed: dict[str, Tensor] = {}
-    for name, value in official.items():
-        if name.startswith(("classifier.", "outnorm")):
-            continue
-        name = name.replace("x_proj.weight", "x_proj_weight")
-        name = name.replace("dt_projs.weight", "dt_projs_weight")
-        known = own.get(name)
-        reshapes = name.endswith(("x_proj_weight", "dt_projs_weight")) or (
-            value.ndim == 4 and value.shape[2:] == (1, 1)
-        )
-        if known is not None and reshapes and known.numel() == value.numel():
-            value = value.reshape(known.shape)
-        renamed[name] = value
-    refuse_misfits(own, renamed, Path(path))
-    backbone.load_state_dict(renamed)
-
-
-def _load_safetensors(path: Path) -> TFANet:
+def _load_safetensors(path: Path) -> nn.Module:
     tensors, metadata = read_safetensors(path)
     if CONFIG_KEY not in metadata:
         raise InputError(f"{path} carries no tfanet configuration: write it with `save_checkpoint`")
+    # Before there were several families, no file said which.
+    family = find_family(metadata.get(FAMILY_KEY, FAMILIES[0]))
     try:
-        config = TFANetConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
+        config = family.config.from_dict(json.loads(metadata[CONFIG_KEY]))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its configuration is not readable ({error})") from error
-    return _fill(config, tensors, path)
+    return _fill(family, config, tensors, path)
 
 
-def _by_sizes(config: TFANetConfig) -> TFANetConfig:
-    """With a text tower that is built, not opened: a file of weights gives all of them."""
-    return replace(config, text=replace(config.text, pretrained=None))
+def _load_official(path: Path, config: Config | None) -> nn.Module:
+    document = read_pth(path)
+    family = _recognised(document) if config is None else _family_of(config)
+    config = config or family.presets[f"{family.name}-base"]
+    names = set(_outline(family, config))
+    tensors = choose_level(document, names | set(family.marks))
+    if family.from_official is not None:
+        tensors = family.from_official(tensors, config)
+    return _fill(family, config, tensors, path)
 
 
-def _outline(config: TFANetConfig) -> dict[str, Tensor]:
+def _family_of(config: Config) -> Family:
+    return next(f for f in map(find_family, FAMILIES) if isinstance(config, f.config))
+
+
+def _recognised(document: Mapping[Any, Any]) -> Family:
+    """The family of which most marks are in the file; of none, the first, whose names it lacks."""
+
+    def found(family: Family) -> int:
+        return len(set(family.marks) & set(choose_level(document, set(family.marks))))
+
+    return max(map(find_family, FAMILIES), key=found)
+
+
+def _outline(family: Family, config: Config) -> dict[str, Tensor]:
     """Names and shapes of the weights; a file's sizes are looked at before they take memory."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
-            return TFANet(_by_sizes(config)).state_dict()
+            return family.network(config.by_sizes()).state_dict()
         except RuntimeError as error:  # a size that no tensor can have
             raise InputError(
                 f"no model can be built from the model configuration ({error})"
             ) from error
 
 
-def _fill(config: TFANetConfig, tensors: Mapping[str, Tensor], path: Path) -> TFANet:
-    refuse_misfits(_outline(config), tensors, path)
+def _fill(family: Family, config: Config, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    refuse_misfits(_outline(family, config), tensors, path)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and overwritten
-        model = TFANet(_by_sizes(config))
+        model = family.network(config.by_sizes())
     model.load_state_dict(tensors)
     return model.eval()

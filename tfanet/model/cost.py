@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfanet.model.config import TFANetConfig, check_image_size
-from tfanet.model.tfanet import TFANet
+from tfanet.model.config import check_image_size
+from tfanet.model.tfanet.config import TFANetConfig
+from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins.pytorch.ss2d import ss2d_flops
 
 __all__ = ["describe", "table4"]

@@ -20,8 +20,8 @@ from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
 from tfanet.files import whole_file
 from tfanet.model.checkpoint import load_model, save_checkpoint
-from tfanet.model.config import preset
-from tfanet.model.tfanet import TFANet
+from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.network import TFANet
 from tfanet.progress import Progress
 from tfanet.runtime.tokenizer import TextTokenizer
 from tfanet.training.losses import segmentation_loss
@@ -167,7 +167,7 @@ def _batch_iou(logit: Tensor, target: Tensor) -> Tensor:
 def _make_model(options: TrainOptions) -> TFANet:
     """The model to start from: of a checkpoint, or of the preset with fresh weights."""
     start = None if options.init is None else load_model(options.init)
-    config = preset(options.preset) if start is None else start.config
+    config = PRESETS[options.preset] if start is None else start.config
     if options.image_size is not None:
         config = replace(config, image_size=options.image_size)
     if options.text_length is not None:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfanet.errors import InputError
-from tfanet.model.backbone import VMamba
-from tfanet.model.cfsm import CFSM
-from tfanet.model.config import TFANetConfig, check_image_size
-from tfanet.model.mlam import MLAM, CrossAttention, FusionBlock, Gate
-from tfanet.model.text import TextEncoder
-from tfanet.model.wfdm import Decoder
+from tfanet.model.tfanet.backbone import VMamba
+from tfanet.model.tfanet.cfsm import CFSM
+from tfanet.model.tfanet.config import TFANetConfig, check_image_size
+from tfanet.model.tfanet.mlam import MLAM, CrossAttention, FusionBlock, Gate
+from tfanet.model.tfanet.text import TextEncoder
+from tfanet.model.tfanet.wfdm import Decoder
 
 __all__ = ["TFANet"]
 

@@ -6,15 +6,17 @@ A stage is `blocks` (SS2D and MLP, both pre-norm residual) and a strided 3x3 `do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfanet.model.ss2d import SS2D, LayerNorm2d, Linear2d
+from tfanet.model.tfanet.ss2d import SS2D, LayerNorm2d, Linear2d
+from tfanet.weights import choose_level, read_pth, refuse_misfits
 
-__all__ = ["VMamba", "vmamba_base", "vmamba_small", "vmamba_tiny"]
+__all__ = ["VMamba", "load_vmamba", "vmamba_base", "vmamba_small", "vmamba_tiny"]
 
 
 class MLP(nn.Module):
@@ -150,3 +152,31 @@ def vmamba_small(drop_path: float = 0.0) -> VMamba:
 def vmamba_base(drop_path: float = 0.0) -> VMamba:
     """VMamba-B [s2l15], TFANet's backbone."""
     return VMamba((128, 256, 512, 1024), (2, 2, 15, 2), 2.0, drop_path)
+
+
+def load_vmamba(backbone: VMamba, path: str | Path) -> None:
+    """Load an official VMamba v2 checkpoint into a backbone, strictly except for the classifier.
+
+    Linear weights may be (out, in, 1, 1), and the scan's projections may carry their newer names
+    and shapes (`x_proj.weight`, `dt_projs.weight`): the numbers are the same.
+
+    Raises:
+        InputError: naming missing, unexpected or mis-shaped parameters.
+    """
+    own = backbone.state_dict()
+    official = choose_level(read_pth(Path(path)), set(own))
+    renamed: dict[str, Tensor] = {}
+    for name, value in official.items():
+        if name.startswith(("classifier.", "outnorm")):
+            continue
+        name = name.replace("x_proj.weight", "x_proj_weight")
+        name = name.replace("dt_projs.weight", "dt_projs_weight")
+        known = own.get(name)
+        reshapes = name.endswith(("x_proj_weight", "dt_projs_weight")) or (
+            value.ndim == 4 and value.shape[2:] == (1, 1)
+        )
+        if known is not None and reshapes and known.numel() == value.numel():
+            value = value.reshape(known.shape)
+        renamed[name] = value
+    refuse_misfits(own, renamed, Path(path))
+    backbone.load_state_dict(renamed)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tfanet.errors import InputError
-from tfanet.model.config import TextConfig
+from tfanet.model.tfanet.config import TextConfig
 from tfanet.runtime.tokenizer_file import END_ID, START_ID
 
 __all__ = ["TextEncoder"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfanet.model.ss2d import SS2D, ScanBlock
+from tfanet.model.tfanet.ss2d import SS2D, ScanBlock
 
 __all__ = ["CFSM", "CSSM", "pool_matrix"]
 

@@ -1,7 +1,8 @@
 """KPS, the first stage of fusion: MLAM aligns pixels and words, then builds the fusion block.
 
 Equation numbers are the paper's. F_VL is image-shaped (B, C, H, W), F_LV word-shaped (B, C, L);
-the mask m (B, 1, L) is 1 on words and 0 on padding. See `tfanet.model.ss2d` for the glossary.
+the mask m (B, 1, L) is 1 on words and 0 on padding. The glossary stands in
+`tfanet.model.tfanet.ss2d`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfanet.model.ss2d import LayerNorm2d
+from tfanet.model.tfanet.ss2d import LayerNorm2d
 
 __all__ = ["MLAM", "CrossAttention", "FusionBlock", "Gate", "mean_word", "x_norm"]
 

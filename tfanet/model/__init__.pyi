@@ -1,2 +1,0 @@
-from .tfanet import Fusion as Fusion
-from .tfanet import TFANet as TFANet

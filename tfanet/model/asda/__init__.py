@@ -1,0 +1,1 @@
+"""ASDA in PyTorch: adaptive selection with CLIP; see `network`."""

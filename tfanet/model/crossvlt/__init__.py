@@ -1,0 +1,1 @@
+"""CrossVLT in PyTorch: Swin and BERT that exchange in every stage; see `network`."""

@@ -1,0 +1,96 @@
+"""What the rest of the house needs to know of a family of models, and where each is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from tfanet.errors import InputError
+from tfanet.model.config import Config, check_image_size
+
+__all__ = ["FAMILIES", "Family", "find_family", "find_preset", "presets"]
+
+FAMILIES = ("tfanet",)  # each is a package here, with its `FAMILY` in family.py
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: its networks, what goes into their two graphs and what comes out.
+
+    Attributes:
+        name: of its package here. title: as people write it.
+        config: the class of its configurations. presets: named ones.
+        network: makes the module of a configuration, with fresh weights. Besides `forward(image,
+            token_ids, word_mask)`, the mask logit (B, 1, h, w), it has the two methods that become
+            graphs: `encode_text(token_ids)` gives a tuple of `text_outputs`, `segment(*inputs)`
+            takes `image_inputs` and gives a tuple of `image_outputs`, in their order.
+        text_outputs: of the text graph: "word_features" (B, T, L), "sentence_feature" (B, S).
+        image_inputs: "image" (B, 3, H, W), what it takes of `text_outputs`, "word_mask" (B, L).
+        image_outputs: role by name, "mask_logit" first; see `tfanet.runtime.bundle.contract`.
+        image_size_stride: a picture's sides are multiples of it; 0: only the preset's size will do.
+        resize, mean, std, padding: how pictures are prepared, see `Preprocessing`.
+        tokenizer, truncation, pad_id: how sentences are, see `Tokenization`.
+        value, threshold: how a mask is made of the logit, see `Postprocessing`.
+        from_official: a state dict by the official names to one by the network's own, dead entries
+            dropped; it raises InputError for what contradicts itself. None: the names are the same.
+        marks: parameters that no other family has, by which a file is recognised.
+        full_precision: ends of names of parameters that stay float32 in a half checkpoint.
+    """
+
+    name: str
+    title: str
+    config: type[Config]
+    presets: Mapping[str, Any]
+    network: Callable[[Any], nn.Module]
+    text_outputs: tuple[str, ...]
+    image_inputs: tuple[str, ...]
+    image_outputs: Mapping[str, str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    marks: tuple[str, ...]
+    image_size_stride: int = 32
+    resize: str = "pillow-bilinear"
+    padding: tuple[int, int, int] | None = None
+    tokenizer: str = "clip-bpe"
+    truncation: str = "keep-end"
+    pad_id: int = 0
+    value: str = "logit"
+    threshold: float = 0.0
+    from_official: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] | None = None
+    full_precision: tuple[str, ...] = ()
+
+    def check_image_size(self, config: Config, size: tuple[int, int]) -> None:
+        """Raises InputError for an image size (H, W) that a network of this family cannot take."""
+        if self.image_size_stride:
+            check_image_size(size, self.image_size_stride)
+        elif tuple(size) != config.image_size:
+            height, width = config.image_size
+            raise InputError(
+                f"image size is {tuple(size)}: {config.name} has weights for every place of a map "
+                f"and takes ({height}, {width}) alone"
+            )
+
+
+def find_family(name: str) -> Family:
+    """The family of this name. Raises InputError where there is none."""
+    if name not in FAMILIES:
+        raise InputError(f"model family {name!r:.80} is unknown: choose from {', '.join(FAMILIES)}")
+    family: Family = import_module(f"tfanet.model.{name}.family").FAMILY
+    return family
+
+
+def presets() -> dict[str, Config]:
+    """Every preset of every family by its name."""
+    return {name: config for f in FAMILIES for name, config in find_family(f).presets.items()}
+
+
+def find_preset(name: str) -> tuple[Family, Config]:
+    """A preset's family and configuration. Raises InputError, naming all presets."""
+    family = name.partition("-")[0]
+    if family in FAMILIES and name in find_family(family).presets:
+        return find_family(family), find_family(family).presets[name]
+    raise InputError(f"preset {name!r:.80} is unknown: choose one of {', '.join(presets())}")

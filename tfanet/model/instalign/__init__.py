@@ -1,0 +1,1 @@
+"""InstAlign in PyTorch, a reconstruction: phrases and instances aligned; see `network`."""

@@ -1,0 +1,2 @@
+from .network import Fusion as Fusion
+from .network import TFANet as TFANet
