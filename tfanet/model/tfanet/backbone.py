@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.drop_path import DropPath
 from tfanet.model.tfanet.ss2d import SS2D, LayerNorm2d, Linear2d
 from tfanet.weights import choose_level, read_pth, refuse_misfits
 
@@ -29,20 +29,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch of single samples, in training (stochastic depth)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        return x * torch.empty(x.shape[0], 1, 1, 1, device=x.device).bernoulli_(keep) / keep
 
 
 class VSSBlock(nn.Module):
