@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import ModelProto
+from torch import nn
 
 from tfanet import __version__
+from tfanet.errors import InputError
 from tfanet.export.graphs import export_image, export_text
 from tfanet.export.parity.check import check_graphs, file_backends
 from tfanet.export.trace import check_options, graph_interface
-from tfanet.model.checkpoint import load_model
-from tfanet.model.config import check_image_size
+from tfanet.model.checkpoint import family_of, load_model
 from tfanet.model.family import presets
-from tfanet.model.tfanet.network import TFANet
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.contract import Tokenization
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
     FILES,
@@ -31,18 +32,15 @@ from tfanet.runtime.bundle.read import (
     file_facts,
 )
 from tfanet.runtime.bundle.write import check_target, new_bundle, write_manifest
-from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["export_bundle"]
 
 STEPS = 4
-THRESHOLD = 0.0
 VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
 def export_bundle(
-    model: TFANet | str | Path,
+    model: nn.Module | str | Path,
     output: str | Path,
     *,
     function: str = "sequential",
@@ -50,6 +48,7 @@ def export_bundle(
     image_size: tuple[int, int] | None = None,
     dynamic_batch: bool = True,
     opset: int = 20,
+    instances: bool = False,
     overwrite: bool = False,
     finish: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
@@ -57,13 +56,14 @@ def export_bundle(
     """Export to `output`, compare with PyTorch, and return the opened bundle.
 
     Args:
-        model: a TFANet, a checkpoint file, or a preset's name.
+        model: a network of one of the families, a checkpoint file, or a preset's name.
         output: the bundle's directory. overwrite: replace a bundle that is there.
         function: the scan in standard operators: "sequential", "parallel" or "none".
         fuse: 2-D scans are single nodes, tfanet::SS2D, else their parts (the same numbers).
-        image_size: (H, W), multiples of 32; default: the model's.
+        image_size: (H, W) that the family can take; default: the model's.
         dynamic_batch: leave the batch open, else fix it at 1.
         opset: 18 to 23.
+        instances: of a family that tells objects apart, give each one's mask too.
         finish: called with the whole bundle before it takes its place, to add engines, say.
 
     The directory appears complete or not at all: it is written beside its place under another
@@ -76,12 +76,17 @@ def export_bundle(
     check_target(output, overwrite=overwrite)
     check_options(function, opset)
     source = "preset" if str(model) in presets() else "checkpoint"
-    network = (model if isinstance(model, TFANet) else load_model(model)).eval()
-    size = image_size or network.config.image_size
-    check_image_size(size)
-
+    network: Any = (model if isinstance(model, nn.Module) else load_model(model)).eval()
+    family, config = family_of(network), network.config
+    size = image_size or config.image_size
+    family.check_image_size(config, size)
+    outputs: tuple[str, ...] = ("mask", "no_target")
+    if instances:
+        outputs = (*outputs, "relevance", "instances", "alignment")
+        if "instances" not in family.image_outputs.values():
+            raise InputError(f"{family.title} does not tell objects apart: leave instances out")
     with new_bundle(output, overwrite=overwrite) as work:
-        _write(work, network, source, size, function, fuse, dynamic_batch, opset, progress)
+        _write(work, network, source, size, outputs, function, fuse, dynamic_batch, opset, progress)
         if finish is not None:
             finish(work)
     return Bundle.open(output)
@@ -89,9 +94,10 @@ def export_bundle(
 
 def _write(
     work: Path,
-    network: TFANet,
+    network: Any,
     source: str,
     size: tuple[int, int],
+    outputs: tuple[str, ...],
     function: str,
     fuse: bool,
     dynamic_batch: bool,
@@ -102,51 +108,61 @@ def _write(
         if progress is not None:
             progress(stage, done, STEPS)
 
-    config = network.config
+    family, config = family_of(network), network.config
+    tokenizer = family.make_tokenizer(config)
+    tokens = Tokenization(
+        config.text_length,
+        tokenizer.pad_id,
+        tokenizer.sos_id,
+        tokenizer.eos_id,
+        family.tokenizer,
+        family.truncation,
+    )
     report("exporting text.onnx", 0)
-    text = export_text(network, dynamic_batch=dynamic_batch, opset=opset)
+    text = export_text(network, tokens, dynamic_batch=dynamic_batch, opset=opset)
     interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
     image = export_image(
-        network, size, function=function, fuse=fuse, dynamic_batch=dynamic_batch, opset=opset
+        network,
+        size,
+        tokens,
+        outputs=outputs,
+        function=function,
+        fuse=fuse,
+        dynamic_batch=dynamic_batch,
+        opset=opset,
     )
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
     interface[IMAGE] = _save(image, work / IMAGE)
     del image
-    asset = resources.files("tfanet") / "assets" / "clip_tokenizer.json"
-    (work / "tokenizer.json").write_bytes(asset.read_bytes())
-    tokenizer = TextTokenizer(work / "tokenizer.json", config.text_length)
+    for value in interface[IMAGE][1]:
+        value["role"] = family.image_outputs[value["name"]]
+    (work / "tokenizer.json").write_bytes(family.tokenizer_file.read_bytes())
 
     report("comparing with PyTorch", 2)
     figures = check_graphs(
         network,
         file_backends(work / TEXT, work / IMAGE),
         size,
+        tokens,
         dynamic_batch=dynamic_batch,
-        threshold=THRESHOLD,
     )
     report("writing", 3)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tool={"name": "tfanet", "version": __version__},
-        model={"preset": config.name, "source": source, "config": config.to_dict()},
+        model={
+            "family": family.name,
+            "preset": config.name,
+            "source": source,
+            "config": config.to_dict(),
+        },
         inputs={name: inputs for name, (inputs, _) in interface.items()},
         outputs={name: outputs for name, (_, outputs) in interface.items()},
-        preprocessing={
-            "size": list(size),
-            "resize": "pillow-bilinear",
-            "color": "RGB",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-        },
-        text={
-            "length": config.text_length,
-            "pad_id": tokenizer.pad_id,
-            "sos_id": tokenizer.sos_id,
-            "eos_id": tokenizer.eos_id,
-        },
-        threshold=THRESHOLD,
+        preprocessing=family.preprocessing(size),
+        text=tokens,
+        postprocessing=family.postprocessing,
         scan={
             "domain": DOMAIN,
             "op": SELECTIVE_SCAN.op_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from tfanet.errors import GateError
 from tfanet.runtime.backends.choose import GraphRunner
-from tfanet.runtime.bundle.graphs import image_feed
-from tfanet.runtime.tokenizer_file import END_ID, START_ID
+from tfanet.runtime.bundle.contract import Tokenization
+from tfanet.runtime.bundle.graphs import image_feed, names_of, random_tokens, text_features
 
 __all__ = [
     "MAX_PIXEL_SHARE",
@@ -40,19 +41,17 @@ class Case:
     word_mask: np.ndarray  # (batch, L) float32
 
 
-def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
+def make_cases(tokens: Tokenization, size: tuple[int, int], dynamic_batch: bool) -> list[Case]:
     """One fixed and some random pictures of `size` (H, W), each with a random sentence."""
     rng = np.random.default_rng(0)
 
     def sentences(batch: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full((batch, length), END_ID, np.int64)
-        mask = np.zeros((batch, length), np.float32)
-        for row in range(batch):
-            words = int(rng.integers(1, length - 1))  # specials not counted
-            ids[row, 0] = START_ID
-            ids[row, 1 : words + 1] = rng.integers(0, START_ID, words)
-            mask[row, : words + 2] = 1
-        return ids, mask
+        rows = [
+            random_tokens(rng, tokens, int(rng.integers(1, tokens.length - 1)))
+            for _ in range(batch)
+        ]
+        ids, masks = zip(*rows, strict=True)
+        return np.concatenate(ids), np.concatenate(masks)
 
     height, width = size
     waves = np.sin(np.linspace(0, 9, height))[:, None] + np.cos(np.linspace(0, 7, width))[None]
@@ -66,13 +65,12 @@ def make_cases(length: int, size: tuple[int, int], dynamic_batch: bool) -> list[
 
 def run_case(text: GraphRunner, image: GraphRunner, case: Case) -> np.ndarray:
     """Mask logits of a case through both graphs."""
-    return image.run(None, case_feed(text, case))[0]
+    return image.run(None, case_feed(text, names_of(image.get_inputs()), case))[0]
 
 
-def case_feed(text: GraphRunner, case: Case) -> dict[str, np.ndarray]:
-    """The image graph's inputs by name, with the features that the text graph gives."""
-    features = text.run(None, {"token_ids": case.token_ids})
-    return image_feed(case.image, features, case.word_mask)
+def case_feed(text: GraphRunner, inputs: Iterable[str], case: Case) -> dict[str, np.ndarray]:
+    """The image graph's `inputs` by name, with the features that the text graph gives."""
+    return image_feed(inputs, case.image, text_features(text, case.token_ids), case.word_mask)
 
 
 def compare_logits(

@@ -1,6 +1,7 @@
 from .bundle import Bundle as Bundle
 from .bundle import BundleError as BundleError
 from .bundle import Manifest as Manifest
+from .predictor import Instance as Instance
 from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
 from .predictor import Sentence as Sentence

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,14 +17,22 @@ from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
 from tfanet.plugins.libraries import ort_library_path
 from tfanet.runtime.backends.choose import Options, open_graphs
 from tfanet.runtime.backends.engine import EngineGraph
-from tfanet.runtime.backends.session import Shapes, check_interface
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
+from tfanet.runtime.backends.session import check_interface
+from tfanet.runtime.bundle.contract import Postprocessing
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
 from tfanet.runtime.bundle.read import FILES, Bundle, BundleError
-from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.tokenizer import TextTokenizer, check_text, listed
+from tfanet.runtime.preprocess import (
+    load_image,
+    picture_to_tensor,
+    plane_to_mask,
+    probability,
+)
+from tfanet.runtime.tokenizer import check_text, listed, tokenizer_of
 
-__all__ = ["Prediction", "Predictor", "Sentence"]
+__all__ = ["Instance", "Prediction", "Predictor", "Sentence"]
 
+RELEVANT = 0.5  # an instance is meant from here on
+INSTANCE = Postprocessing("logit", 0.0)
 BATCH = 4  # sentences that run together: a larger batch is no faster and takes more memory
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -34,12 +42,38 @@ class Sentence:
     """An encoded sentence, usable on any number of pictures.
 
     Attributes:
-        words: (1, T, L) float32. sentence: (1, T) float32. mask: (1, L) float32.
+        features: by name what the text graph gives, such as word_features (1, T, L) float32.
+        mask: (1, L) float32, the word mask.
     """
 
-    words: np.ndarray
-    sentence: np.ndarray
+    features: Mapping[str, np.ndarray]
     mask: np.ndarray
+
+    @property
+    def words(self) -> np.ndarray:
+        """The features of the words, (1, T, L)."""
+        return self.features["word_features"]
+
+    @property
+    def sentence(self) -> np.ndarray | None:
+        """The feature of the whole sentence, (1, S); None of a model that has none."""
+        return self.features.get("sentence_feature")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object that a sentence means, of a model that tells them apart.
+
+    Attributes:
+        mask: (H, W) bool, at the picture's own size.
+        relevance: how likely it is that the sentence means it, 0.5 to 1.
+        alignment: (L,) float32, what share of its attention each token of the sentence has; None
+            where the bundle does not give it.
+    """
+
+    mask: np.ndarray
+    relevance: float
+    alignment: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -47,16 +81,22 @@ class Prediction:
     """What a sentence means in a picture.
 
     Attributes:
-        mask: (H, W) bool, at the picture's own size.
+        mask: (H, W) bool, at the picture's own size; empty where `no_target` is above 0.5.
         score: mean probability of the mask's pixels, 0 to 1; 0 where the mask is empty.
-        logits: (h, w) float32 at the model's size; probability = sigmoid(logit).
+        logits: (h, w) float32 as the model gives them; probability = sigmoid(logit).
         timings: milliseconds of preprocess, text (near 0 when cached), image, postprocess, total.
+        no_target: how likely it is that the sentence means nothing in the picture, 0 to 1; None
+            where the model does not say.
+        instances: the objects that are meant, the most relevant first; None where the bundle does
+            not give them.
     """
 
     mask: np.ndarray
     score: float
     logits: np.ndarray
     timings: dict[str, float]
+    no_target: float | None = None
+    instances: tuple[Instance, ...] | None = None
 
 
 class Predictor:
@@ -98,18 +138,18 @@ class Predictor:
         if cache_size < 0:
             raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
         self.bundle = Bundle.open(bundle, digest=digest, later=FILES)
-        manifest = self.bundle.manifest
-        self._tokenizer = TextTokenizer(
-            self.bundle.file("tokenizer.json"),
-            manifest.text["length"],
-            self.bundle.read("tokenizer.json"),
-        )
+        self._tokenizer = tokenizer_of(self.bundle)
+        self._interface = self.bundle.manifest.interface
         self._library = _library(op_library)
         options = Options(threads, device, self._library, host_code)
         self._running = open_graphs(self.bundle, backend, options)
         self.bundle.check_unread()
         self._text, self._image = self._running.text, self._running.image
         self._check()
+        self._given = {
+            name: names_of(graph.get_outputs())
+            for name, graph in ((TEXT, self._text), (IMAGE, self._image))
+        }
         self._cache: OrderedDict[str, Sentence] = OrderedDict()
         self._cache_size = cache_size
         self._lock = threading.Lock()
@@ -128,9 +168,11 @@ class Predictor:
             "int8": running.int8,
             "bundle": str(self.bundle.path),
             "digest": self.bundle.digest,
+            "family": self.bundle.manifest.family,
             "model": self.bundle.manifest.preset,
-            "image_size": list(self.bundle.manifest.preprocessing["size"]),
-            "text_length": self.bundle.manifest.text["length"],
+            "image_size": list(self.bundle.manifest.preprocessing.size),
+            "text_length": self.bundle.manifest.text.length,
+            "outputs": list(self._interface.image_outputs),
         }
 
     @overload
@@ -167,9 +209,8 @@ class Predictor:
                 self._cache.move_to_end(text)
                 return known
         ids, mask = self._tokenizer(text)
-        words, sentence = self._call(TEXT, {"token_ids": ids})
-        encoded = Sentence(words, sentence, mask)
-        for array in (words, sentence, mask):
+        encoded = Sentence(self._call(TEXT, {"token_ids": ids}), mask)
+        for array in (*encoded.features.values(), mask):
             array.flags.writeable = False  # it may serve other threads from the cache
         with self._lock:
             self._cache[text] = encoded
@@ -199,7 +240,7 @@ class Predictor:
             raise InputError(
                 f"the sentence is a {type(sentence).__name__}: pass what `encode_text` returns"
             )
-        expected = (3, *self.bundle.manifest.preprocessing["size"])
+        expected = (3, *self.bundle.manifest.preprocessing.size)
         shape = tuple(image.shape)
         if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
             raise InputError(f"the image has shape {shape}, expected {('batch', *expected)}")
@@ -208,14 +249,13 @@ class Predictor:
                 raise InputError(f"the image is {image.dtype}, expected float32")
             if not np.isfinite(image).all():
                 raise InputError("the image holds inf or NaN: a mask of it would mean nothing")
-        return self._run(image, [sentence] * shape[0])
+        return self._run(image, [sentence] * shape[0])["mask"]
 
     def preprocess(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
         """A picture as (3, h, w) float32 for `predict_tensors`, and its own size (H, W)."""
         picture = load_image(image)
-        facts = self.bundle.manifest.preprocessing
-        size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
-        return image_to_tensor(picture, size, mean, std), (picture.height, picture.width)
+        tensor = picture_to_tensor(picture, self.bundle.manifest.preprocessing)
+        return tensor, (picture.height, picture.width)
 
     def close(self) -> None:
         """Give back what is held beyond Python's memory: on a GPU, contexts and buffers.
@@ -225,24 +265,12 @@ class Predictor:
         self._running.close()
 
     def _check(self) -> None:
-        """That the graphs and the tokenizer are what the manifest says."""
-        manifest, tokenizer = self.bundle.manifest, self._tokenizer
-        for name in ("sos_id", "eos_id", "pad_id"):
-            said, found = manifest.text[name], getattr(tokenizer, name)
-            if said != found:
-                raise BundleError(
-                    f"{self.bundle.path}: the tokenizer's {name} is {found}, the manifest says "
-                    f"{said}: export the model again"
-                )
-        length, size = tokenizer.length, manifest.preprocessing["size"]
-        features: Shapes = {"word_features": (None, length), "sentence_feature": (None,)}
-        check_interface(self._text, self.bundle.file(TEXT), {"token_ids": (length,)}, features)
-        check_interface(
-            self._image,
-            self.bundle.file(IMAGE),
-            {"image": (3, *size), **features, "word_mask": (length,)},
-            {"mask_logit": (1, *size)},
-        )
+        """That the graphs are what the manifest says."""
+        says = self._interface
+        length = self.bundle.manifest.text.length
+        text, image = (self.bundle.file(name) for name in (TEXT, IMAGE))
+        check_interface(self._text, text, {"token_ids": (length,)}, says.text_outputs)
+        check_interface(self._image, image, says.image_inputs, dict(says.image_outputs.values()))
 
     def _predict(self, image: Picture, texts: list[Any]) -> list[Prediction]:
         if not texts:
@@ -252,18 +280,17 @@ class Predictor:
         prepared = time.perf_counter()
         sentences = [self.encode_text(text) for text in texts]
         encoded = time.perf_counter()
-        logits: list[np.ndarray] = []
+        outputs: list[dict[str, np.ndarray]] = []  # of each sentence, by role
         batch = min(BATCH, self._running.batches[1])
         for start in range(0, len(texts), batch):
             part = sentences[start : start + batch]
             images = np.broadcast_to(tensor, (len(part), *tensor.shape))
-            logits.extend(self._run(np.ascontiguousarray(images), part)[:, 0])
+            found = self._run(np.ascontiguousarray(images), part)
+            outputs += [
+                {role: values[row] for role, values in found.items()} for row in range(len(part))
+            ]
         ran = time.perf_counter()
-        threshold = self.bundle.manifest.threshold
-        results = []
-        for plane in logits:
-            mask, resized = logits_to_mask(plane, size, threshold)
-            results.append((mask, _score(resized, mask), plane))
+        results = [self._result(found, size) for found in outputs]
         done = time.perf_counter()
         timings = {
             "preprocess": prepared - started,
@@ -273,27 +300,61 @@ class Predictor:
             "total": done - started,
         }
         milliseconds = {name: 1e3 * value for name, value in timings.items()}
-        return [Prediction(*result, timings=milliseconds) for result in results]
+        return [replace(result, timings=milliseconds) for result in results]
 
-    def _run(self, image: Any, sentences: list[Sentence]) -> np.ndarray:
-        def stacked(name: str) -> np.ndarray:
-            parts = [getattr(sentence, name) for sentence in sentences]
+    def _result(self, found: Mapping[str, np.ndarray], size: tuple[int, int]) -> Prediction:
+        """A prediction of the image graph's outputs for one sentence, by role."""
+        manifest = self.bundle.manifest
+        pre, post = manifest.preprocessing, manifest.postprocessing
+        logits = found["mask"][0]
+        mask, values = plane_to_mask(logits, size, pre, post)
+        no_target, instances = None, None
+        if "no_target" in found:
+            no_target = float(probability(found["no_target"])[0])
+            if found["no_target"][0] > 0:
+                mask = np.zeros_like(mask)
+        if "instances" in found:
+            order = np.argsort(-found["relevance"], kind="stable")
+            instances = tuple(
+                Instance(
+                    plane_to_mask(found["instances"][index], size, pre, INSTANCE)[0],
+                    float(found["relevance"][index]),
+                    found["alignment"][index] if "alignment" in found else None,
+                )
+                for index in order
+                if found["relevance"][index] >= RELEVANT
+            )
+        score = _score(values, mask, post.value)
+        return Prediction(mask, score, logits, {}, no_target, instances)
+
+    def _run(self, image: Any, sentences: list[Sentence]) -> dict[str, np.ndarray]:
+        """The image graph's outputs by role, of a batch."""
+
+        def stacked(parts: list[np.ndarray]) -> np.ndarray:
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        feed = image_feed(image, map(stacked, ("words", "sentence")), stacked("mask"))
-        logits = self._call(IMAGE, feed)[0]
-        expected = (len(sentences), 1, *self.bundle.manifest.preprocessing["size"])
-        if logits.shape != expected or not np.issubdtype(logits.dtype, np.floating):
-            raise BundleError(
-                f"{self.bundle.file('image.onnx')} gives {logits.dtype} {logits.shape}, the "
-                f"manifest says floats {expected}: export the model again"
-            )
-        return logits
+        features = {
+            name: stacked([sentence.features[name] for sentence in sentences])
+            for name in self._interface.text_outputs
+        }
+        mask = stacked([sentence.mask for sentence in sentences])
+        feed = image_feed(self._interface.image_inputs, image, features, mask)
+        given = self._call(IMAGE, feed)
+        found = {}
+        for role, (name, shape) in self._interface.image_outputs.items():
+            values, expected = given[name], (len(sentences), *shape)
+            if values.shape != expected or not np.issubdtype(values.dtype, np.floating):
+                raise BundleError(
+                    f"{self.bundle.file(IMAGE)} gives {values.dtype} {values.shape} for '{name}', "
+                    f"the manifest says floats {expected}: export the model again"
+                )
+            found[role] = values
+        return found
 
-    def _call(self, name: str, feed: dict[str, Any]) -> list[np.ndarray]:
+    def _call(self, name: str, feed: dict[str, Any]) -> dict[str, np.ndarray]:
         graph = self._text if name == TEXT else self._image
         try:
-            return graph.run(None, feed)
+            values = graph.run(None, feed)
         except TfanetError:
             raise
         except Exception as error:  # ONNX Runtime has a class for every status, all bare Exception
@@ -302,6 +363,7 @@ class Predictor:
                 f"{self.bundle.file(name)} does not run on {self._running.backend} "
                 f"({words:.300}): check the bundle with `tfanet parity`, or export it again"
             ) from error
+        return dict(zip(self._given[name], values, strict=True))
 
 
 def _library(choice: str | Path | None) -> Path | None:
@@ -318,12 +380,15 @@ def _library(choice: str | Path | None) -> Path | None:
     return path.resolve()
 
 
-def _score(logits: np.ndarray, mask: np.ndarray) -> float:
-    inside = logits[mask]
+def _score(values: np.ndarray, mask: np.ndarray, kind: str) -> float:
+    """Mean probability of a mask's pixels; `values` are logits or probabilities."""
+    inside = values[mask]
     if not inside.size:
         return 0.0
-    # In place: of 64 megapixels each step would take 256 MB.
-    np.negative(inside, out=inside)
-    np.exp(inside, out=inside)
-    inside += 1
-    return float(np.mean(np.divide(1, inside, out=inside)))
+    if kind == "logit":
+        # In place: of 64 megapixels each step would take 256 MB.
+        np.negative(inside, out=inside)
+        np.exp(inside, out=inside)
+        inside += 1
+        np.divide(1, inside, out=inside)
+    return float(np.mean(inside))

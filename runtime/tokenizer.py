@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from tfanet.errors import InputError, shown
+from tfanet.runtime.bundle.read import Bundle, BundleError
 from tfanet.runtime.tokenizer_file import (
     END_TOKEN,
     MAX_FILE_BYTES,
@@ -19,7 +20,14 @@ from tfanet.runtime.tokenizer_file import (
     read_tokenizer,
 )
 
-__all__ = ["MAX_TEXT_BYTES", "TextError", "TextTokenizer", "check_text", "listed"]
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "TextError",
+    "TextTokenizer",
+    "check_text",
+    "listed",
+    "tokenizer_of",
+]
 
 MAX_TEXT_BYTES = 4096
 MAX_WARNED = 1000  # warnings of cut sentences that are remembered, not to be printed twice
@@ -104,6 +112,23 @@ class TextTokenizer:
             frame.f_globals.get("__name__"),
             self._warned,
         )
+
+
+def tokenizer_of(bundle: Bundle) -> TextTokenizer:
+    """A bundle's tokenizer, as its manifest says.
+
+    Raises BundleError where its file is another.
+    """
+    name, text = "tokenizer.json", bundle.manifest.text
+    tokenizer = TextTokenizer(bundle.file(name), text.length, bundle.read(name))
+    for field in ("sos_id", "eos_id", "pad_id"):
+        said, found = getattr(text, field), getattr(tokenizer, field)
+        if said != found:
+            raise BundleError(
+                f"{bundle.path}: the tokenizer's {field} is {found}, the manifest says {said}: "
+                "export the model again"
+            )
+    return tokenizer
 
 
 def listed(texts: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
-from tfanet.runtime.preprocess import logits_to_mask
+from tfanet.runtime.preprocess import plane_to_mask
 
 __all__ = ["logits", "measure_metrics"]
 
@@ -41,13 +41,15 @@ def measure_metrics(
         models: by file name. items: pictures, sentences and true masks. bundle: preprocessing.
     """
     metrics = GeneralizedMetrics() if items.dataset == "grefcoco" else Metrics()
-    threshold = bundle.manifest.threshold
+    manifest = bundle.manifest
     results = logits(models, lambda: items.tensors(bundle))
     for index, (item, z) in enumerate(zip(items.items, results, strict=True)):
         true = item.ref.mask()
         height, width = true.shape
         metrics.update(
-            logits_to_mask(z[0, 0], (height, width), threshold)[0],
+            plane_to_mask(
+                z[0, 0], (height, width), manifest.preprocessing, manifest.postprocessing
+            )[0],
             true,
             no_target=item.ref.no_target,
         )

@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from tfanet.calibration.graph.session import mask_logits, open_model
 from tfanet.runtime.backends.session import thread_count
-from tfanet.runtime.bundle.graphs import GRAPHS
+from tfanet.runtime.bundle.graphs import GRAPHS, random_tokens
 from tfanet.runtime.bundle.read import TIMING, Bundle
 
 __all__ = ["WORTH", "measure_latency", "measure_speed", "write_timing"]
@@ -78,11 +78,9 @@ def measure_latency(
     The candidates take turns, so that what else the machine does falls on all of them.
     """
     rng = np.random.default_rng(0)
-    height, width = bundle.manifest.preprocessing["size"]
-    length = bundle.manifest.text["length"]
-    picture = rng.standard_normal((1, 3, height, width)).astype(np.float32)
-    ids = rng.integers(0, bundle.manifest.text["sos_id"], (1, length))
-    mask = np.ones((1, length), np.float32)
+    manifest = bundle.manifest
+    picture = rng.standard_normal((1, 3, *manifest.preprocessing.size)).astype(np.float32)
+    ids, mask = random_tokens(rng, manifest.text, manifest.text.length - 2)
     sessions = {
         name: {graph: open_model(both[graph], threads=threads) for graph in GRAPHS}
         for name, both in models.items()

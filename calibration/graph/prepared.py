@@ -78,7 +78,7 @@ class PreparedBundle:
         manifest = self.bundle.manifest
         return {
             "preset": manifest.model["preset"],
-            "image_size": list(manifest.preprocessing["size"]),
+            "image_size": list(manifest.preprocessing.size),
             "fingerprint": self.fingerprint(),
             "weights": self.weights_fingerprint(),
         }

@@ -14,7 +14,7 @@ from tfanet.calibration.graph.index import without_constants
 from tfanet.errors import MissingDependencyError
 from tfanet.plugins import ort_library_path
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
 
 __all__ = ["OUTSIDE", "Inputs", "Pair", "mask_logits", "open_model"]
 
@@ -80,14 +80,16 @@ def mask_logits(
     pair: Pair,
     switches: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> np.ndarray:
-    """(1, 1, H, W) float32 of one picture with one sentence.
+    """(1, 1, h, w) float32 of one picture with one sentence.
 
     Args:
         sessions: of both graphs, by file name. switches: further inputs of a graph, likewise.
     """
     picture, ids, mask = pair
     more = switches or {}
-    features = sessions[TEXT].run(None, {"token_ids": ids, **more.get(TEXT, {})})
-    feed = {**image_feed(picture, features, mask), **more.get(IMAGE, {})}
-    logits: np.ndarray = sessions[IMAGE].run(None, feed)[0]
+    text, image = sessions[TEXT], sessions[IMAGE]
+    given = text.run(None, {"token_ids": ids, **more.get(TEXT, {})})
+    features = dict(zip(names_of(text.get_outputs()), given, strict=True))
+    feed = image_feed(names_of(image.get_inputs()), picture, features, mask)
+    logits: np.ndarray = image.run(None, {**feed, **more.get(IMAGE, {})})[0]
     return logits

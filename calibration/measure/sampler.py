@@ -14,8 +14,8 @@ import numpy as np
 from tfanet.data.refer import Ref, ReferFiles
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.read import Bundle
-from tfanet.runtime.preprocess import MAX_PIXELS, image_to_tensor, load_image
-from tfanet.runtime.tokenizer import TextTokenizer
+from tfanet.runtime.preprocess import MAX_PIXELS, load_image, picture_to_tensor
+from tfanet.runtime.tokenizer import tokenizer_of
 
 __all__ = ["FEW", "CalibrationSet", "Item", "choose", "warn_if_small"]
 
@@ -64,11 +64,9 @@ class CalibrationSet:
         They are prepared as the runtime prepares them, and none is kept.
         """
         facts = bundle.manifest.preprocessing
-        size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
-        path, length = bundle.file("tokenizer.json"), bundle.manifest.text["length"]
-        tokenizer = TextTokenizer(path, length, bundle.read(path.name))
+        tokenizer = tokenizer_of(bundle)
         for item in self.items:
-            image = image_to_tensor(load_image(item.ref.image_path), size, mean, std)
+            image = picture_to_tensor(load_image(item.ref.image_path), facts)
             yield np.ascontiguousarray(image[None]), *tokenizer([item.sentence])
 
 

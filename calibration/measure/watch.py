@@ -21,7 +21,7 @@ from tfanet.calibration.graph.prepared import PreparedBundle
 from tfanet.calibration.graph.session import Inputs, open_model
 from tfanet.errors import InputError
 from tfanet.progress import Progress
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, TEXT_OUTPUTS, image_feed
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT, image_feed
 
 __all__ = ["SAMPLE", "Seen", "Show", "WatchedBundle", "WatchedGraph", "stride_of"]
 
@@ -166,6 +166,7 @@ class WatchedBundle:
         Raises:
             InputError: where a watched value's shape is open.
         """
+        self._taken = prepared.bundle.manifest.interface.image_inputs
         self._text, self._image = (
             WatchedGraph(prepared.models[name], axes[name], by_channel[name], prepared.owners(name))
             for name in GRAPHS
@@ -185,9 +186,10 @@ class WatchedBundle:
         Raises:
             InputError: naming the layer where a value is not finite.
         """
+        taken = self._taken
         for index, (picture, ids, mask) in enumerate(inputs()):
             encoded = self._text.run({"token_ids": ids}, partial(watch, TEXT))
-            feed = image_feed(picture, [encoded[name] for name in TEXT_OUTPUTS], mask)
+            feed = image_feed(taken, picture, encoded, mask)
             self._image.run(feed, partial(watch, IMAGE))
             if progress is not None:
                 progress(stage, index + 1, count)

@@ -26,8 +26,7 @@ __all__ = ["bundle_cases", "compare_engine", "compare_masks"]
 def bundle_cases(bundle: Bundle) -> list[Case]:
     """The cases that a bundle's graphs take."""
     manifest = bundle.manifest
-    height, width = manifest.preprocessing["size"]
-    return make_cases(manifest.text["length"], (height, width), manifest.dynamic_batch)
+    return make_cases(manifest.text, manifest.preprocessing.size, manifest.dynamic_batch)
 
 
 def compare_engine(bundle: Bundle, built: Bundle, name: str) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def compare_masks(
         open_session(bundle.file(name), library, content=partial(bundle.read, name))
         for name in GRAPHS
     )
-    threshold = bundle.manifest.threshold
+    threshold = bundle.manifest.postprocessing.logit_threshold
     rows = [
         compare_logits(
             case,

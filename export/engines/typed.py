@@ -88,21 +88,23 @@ def sample_feeds(
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs, by name, for pictures and their sentences."""
     predictor = Predictor(bundle.path, backend="onnxruntime-cpu")
+    taken = bundle.manifest.interface.image_inputs
     text, image = [], []
     for path, sentence in samples:
         encoded = predictor.encode_text(sentence)
         text.append({"token_ids": predictor.tokenize(sentence)[0]})
         picture = predictor.preprocess(path)[0][None]
-        image.append(image_feed(picture, (encoded.words, encoded.sentence), encoded.mask))
+        image.append(image_feed(taken, picture, encoded.features, encoded.mask))
     return {TEXT: text, IMAGE: image}
 
 
 def _case_feeds(bundle: Bundle, cases: list[Case]) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of both graphs from the cases of the parity check."""
     session = open_session(bundle.file(TEXT), None, content=partial(bundle.read, TEXT))
+    taken = bundle.manifest.interface.image_inputs
     return {
         TEXT: [{"token_ids": case.token_ids} for case in cases],
-        IMAGE: [case_feed(session, case) for case in cases],
+        IMAGE: [case_feed(session, taken, case) for case in cases],
     }
 
 

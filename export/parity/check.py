@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tfanet.errors import GateError, InputError, MissingDependencyError
 from tfanet.export.compare import (
@@ -27,13 +28,13 @@ from tfanet.export.compare import (
     make_cases,
     run_case,
 )
-from tfanet.model.checkpoint import load_model
-from tfanet.model.tfanet.network import TFANet
+from tfanet.model.checkpoint import family_of, load_model
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.contract import Tokenization
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
@@ -102,18 +103,19 @@ def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
 
 
 def check_graphs(
-    model: TFANet,
+    model: nn.Module,
     backends: Mapping[str, Backend],
     size: tuple[int, int],
+    tokens: Tokenization,
     *,
     dynamic_batch: bool = True,
-    threshold: float = 0.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare backends with the model, all that can run here.
 
     Args:
-        model: in evaluation mode. backends: by name. size: (H, W) of the image graph.
+        model: in evaluation mode. backends: by name. size: (H, W) of the image graph. tokens: how
+            sentences are made.
 
     Returns:
         max_rel_error, pixels_changed and pixels over all cases that do not round; the limits;
@@ -123,7 +125,8 @@ def check_graphs(
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
     """
-    cases = make_cases(model.config.text_length, size, dynamic_batch)
+    cases = make_cases(tokens, size, dynamic_batch)
+    threshold = family_of(model).postprocessing.logit_threshold
     expected = [_run_torch(model, case) for case in cases]
     results: list[dict[str, Any]] = []
     exact: list[dict[str, Any]] = []
@@ -168,18 +171,17 @@ def check_bundle(
             exceeded.
     """
     opened = Bundle.open(bundle)
-    height, width = opened.manifest.preprocessing["size"]
     return check_graphs(
         load_reference(opened, checkpoint),
         bundle_backends(opened),
-        (height, width),
+        opened.manifest.preprocessing.size,
+        opened.manifest.text,
         dynamic_batch=opened.manifest.dynamic_batch,
-        threshold=opened.manifest.threshold,
         progress=progress,
     )
 
 
-def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
+def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> Any:
     """The model that a bundle was exported from, in PyTorch.
 
     Raises InputError where the bundle is quantised, where it was made from a checkpoint and none is
@@ -197,15 +199,15 @@ def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> TFANet:
             "(--checkpoint FILE)"
         )
     model = load_model(checkpoint or manifest.model["preset"])
-    if model.config.text_length != manifest.text["length"]:
+    if model.config.text_length != manifest.text.length:
         raise InputError(
             f"the checkpoint takes {model.config.text_length} tokens, the bundle "
-            f"{manifest.text['length']}: they are of different models"
+            f"{manifest.text.length}: they are of different models"
         )
     return model
 
 
-def _run_torch(model: TFANet, case: Case) -> np.ndarray:
+def _run_torch(model: nn.Module, case: Case) -> np.ndarray:
     with torch.no_grad():
         logits = model(*map(torch.from_numpy, (case.image, case.token_ids, case.word_mask)))
     return logits.numpy()

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ from tfanet.export.compare import Case, case_feed, run_case
 from tfanet.export.engines.build import load_graph
 from tfanet.export.engines.typed import typed_graphs
 from tfanet.export.parity.check import bundle_backends, load_reference
-from tfanet.model.tfanet.network import TFANet
+from tfanet.model.checkpoint import family_of
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE
+from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, names_of
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.overlay import overlay
-from tfanet.runtime.preprocess import image_to_tensor, load_image, logits_to_mask
-from tfanet.runtime.tokenizer import TextTokenizer
+from tfanet.runtime.preprocess import load_image, picture_to_tensor, plane_to_mask
+from tfanet.runtime.tokenizer import tokenizer_of
 
 __all__ = ["stage_outputs", "write_report"]
 
@@ -125,32 +126,24 @@ def write_report(
     return report
 
 
-def stage_outputs(model: TFANet) -> dict[str, nn.Module]:
-    """The parts of a model whose outputs are compared, by name, in the order of computation."""
-    stages: dict[str, nn.Module] = {"backbone.patch_embed": model.backbone.patch_embed}
-    modules = dict(model.named_modules())
-    for level in range(len(model.fusion)):
-        for name in (
-            f"backbone.layers.{level}.blocks",
-            f"fusion.{level}.align",
-            f"fusion.{level}.block",
-            f"fusion.{level}.cfsm",
-        ):
-            stages[name] = modules[name]
-    return {**stages, "decoder": model.decoder}
+def stage_outputs(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network whose outputs are compared, by name."""
+    parts = family_of(model).parts
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(fnmatchcase(name, pattern) for pattern in parts)
+    }
 
 
 def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
-    facts, text = bundle.manifest.preprocessing, bundle.manifest.text
     picture = load_image(path)
-    size, mean, std = (tuple(facts[key]) for key in ("size", "mean", "std"))
-    file = bundle.file("tokenizer.json")
-    ids, mask = TextTokenizer(file, text["length"], bundle.read(file.name))(sentence)
-    image = image_to_tensor(picture, size, mean, std)[None]
+    ids, mask = tokenizer_of(bundle)(sentence)
+    image = picture_to_tensor(picture, bundle.manifest.preprocessing)[None]
     return _Sample(sentence, picture, Case(Path(path).name, image, ids, mask))
 
 
-def _reference(model: TFANet, samples: list[_Sample]) -> _Reference:
+def _reference(model: nn.Module, samples: list[_Sample]) -> _Reference:
     """PyTorch's logits, and what its parts give, for each sample."""
     logits, stages = [], []
     for sample in samples:
@@ -164,7 +157,7 @@ def _reference(model: TFANet, samples: list[_Sample]) -> _Reference:
 
 
 @contextmanager
-def _recorded(model: TFANet, found: dict[str, np.ndarray]) -> Iterator[None]:
+def _recorded(model: nn.Module, found: dict[str, np.ndarray]) -> Iterator[None]:
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, result: Any) -> None:
             first = result[0] if isinstance(result, tuple) else result
@@ -184,7 +177,8 @@ def _recorded(model: TFANet, found: dict[str, np.ndarray]) -> Iterator[None]:
 
 def _mask(bundle: Bundle, sample: _Sample, logits: np.ndarray) -> np.ndarray:
     size = (sample.picture.height, sample.picture.width)
-    return logits_to_mask(logits, size, bundle.manifest.threshold)[0]
+    manifest = bundle.manifest
+    return plane_to_mask(logits, size, manifest.preprocessing, manifest.postprocessing)[0]
 
 
 def _differences(
@@ -247,7 +241,8 @@ def _errors_by_stage(
     largest = dict.fromkeys([*places, "mask_logit"], 0.0)
     for sample, stages, logits in zip(samples, reference.stages, reference.logits, strict=True):
         case = sample.case
-        feed = case_feed(sessions[0], case)
+        taken = names_of(sessions[1].get_inputs())
+        feed = case_feed(sessions[0], taken, case)
         got = sessions[1].run(["mask_logit", *places.values()], feed)
         pairs = {"mask_logit": (got[0][0, 0], logits)}
         pairs |= {n: (value, stages[n]) for n, value in zip(places, got[1:], strict=True)}

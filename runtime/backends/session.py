@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ MAX_THREADS = 1024  # ONNX Runtime ends the process where it cannot start as man
 
 _OPERATORS = ("SelectiveScan", "SS2DScan", "SS2D")  # no name before a longer one that it begins
 _AS_FLOATS = ("session.disable_quant_qdq", "1")
-Shapes = dict[str, tuple[int | None, ...]]  # None: any size
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def open_session(
@@ -163,10 +163,10 @@ def check_interface(session: Any, path: Path, inputs: Shapes, outputs: Shapes) -
             raise InputError(f"{path} has the unknown value '{min(shapes)}': export again")
 
 
-def _fits(actual: list[Any], expected: tuple[int | None, ...]) -> bool:
+def _fits(actual: list[Any], expected: tuple[int, ...]) -> bool:
     """Whether shapes agree where both give a number; the graph's other sizes are names or None."""
     return len(actual) == len(expected) and all(
-        a == e or e is None or not isinstance(a, int) for a, e in zip(actual, expected, strict=True)
+        a == e or not isinstance(a, int) for a, e in zip(actual, expected, strict=True)
     )
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
-from tfanet.errors import InputError
+from tfanet.runtime.bundle.contract import (
+    BundleError,
+    Interface,
+    Postprocessing,
+    Preprocessing,
+    Tokenization,
+)
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 
 __all__ = ["FILES", "PRECISIONS", "SCHEMA_VERSION", "TARGETS", "BundleError", "Manifest"]
 
 FILES = (IMAGE, TEXT, "tokenizer.json")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # what is written; version 1 is read, see `_from_version_1`
 TARGETS = ("tensorrt", "tensorrt-rtx")  # of engines, the faster first
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")  # of engines, the fastest first
-
-
-class BundleError(InputError):
-    """A bundle that is incomplete, altered, of another version, or that points outside itself."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Manifest:
     """What `manifest.json` says, field by field.
 
     Attributes:
-        schema_version: 1. tool: name and version of the writer.
-        model: preset and config. inputs, outputs: per graph, name, dtype and shape.
-        preprocessing: size (H, W), resize, mean, std, color.
-        text: length, pad_id, sos_id, eos_id. threshold: a pixel is set where its logit is above.
+        schema_version: 2. tool: name and version of the writer.
+        model: family, preset and config. inputs, outputs: per graph, name, dtype and shape, and of
+            what the image graph gives, the role.
+        preprocessing, text, postprocessing: of pictures, sentences and masks.
         scan: domain, op, version, function, calls, and how many of these are SS2D nodes (fused).
         precision: of the graphs, fp32, int8 or fp8.
         dynamic_batch: 1 or any batch.
@@ -49,9 +51,9 @@ class Manifest:
     model: dict[str, Any]
     inputs: dict[str, list[dict[str, Any]]]
     outputs: dict[str, list[dict[str, Any]]]
-    preprocessing: dict[str, Any]
-    text: dict[str, int]
-    threshold: float
+    preprocessing: Preprocessing
+    text: Tokenization
+    postprocessing: Postprocessing
     scan: dict[str, Any]
     precision: str
     dynamic_batch: bool
@@ -65,6 +67,17 @@ class Manifest:
         """The model's preset, empty where the manifest names none."""
         name = self.model.get("preset")
         return name if isinstance(name, str) else ""
+
+    @property
+    def family(self) -> str:
+        """The model's family, empty where the manifest names none."""
+        name = self.model.get("family")
+        return name if isinstance(name, str) else ""
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What goes into the graphs and comes out, by name and role."""
+        return Interface.read(self.inputs, self.outputs, self, Path("manifest.json"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -80,14 +93,17 @@ class Manifest:
         if not isinstance(data, Mapping):
             raise BundleError(f"{path} holds a {type(data).__name__}: expected a JSON object")
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):
             tool = data.get("tool")
             writer = tool.get("version") if isinstance(tool, Mapping) else None
             raise BundleError(
                 f"{path} has schema version {version!r:.20} (of tfanet {writer!r:.20}), tfanet "
-                f"{__version__} here reads {SCHEMA_VERSION}: export the model again with it"
+                f"{__version__} here reads 1 and {SCHEMA_VERSION}: export the model again with it"
             )
         types = {field.name: _TYPES[str(field.type).split("[")[0]] for field in fields(cls)}
+        if version == 1:
+            types = {**types, "threshold": (int, float)}
+            del types["postprocessing"]
         for name, kind in types.items():
             if name not in data:
                 raise BundleError(f"{path} lacks the field '{name}': export the model again")
@@ -100,28 +116,19 @@ class Manifest:
         unknown = sorted(set(data) - set(types))
         if unknown:
             raise BundleError(f"{path} has the unknown field '{unknown[0]:.80}': it was edited")
-        manifest = cls(**data)
+        if version == 1:
+            data = _from_version_1(data)
+        pre = Preprocessing.read(data["preprocessing"], path)
+        text = Tokenization.read(data["text"], path)
+        post = Postprocessing.read(data["postprocessing"], path)
+        values = {**data, "preprocessing": pre, "text": text, "postprocessing": post}
+        manifest = cls(**values)
         manifest._check(path)
         return manifest
 
     def _check(self, path: Path) -> None:
-        """The values that the runtime computes with."""
-        pre, text = self.preprocessing, self.text
-        sizes: Any = pre.get("size")
-        channels: Any = (pre.get("mean"), pre.get("std"))
-        if not (_numbers(sizes, 2, int) and all(0 < side <= 16384 for side in sizes)):
-            raise BundleError(f"{path}: preprocessing.size is {sizes!r:.60}, expected [H, W]")
-        if not all(_numbers(values, 3, (int, float)) for values in channels) or 0 in channels[1]:
-            raise BundleError(f"{path}: preprocessing.mean and std must be three numbers each")
-        if not _finite(self.threshold):
-            raise BundleError(
-                f"{path}: threshold is {self.threshold!r:.60}, expected a finite number"
-            )
-        if pre.get("resize") != "pillow-bilinear" or pre.get("color") != "RGB":
-            raise BundleError(f"{path}: preprocessing is not RGB with the resize pillow-bilinear")
-        names = ("length", "pad_id", "sos_id", "eos_id")
-        if not all(_numbers([text.get(name)], 1, int) for name in names):
-            raise BundleError(f"{path}: text lacks length, pad_id, sos_id or eos_id")
+        """What the runtime computes with, besides what was checked as it was read."""
+        Interface.read(self.inputs, self.outputs, self, path)
         expected = [*FILES, *(name for record in self.engines for name in _engine(record, path))]
         if sorted(self.files) != sorted(expected):
             raise BundleError(
@@ -161,23 +168,27 @@ _TYPES: dict[str, Any] = {
     "int": int,
     "str": str,
     "bool": bool,
-    "float": (int, float),
     "dict": dict,
     "list": list,
+    "Preprocessing": dict,
+    "Tokenization": dict,
+    "Postprocessing": dict,
 }
 
 
-def _numbers(values: Any, count: int, kind: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == count
-        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-        and all(map(_finite, values))
-    )
-
-
-def _finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float
-        return False
+def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What version 1 left unsaid: it knew one family, whose image graph gives a mask alone."""
+    outputs = dict(data["outputs"])
+    masks = outputs.get(IMAGE)
+    if isinstance(masks, list):
+        outputs[IMAGE] = [{**m, "role": "mask"} if isinstance(m, Mapping) else m for m in masks]
+    old = {name: value for name, value in data.items() if name != "threshold"}
+    return {
+        **old,
+        "schema_version": SCHEMA_VERSION,
+        "model": {**data["model"], "family": "tfanet"},
+        "outputs": outputs,
+        "preprocessing": {**data["preprocessing"], "padding": None},
+        "text": {**data["text"], "tokenizer": "clip-bpe", "truncation": "keep-end"},
+        "postprocessing": {"value": "logit", "threshold": data["threshold"]},
+    }

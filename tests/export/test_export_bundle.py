@@ -49,7 +49,7 @@ def test_the_manifest_says_what_is_there(model, bundle):
         "word_mask": ["batch", 8],
     }
     assert manifest.outputs["image.onnx"] == [
-        {"name": "mask_logit", "dtype": "float32", "shape": ["batch", 1, 64, 64]}
+        {"name": "mask_logit", "dtype": "float32", "shape": ["batch", 1, 64, 64], "role": "mask"}
     ]
     assert manifest.scan["calls"] == 4 + 8 and manifest.scan["fused"] == 8
     parity = manifest.parity

@@ -44,7 +44,7 @@ def test_no_directory(tmp_path):
     refused(tmp_path, "manifest.json", "not a bundle")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_schema_version(edit, version):
     refused(edit(lambda m: m.update(schema_version=version)), "schema version", "export")
 
@@ -56,8 +56,8 @@ def test_a_boolean_is_no_version(edit):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.pop("threshold"), ("lacks", "threshold")),
-        (lambda m: m.update(threshold="0"), ("threshold", "wrong type")),
+        (lambda m: m.pop("postprocessing"), ("lacks", "postprocessing")),
+        (lambda m: m.update(postprocessing="0"), ("postprocessing", "wrong type")),
         (lambda m: m.update(surprise=1), ("unknown", "surprise")),
         (lambda m: m["preprocessing"].update(size=[32]), ("size", "[H, W]")),
         (lambda m: m["preprocessing"].update(size=[32, -1]), ("size",)),
@@ -80,7 +80,7 @@ HUGE = int("9" * 400)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(threshold=HUGE), ("threshold is 999", "finite")),
+        (lambda m: m["postprocessing"].update(threshold=HUGE), ("above 999", "finite")),
         (lambda m: m["preprocessing"].update(mean=[HUGE, 0, 0]), ("mean and std",)),
         (lambda m: m["preprocessing"].update(size=[HUGE, 32]), ("size is [999", "[H, W]")),
         (lambda m: m["text"].update(length=True), ("lacks length",)),

@@ -49,7 +49,7 @@ def other(bundle, tmp_path) -> Path:
     """A bundle that differs from `bundle`."""
     folder = Path(shutil.copytree(bundle, tmp_path / "other"))
     data = json.loads((folder / "manifest.json").read_text())
-    data["threshold"] = 0.5
+    data["postprocessing"]["threshold"] = 0.5
     (folder / "manifest.json").write_text(json.dumps(data))
     return folder
 

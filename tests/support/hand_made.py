@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import tfanet
-from tfanet.runtime.bundle.read import FILES, Manifest, file_facts
+from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing, Tokenization
+from tfanet.runtime.bundle.read import FILES, SCHEMA_VERSION, Manifest, file_facts
 
 TOKENIZER = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
 LENGTH, WIDTH, SIZE = 8, 4, (32, 48)
@@ -111,18 +112,29 @@ def image_model(scan: bool = False, length: int = LENGTH) -> onnx.ModelProto:
 
 
 def manifest_of(path: Path, dynamic_batch: bool = True, length: int = LENGTH) -> Manifest:
+    features = [
+        {"name": "word_features", "shape": ["batch", WIDTH, length]},
+        {"name": "sentence_feature", "shape": ["batch", WIDTH]},
+    ]
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         tool={"name": "tfanet", "version": "test"},
-        model={"preset": "by-hand", "source": "checkpoint", "config": {}},
-        inputs={},
-        outputs={},
-        preprocessing={
-            "size": list(SIZE), "resize": "pillow-bilinear", "color": "RGB",
-            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+        model={"family": "tfanet", "preset": "by-hand", "source": "checkpoint", "config": {}},
+        inputs={
+            "text.onnx": [{"name": "token_ids", "shape": ["batch", length]}],
+            "image.onnx": [
+                {"name": "image", "shape": ["batch", 3, *SIZE]},
+                *features,
+                {"name": "word_mask", "shape": ["batch", length]},
+            ],
         },
-        text={"length": length, "pad_id": 49407, "sos_id": 49406, "eos_id": 49407},
-        threshold=0.0,
+        outputs={
+            "text.onnx": features,
+            "image.onnx": [{"name": "mask_logit", "shape": ["batch", 1, *SIZE], "role": "mask"}],
+        },
+        preprocessing=Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        text=Tokenization(length, pad_id=49407, sos_id=49406, eos_id=49407),
+        postprocessing=Postprocessing("logit", 0.0),
         scan={},
         precision="fp32",
         dynamic_batch=dynamic_batch,

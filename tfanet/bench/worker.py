@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError, TfanetError
-from tfanet.runtime.bundle.graphs import GRAPHS
+from tfanet.runtime.bundle.graphs import GRAPHS, image_feed, random_tokens
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.worker import peak_bytes, worker_job
 
@@ -28,14 +28,10 @@ def _inputs(bundle: Bundle, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """A picture, token ids of ten words and the word mask."""
     manifest = bundle.manifest
     rng = np.random.default_rng(0)
-    size, length = manifest.preprocessing["size"], manifest.text["length"]
-    words = min(12, length)
-    ids = np.full((batch, length), manifest.text["pad_id"], np.int64)
-    ids[:, 0] = manifest.text["sos_id"]
-    ids[:, 1 : words - 1] = rng.integers(0, manifest.text["sos_id"], words - 2)
-    mask = np.zeros((batch, length), np.float32)
-    mask[:, :words] = 1
-    return rng.standard_normal((batch, 3, *size)).astype(np.float32), ids, mask
+    tokens = random_tokens(rng, manifest.text, min(10, manifest.text.length - 2))
+    ids, mask = (np.repeat(array, batch, 0) for array in tokens)
+    picture = rng.standard_normal((batch, 3, *manifest.preprocessing.size))
+    return picture.astype(np.float32), ids, mask
 
 
 def _runtime_calls(bundle: Bundle, job: dict[str, Any]) -> tuple[Calls, dict[str, Any]]:
@@ -75,7 +71,7 @@ def _torch_calls(bundle: Bundle, job: dict[str, Any]) -> tuple[Calls, dict[str, 
     try:
         import torch
 
-        from tfanet.model.checkpoint import load_model
+        from tfanet.model.checkpoint import family_of, load_model
     except ImportError as error:
         raise MissingDependencyError(f"{error}: pip install 'tfanet[export]'") from error
     source = bundle.manifest.model
@@ -84,7 +80,7 @@ def _torch_calls(bundle: Bundle, job: dict[str, Any]) -> tuple[Calls, dict[str, 
     torch.set_num_threads(job["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(job["checkpoint"] or source["preset"]).to(device).eval()
-    text, segment = model.encode_text, model.segment
+    family, text, segment = family_of(model), model.encode_text, model.segment
     if job["name"] == "pytorch-compile":
         text, segment = torch.compile(text), torch.compile(segment)
 
@@ -106,8 +102,9 @@ def _torch_calls(bundle: Bundle, job: dict[str, Any]) -> tuple[Calls, dict[str, 
     for batch in job["batches"]:
         image, ids, mask = moved(*_inputs(bundle, batch))
         with torch.inference_mode():
-            words, sentence = model.encode_text(ids)
-        calls[f"image, batch {batch}"] = call(segment, image, words, sentence, mask)
+            features = dict(zip(family.text_outputs, model.encode_text(ids), strict=True))
+        feed = image_feed(family.image_inputs, image, features, mask)
+        calls[f"image, batch {batch}"] = call(segment, *feed.values())
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return calls, {"device": name, "file_bytes": size}

@@ -58,7 +58,7 @@ def _from_bundle(folder: Path) -> tuple[Segment, float, dict[str, Any]]:
         assert isinstance(predictions, list)
         return [prediction.logits for prediction in predictions]
 
-    threshold = float(predictor.bundle.manifest.threshold)
+    threshold = predictor.bundle.manifest.postprocessing.logit_threshold
     return segment, threshold, {"kind": "bundle", "preset": predictor.info()["model"]}
 
 

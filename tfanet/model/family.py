@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.model.config import Config, check_image_size
+from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
+from tfanet.runtime.bundle.graphs import image_feed
+from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FAMILIES", "Family", "find_family", "find_preset", "presets"]
 
 FAMILIES = ("tfanet",)  # each is a package here, with its `FAMILY` in family.py
+TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Family:
         network: makes the module of a configuration, with fresh weights. Besides `forward(image,
             token_ids, word_mask)`, the mask logit (B, 1, h, w), it has the two methods that become
             graphs: `encode_text(token_ids)` gives a tuple of `text_outputs`, `segment(*inputs)`
-            takes `image_inputs` and gives a tuple of `image_outputs`, in their order.
+            takes `image_inputs` and gives `image_outputs`, several as a tuple, in their order.
         text_outputs: of the text graph: "word_features" (B, T, L), "sentence_feature" (B, S).
         image_inputs: "image" (B, 3, H, W), what it takes of `text_outputs`, "word_mask" (B, L).
         image_outputs: role by name, "mask_logit" first; see `tfanet.runtime.bundle.contract`.
@@ -39,6 +44,7 @@ class Family:
             dropped; it raises InputError for what contradicts itself. None: the names are the same.
         marks: parameters that no other family has, by which a file is recognised.
         full_precision: ends of names of parameters that stay float32 in a half checkpoint.
+        parts: patterns of module names whose outputs a parity report compares.
     """
 
     name: str
@@ -62,6 +68,37 @@ class Family:
     threshold: float = 0.0
     from_official: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] | None = None
     full_precision: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The file of its tokenizer that is shipped."""
+        return Path(__file__).parent.parent / "assets" / TOKENIZER_FILES[self.tokenizer]
+
+    def preprocessing(self, size: tuple[int, int]) -> Preprocessing:
+        """How pictures are prepared for a network at `size` (H, W)."""
+        return Preprocessing(size, self.mean, self.std, self.resize, self.padding)
+
+    @property
+    def postprocessing(self) -> Postprocessing:
+        """How its masks are made."""
+        return Postprocessing(self.value, self.threshold)
+
+    def make_tokenizer(self, config: Config, file: Path | None = None) -> TextTokenizer:
+        """The tokenizer of a configuration, of `file` or of the one that is shipped."""
+        return TextTokenizer(file or self.tokenizer_file, config.text_length)
+
+    def run_text(self, model: Any, token_ids: Tensor) -> dict[str, Tensor]:
+        """What the text graph gives, by name."""
+        return dict(zip(self.text_outputs, model.encode_text(token_ids), strict=True))
+
+    def run_image(
+        self, model: Any, image: Tensor, features: Mapping[str, Tensor], word_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """What the image graph gives, by name."""
+        given = model.segment(*image_feed(self.image_inputs, image, features, word_mask).values())
+        values = given if isinstance(given, tuple) else (given,)
+        return dict(zip(self.image_outputs, values, strict=True))
 
     def check_image_size(self, config: Config, size: tuple[int, int]) -> None:
         """Raises InputError for an image size (H, W) that a network of this family cannot take."""

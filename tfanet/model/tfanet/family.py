@@ -25,4 +25,12 @@ FAMILY = Family(
     marks=("decoder.", "fusion.0.", "backbone.patch_embed.0.weight"),
     # The scan's own parameters decide over thousands of steps.
     full_precision=("A_logs", "Ds", "dt_projs_bias"),
+    parts=(
+        "backbone.patch_embed",
+        "backbone.layers.?.blocks",
+        "fusion.?.align",
+        "fusion.?.block",
+        "fusion.?.cfsm",
+        "decoder",
+    ),
 )
