@@ -17,6 +17,7 @@ from PIL.ImageFile import ImageFile
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.contract import LETTERBOX, Postprocessing, Preprocessing
 from tfanet.runtime.letterbox import Letterbox, letterbox
+from tfanet.runtime.resize import resize_bilinear
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -130,7 +131,7 @@ def image_to_tensor(
         ImageError: where resizing would take more than 1 GiB, see `check_resize`.
     """
     check_resize((image.height, image.width), size)
-    return _normalised(np.asarray(_resize(image, size)), mean, std)
+    return _normalised(np.asarray(resize_bilinear(image, size)), mean, std)
 
 
 def picture_to_tensor(image: Image.Image, facts: Preprocessing) -> np.ndarray:
@@ -190,7 +191,7 @@ def logits_to_mask(
     height, width = size
     plane = np.ascontiguousarray(logits, dtype=np.float32)
     if plane.shape != (height, width):
-        plane = np.asarray(_resize(Image.fromarray(plane), size))
+        plane = np.asarray(resize_bilinear(Image.fromarray(plane), size))
     return plane > threshold, plane
 
 
@@ -208,7 +209,7 @@ def plane_to_mask(
         plane = probability(plane)
     if pre.resize == LETTERBOX:
         if plane.shape != pre.size:
-            plane = np.asarray(_resize(Image.fromarray(plane), pre.size))
+            plane = np.asarray(resize_bilinear(Image.fromarray(plane), pre.size))
         top, left, bottom, right = Letterbox.of(size, pre.size).crop
         plane = np.ascontiguousarray(plane[top:bottom, left:right])
     return logits_to_mask(plane, size, post.threshold)
@@ -233,14 +234,6 @@ def probability(logits: np.ndarray) -> np.ndarray:
         total = total * rest + term
     finite = np.nan_to_num(power).astype(np.int32)
     return (1 / (1 + np.ldexp(total, finite))).astype(np.float32)
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Along the rows first, then along the columns: Pillow 13 may take them the other way round,
-    earlier versions do not, and the pixels differ."""
-    height, width = size
-    rows = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

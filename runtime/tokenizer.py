@@ -1,4 +1,4 @@
-"""Sentences to token ids: CLIP's byte-pair tokenizer, cut and padded to the model's text length."""
+"""Sentences to token ids: CLIP's byte pairs or BERT's word pieces, cut and padded to a length."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from tfanet.errors import InputError, shown
+from tfanet.runtime.bundle.contract import TRUNCATIONS
 from tfanet.runtime.bundle.read import Bundle, BundleError
-from tfanet.runtime.tokenizer_file import (
-    END_TOKEN,
-    MAX_FILE_BYTES,
-    START_TOKEN,
-    read_tokenizer,
-)
+from tfanet.runtime.tokenizer_file import KINDS, MAX_FILE_BYTES, MAX_ID, read_tokenizer
 
 __all__ = [
     "MAX_TEXT_BYTES",
@@ -41,17 +37,41 @@ class TextTokenizer:
     """Calls `tokenizers` and adds what the model fixes: length L, padding and the word mask.
 
     Args:
-        path: a tokenizer.json of CLIP's tokenizer; another one, or any other setting, is refused.
-        length: L, the tokens per sentence, the start and end token included (3 to 77).
+        path: a tokenizer.json of the kind; another one, or any other setting, is refused.
+        length: L, the tokens per sentence, the start and end token included (3 to CLIP's 77 or
+            BERT's 512 positions).
         content: the file's bytes, where they were read already; then `path` is for messages only.
+        kind: "clip-bpe", or "bert-wordpiece": BERT's uncased word pieces.
+        pad_id: the id behind a sentence; without it, CLIP's end token or BERT's [PAD].
+        truncation: what becomes of a longer sentence. "keep-end" (CLIP's) cuts its words, the end
+            token stays; "cut" (BERT's) cuts what is too long, so that the end token is lost.
+
+    Attributes:
+        sos_id, eos_id, pad_id: the ids of the start and the end token, and of padding.
     """
 
-    sos_token, eos_token = START_TOKEN, END_TOKEN
-
-    def __init__(self, path: str | Path, length: int, content: bytes | None = None) -> None:
-        if not 3 <= length <= 77:
+    def __init__(
+        self,
+        path: str | Path,
+        length: int,
+        content: bytes | None = None,
+        *,
+        kind: str = "clip-bpe",
+        pad_id: int | None = None,
+        truncation: str | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise InputError(f"the tokenizer is {shown(kind)}: choose {' or '.join(KINDS)}")
+        fixed = KINDS[kind]
+        truncation = fixed.truncation if truncation is None else truncation
+        if truncation not in TRUNCATIONS:
             raise InputError(
-                f"the text length is {shown(length)}: CLIP has 77 positions, give 3 to 77"
+                f"the truncation is {shown(truncation)}: choose {' or '.join(TRUNCATIONS)}"
+            )
+        if not 3 <= length <= fixed.positions:
+            raise InputError(
+                f"the text length is {shown(length)}: {fixed.owner} has {fixed.positions} "
+                f"positions, give 3 to {fixed.positions}"
             )
         if content is None:
             try:
@@ -60,20 +80,29 @@ class TextTokenizer:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(f"{path} cannot be read ({reason}): check its path") from error
-        self._tokenizer = read_tokenizer(path, content)
-        sos_id, eos_id = map(self._tokenizer.token_to_id, (self.sos_token, self.eos_token))
-        assert sos_id is not None and eos_id is not None  # they are in every file that is read
+        self._tokenizer = read_tokenizer(path, content, kind)
+        sos_id, eos_id, usual = map(
+            self._tokenizer.token_to_id, (fixed.start, fixed.end, fixed.pad)
+        )
+        assert sos_id is not None and eos_id is not None and usual is not None  # as was checked
+        self.sos_id, self.eos_id = sos_id, eos_id
+        self.pad_id = usual if pad_id is None else pad_id
+        if not 0 <= self.pad_id <= MAX_ID or self._tokenizer.id_to_token(self.pad_id) is None:
+            raise InputError(
+                f"the pad id is {shown(pad_id)}, which is no token of {path}: give another"
+            )
         self.length = length
-        self.sos_id, self.eos_id, self.pad_id = sos_id, eos_id, eos_id
+        self._room = length - (2 if truncation == "keep-end" else 1)  # for words
         self._warned: dict[Any, Any] = {}
 
     def __call__(self, texts: str | bytes | Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (n, L) int64 and word mask (n, L) float32, 1 from the start to the end token.
 
-        A longer sentence is cut, its end token kept, with a warning that names the dropped words.
+        A longer sentence is cut, with a warning that names the dropped words.
 
         Raises:
-            TextError: where a sentence is empty, above 4 KB, or not valid Unicode text.
+            TextError: where a sentence is empty or without any character that makes a word, above
+                4 KB, or not valid Unicode text.
         """
         sentences = listed(texts)
         if not sentences:
@@ -82,12 +111,15 @@ class TextTokenizer:
         mask = np.zeros((len(sentences), self.length), np.float32)
         for row, sentence in enumerate(map(check_text, sentences)):
             encoding = self._tokenizer.encode(sentence, add_special_tokens=False)
-            tokens = encoding.ids
-            room = self.length - 2
-            if len(tokens) > room:
-                self._warn_of_dropped(sentence, encoding, room)
-                tokens = tokens[:room]
-            tokens = [self.sos_id, *tokens, self.eos_id]
+            if not encoding.ids:
+                raise TextError(
+                    "the sentence has nothing but accents and control characters: say what to "
+                    "segment"
+                )
+            if len(encoding.ids) > self._room:
+                self._warn_of_dropped(sentence, encoding, self._room)
+            words = encoding.ids[: self._room]
+            tokens = [self.sos_id, *words, self.eos_id][: self.length]
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
@@ -120,8 +152,15 @@ def tokenizer_of(bundle: Bundle) -> TextTokenizer:
     Raises BundleError where its file is another.
     """
     name, text = "tokenizer.json", bundle.manifest.text
-    tokenizer = TextTokenizer(bundle.file(name), text.length, bundle.read(name))
-    for field in ("sos_id", "eos_id", "pad_id"):
+    tokenizer = TextTokenizer(
+        bundle.file(name),
+        text.length,
+        bundle.read(name),
+        kind=text.tokenizer,
+        pad_id=text.pad_id,
+        truncation=text.truncation,
+    )
+    for field in ("sos_id", "eos_id"):
         said, found = getattr(text, field), getattr(tokenizer, field)
         if said != found:
             raise BundleError(

@@ -1,31 +1,43 @@
-"""tokenizer.json of the `tokenizers` library, as far as CLIP's tokenizer goes.
+"""tokenizer.json of the `tokenizers` library, as far as CLIP's and BERT's tokenizers go.
 
 The file comes with a bundle, and `tokenizers` trusts such files: a wrong setting changes the words
 in silence, a padding of 2^31 ends the process. So the file is compared, setting by setting, with
-CLIP's definition, as the C++ code does (runtime/cpp/src/tokenizer_file.cpp), and `tokenizers` is
-given that definition with the file's vocabulary and merges.
+the definition of its kind, as the C++ code does (runtime/cpp/src/tokenizer_file.cpp), and
+`tokenizers` is given that definition with the file's vocabulary and merges.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.models import BPE
-from tokenizers.normalizers import NFC, Lowercase, Replace
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import NFC, BertNormalizer, Lowercase, Replace
 from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from tfanet.errors import InputError
 
-__all__ = ["END_ID", "END_TOKEN", "MAX_FILE_BYTES", "START_ID", "START_TOKEN", "read_tokenizer"]
+__all__ = [
+    "BERT_TOKENS",
+    "END_ID",
+    "KINDS",
+    "MAX_FILE_BYTES",
+    "MAX_ID",
+    "START_ID",
+    "Kind",
+    "bert_wordpiece",
+    "read_tokenizer",
+]
 
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 START_ID, END_ID = 49406, 49407  # in CLIP's own vocabulary
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # of BERT's, those that are needed
 MAX_FILE_BYTES = 16 << 20  # CLIP's has 1.5 MB
 MAX_DEPTH, MAX_NAME_BYTES, MAX_ID = 16, 200, 2**31 - 1
 
@@ -34,22 +46,26 @@ _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 _SUFFIX = "</w>"
+_ANY = "*"
+
+
+def _added(index: int, token: str, mark: str = "") -> dict[str, str]:
+    place = f"{mark}/added_tokens/{index}/"
+    names = ("normalized", "single_word", "lstrip", "rstrip")
+    return {
+        f"?/added_tokens/{index}/id": _ANY,  # the vocabulary says it
+        place + "content": token,
+        **dict.fromkeys((place + name for name in names), "false"),
+        place + "special": "true",
+    }
+
+
 # A setting that is absent has this value too where it is marked with "?".
 _CLIP = {
     "?/truncation": "null",
     "?/padding": "null",
-    **{
-        f"/added_tokens/{index}/{name}": value
-        for index, token in enumerate((START_TOKEN, END_TOKEN))
-        for name, value in (
-            ("content", token),
-            ("normalized", "false"),
-            ("single_word", "false"),
-            ("lstrip", "false"),
-            ("rstrip", "false"),
-            ("special", "true"),
-        )
-    },
+    **_added(0, START_TOKEN),
+    **_added(1, END_TOKEN),
     "/normalizer/type": "Sequence",
     "/normalizer/normalizers/0/type": "NFC",
     "/normalizer/normalizers/1/type": "Replace",
@@ -74,6 +90,25 @@ _CLIP = {
     "?/model/byte_fallback": "false",
     "?/model/ignore_merges": "false",
 }
+_BERT = {
+    "?/truncation": "null",
+    "?/padding": "null",
+    **_added(0, "[PAD]"),
+    **_added(1, "[UNK]"),
+    **_added(2, "[CLS]"),
+    **_added(3, "[SEP]"),
+    **_added(4, "[MASK]", "?"),
+    "/normalizer/type": "BertNormalizer",
+    "/normalizer/clean_text": "true",
+    "/normalizer/handle_chinese_chars": "true",
+    "?/normalizer/strip_accents": "null",
+    "/normalizer/lowercase": "true",
+    "/pre_tokenizer/type": "BertPreTokenizer",
+    "/model/type": "WordPiece",
+    "/model/unk_token": "[UNK]",
+    "/model/continuing_subword_prefix": "##",
+    "/model/max_input_chars_per_word": "100",
+}
 # What changes the ids of a sentence; all else in the file is not used.
 _STEERING = (
     "/added_tokens/",
@@ -83,22 +118,44 @@ _STEERING = (
     "/truncation",
     "/padding",
 )
-_UNUSED = ("/added_tokens/0/id", "/added_tokens/1/id")  # the vocabulary says them
 Merges = list[tuple[str, str]]
 
 
-def read_tokenizer(path: str | Path, content: bytes) -> Tokenizer:
-    """CLIP's tokenizer with the vocabulary and merges of a file.
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of tokenizer fixes, whatever its vocabulary.
+
+    Attributes:
+        owner: the text encoder that it belongs to. positions: the tokens which that one can take.
+        start, end, pad: the tokens at both ends, and the one behind a sentence unless told.
+        truncation: what becomes of a longer sentence unless told; see `TextTokenizer`.
+        settings: what a file of it says. build: makes it of a vocabulary and merges.
+    """
+
+    owner: str
+    positions: int
+    start: str
+    end: str
+    pad: str
+    truncation: str
+    settings: dict[str, str]
+    build: Callable[[dict[str, int], Merges, str | Path], Tokenizer]
+
+
+def read_tokenizer(path: str | Path, content: bytes, kind: str) -> Tokenizer:
+    """The tokenizer of a kind with the vocabulary and merges of a file.
 
     Args:
-        path: its name, for messages. content: its bytes.
+        path: its name, for messages. content: its bytes. kind: one of `KINDS`.
 
     Raises:
-        InputError: where the file is damaged or too large, or any setting differs from CLIP's.
+        InputError: where the file is damaged or too large, is of another kind, or any setting
+            differs from its kind's.
     """
+    owner = KINDS[kind].owner
     if len(content) > MAX_FILE_BYTES:
         raise InputError(
-            f"{path} has {len(content):,} bytes, the limit is {MAX_FILE_BYTES:,}: use CLIP's "
+            f"{path} has {len(content):,} bytes, the limit is {MAX_FILE_BYTES:,}: use {owner}'s "
             "tokenizer"
         )
     try:
@@ -106,9 +163,8 @@ def read_tokenizer(path: str | Path, content: bytes) -> Tokenizer:
         settings = dict(_settings(document))
         model = document.get("model") if isinstance(document, dict) else None
         vocabulary, merges = _vocabulary(model), _merges(model)
-        _check_settings(settings, path)
-        _check_tokens(vocabulary, merges, path)
-        return _clip(vocabulary, merges)
+        _check_settings(settings, path, kind)
+        return KINDS[kind].build(vocabulary, merges, path)
     except RecursionError:
         _damaged(path, "it is nested too deeply")
     except InputError:
@@ -186,26 +242,32 @@ def _merges(model: Any) -> Merges:
     return merges
 
 
-def _check_settings(settings: dict[str, str], path: str | Path) -> None:
+def _check_settings(settings: dict[str, str], path: str | Path, kind: str) -> None:
     def differs(name: str, found: str, expected: str) -> NoReturn:
         raise InputError(
-            f"{path} is another tokenizer than CLIP's ({name} is {found:.80}, expected {expected}):"
-            " export the model again"
+            f"{path} is another tokenizer than {KINDS[kind].owner}'s ({name} is {found:.80}, "
+            f"expected {expected}): export the model again"
         )
 
-    for marked, value in _CLIP.items():
+    for name, other in KINDS.items():
+        if name != kind and settings.get("/model/type") == other.settings["/model/type"]:
+            raise InputError(
+                f"{path} is a {name} tokenizer, the model takes {kind}: give the file that the "
+                "model was trained with"
+            )
+    for marked, value in KINDS[kind].settings.items():
         name = marked.removeprefix("?")
         found = settings.pop(name, None)
         if found is None and name == marked:
             differs(name, "missing", value)
-        if found is not None and found != value:
+        if found is not None and value not in (found, _ANY):
             differs(name, found, value)
-    for name in sorted(settings.keys() - set(_UNUSED)):
+    for name in sorted(settings):
         if name.startswith(_STEERING):
             differs(name, settings[name], "nothing")
 
 
-def _check_tokens(vocabulary: dict[str, int], merges: Merges, path: str | Path) -> None:
+def _clip_bpe(vocabulary: dict[str, int], merges: Merges, path: str | Path) -> Tokenizer:
     if not {START_TOKEN, END_TOKEN} <= vocabulary.keys():
         raise InputError(f"{path} lacks CLIP's start and end tokens: use a CLIP tokenizer")
     characters = sorted(ByteLevel.alphabet())
@@ -215,9 +277,6 @@ def _check_tokens(vocabulary: dict[str, int], merges: Merges, path: str | Path) 
     for token in needed:
         if token not in vocabulary:
             raise ValueError(f"it lacks the token {token!r:.80}")
-
-
-def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
     tokenizer = Tokenizer(
         BPE(
             vocabulary,
@@ -233,3 +292,55 @@ def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
     tokens = [AddedToken(token, normalized=False) for token in (START_TOKEN, END_TOKEN)]
     tokenizer.add_special_tokens(tokens)
     return tokenizer
+
+
+def _checked_wordpiece(vocabulary: dict[str, int], merges: Merges, path: str | Path) -> Tokenizer:
+    if not vocabulary.keys() >= set(BERT_TOKENS):
+        raise InputError(f"{path} lacks BERT's [PAD], [UNK], [CLS] or [SEP]: use a BERT tokenizer")
+    if merges:
+        raise ValueError("a vocabulary of word pieces has no merges")
+    return bert_wordpiece(vocabulary)
+
+
+def bert_wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    """BERT's uncased tokenizer with a vocabulary, the ids by the tokens.
+
+    No token of it is special: "[SEP]" in a sentence is a word between brackets.
+    """
+    tokenizer = Tokenizer(
+        WordPiece(
+            vocabulary,
+            unk_token="[UNK]",
+            max_input_chars_per_word=100,
+            continuing_subword_prefix="##",
+        )
+    )
+    tokenizer.normalizer = BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
+    )
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+KINDS = {
+    "clip-bpe": Kind(
+        owner="CLIP",
+        positions=77,
+        start=START_TOKEN,
+        end=END_TOKEN,
+        pad=END_TOKEN,
+        truncation="keep-end",
+        settings=_CLIP,
+        build=_clip_bpe,
+    ),
+    "bert-wordpiece": Kind(
+        owner="BERT",
+        positions=512,
+        start="[CLS]",
+        end="[SEP]",
+        pad="[PAD]",
+        truncation="cut",
+        settings=_BERT,
+        build=_checked_wordpiece,
+    ),
+}

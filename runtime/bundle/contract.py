@@ -28,6 +28,8 @@ __all__ = [
     "LETTERBOX",
     "RANKS",
     "STRETCH",
+    "TOKENIZERS",
+    "TRUNCATIONS",
     "BundleError",
     "Interface",
     "Postprocessing",

@@ -86,7 +86,13 @@ class Family:
 
     def make_tokenizer(self, config: Config, file: Path | None = None) -> TextTokenizer:
         """The tokenizer of a configuration, of `file` or of the one that is shipped."""
-        return TextTokenizer(file or self.tokenizer_file, config.text_length)
+        return TextTokenizer(
+            file or self.tokenizer_file,
+            config.text_length,
+            kind=self.tokenizer,
+            pad_id=self.pad_id,
+            truncation=self.truncation,
+        )
 
     def run_text(self, model: Any, token_ids: Tensor) -> dict[str, Tensor]:
         """What the text graph gives, by name."""
