@@ -29,7 +29,7 @@ from PIL import Image
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import GRAPHS, image_feed
+from tfanet.runtime.bundle.graphs import GRAPHS, image_feed, names_of, text_features
 
 import onnxruntime
 
@@ -155,8 +155,8 @@ def measure(bundle: Path, runs: int, threads: int, memory_runs: int) -> dict[str
     def start_sessions() -> None:
         library = ort_library_path()
         text, image = (open_session(bundle / name, library, threads) for name in GRAPHS)
-        words, feature = text.run(None, {"token_ids": ids})
-        image.run(None, image_feed(tensor, (words, feature), mask))
+        taken = names_of(image.get_inputs())
+        image.run(None, image_feed(taken, tensor, text_features(text, ids), mask))
 
     def start_native() -> None:
         runtime = Native(bundle, threads)

@@ -37,7 +37,14 @@ from tfanet.plugins import expand_ss2d, ort_library_path, selective_scan_paralle
 from tfanet.plugins.pytorch.reference import ss2d_composed
 from tfanet.runtime import Bundle
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed
+from tfanet.runtime.bundle.graphs import (
+    IMAGE,
+    TEXT,
+    image_feed,
+    names_of,
+    random_tokens,
+    text_features,
+)
 
 BASELINE = "eager, parallel scan"
 FUSED, PARTS = "ONNX Runtime, our op", "ONNX Runtime, parts"
@@ -84,13 +91,10 @@ def make_candidates(
     """
     manifest = bundle.manifest
     model = load_model(manifest.model["preset"])
-    height, width = manifest.preprocessing["size"]
     random = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, height, width, generator=random)
-    ids = torch.full((1, manifest.text["length"]), manifest.text["eos_id"])
-    ids[0, :8] = torch.randint(0, manifest.text["sos_id"], (8,), generator=random)
-    words = torch.zeros(1, manifest.text["length"])
-    words[:, :9] = 1
+    image = torch.randn(1, 3, *manifest.preprocessing.size, generator=random)
+    tokens = random_tokens(np.random.default_rng(0), manifest.text, 7)
+    ids, words = map(torch.from_numpy, tokens)
 
     def eager() -> np.ndarray:
         return model(image, ids, words).numpy()
@@ -111,8 +115,11 @@ def make_candidates(
         )
 
         def run() -> np.ndarray:
-            features = text.run(None, {"token_ids": ids.numpy()})
-            return picture.run(None, image_feed(image.numpy(), features, words.numpy()))[0]
+            features = text_features(text, ids.numpy())
+            feed = image_feed(
+                names_of(picture.get_inputs()), image.numpy(), features, words.numpy()
+            )
+            return picture.run(None, feed)[0]
 
         return run
 
@@ -183,7 +190,7 @@ def main() -> None:
     if args.json:
         print(json.dumps({"export": cost, "rows": rows, "peak_gigabytes": peaks}))
         return
-    size = "x".join(map(str, bundle.manifest.preprocessing["size"]))
+    size = "x".join(map(str, bundle.manifest.preprocessing.size))
     print(f"{bundle.manifest.model['preset']}, {size}, batch 1, {args.threads} threads")
     if cost:
         print(f"export: {cost['seconds']:.0f} s, peak {cost['peak_gigabytes']:.1f} GB")

@@ -33,7 +33,7 @@ from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
 from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.cli.output import progress_line, table
-from tfanet.runtime.bundle.graphs import GRAPHS, TEXT, image_feed
+from tfanet.runtime.bundle.graphs import GRAPHS, TEXT, image_feed, text_features
 from tfanet.runtime.bundle.read import Bundle
 
 from onnxruntime import quantization
@@ -172,7 +172,8 @@ def feeds(bundle: Bundle, chosen: CalibrationSet, name: str) -> Iterator[dict[st
         if name == TEXT:
             yield {"token_ids": ids}
             continue
-        yield image_feed(picture, text.run(None, {"token_ids": ids}), mask)
+        taken = bundle.manifest.interface.image_inputs
+        yield image_feed(taken, picture, text_features(text, ids), mask)
 
 
 def share(prepared: PreparedBundle, models: Mapping[str, ModelProto]) -> float:

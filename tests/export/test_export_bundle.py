@@ -103,7 +103,7 @@ def test_a_fixed_batch_another_size_and_the_newest_opset(model, bundle, tmp_path
     assert Bundle.open(target).digest == bundle.digest
     made = export_bundle(model, target, **options, overwrite=True)
     assert made.path == target and [p.name for p in tmp_path.iterdir()] == ["b"]
-    assert made.manifest.preprocessing["size"] == [32, 96]
+    assert made.manifest.preprocessing.size == (32, 96)
     assert made.manifest.scan["function"] == "sequential"
     assert made.manifest.parity["skipped"] == {}
     assert functions_and_opset(made) == (3, 23)
