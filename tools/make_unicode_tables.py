@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import Regex, normalizers
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 HANGUL = range(0xAC00, 0xAC00 + 11172)  # composed by arithmetic
@@ -24,12 +26,36 @@ nfc: Callable[[str], str] = normalizers.NFC().normalize_str
 lower: Callable[[str], str] = normalizers.Lowercase().normalize_str
 
 
-def class_ranges(pattern: str) -> list[tuple[int, int]]:
+def bert_step(name: str) -> Callable[[str], str]:
+    """One of the four things that BERT's normalizer does."""
+    steps = dict.fromkeys(
+        ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), False
+    )
+    step: Callable[[str], str] = BertNormalizer(**{**steps, name: True}).normalize_str
+    return step
+
+
+def pattern_ranges(pattern: str) -> list[tuple[int, int]]:
     """(first, last) of the runs of characters that the pattern matches."""
     erase = normalizers.Replace(Regex(pattern), "").normalize_str
+    return ranges(lambda char: not erase(char))
+
+
+def bert_spaces(clean: Callable[[str], str]) -> list[tuple[int, int]]:
+    """(first, last) of what BERT takes for a space, from which no other character can come."""
+    split, strip = BertPreTokenizer().pre_tokenize_str, bert_step("strip_accents")
+    for c in CODE_POINTS:
+        later = lower(strip(clean(chr(c))))
+        if " " not in later and len(split(f"a{later}a")) == 2:
+            raise SystemExit(f"U+{c:04X} becomes a space: tokenizer_bert.cpp knows none so late")
+    return ranges(lambda char: clean(char) == " ")
+
+
+def ranges(matches: Callable[[str], bool]) -> list[tuple[int, int]]:
+    """(first, last) of the runs of characters of a class."""
     runs: list[tuple[int, int]] = []
     for c in CODE_POINTS:
-        if erase(chr(c)):
+        if not matches(chr(c)):
             continue
         if runs and runs[-1][1] == c - 1:
             runs[-1] = (runs[-1][0], c)
@@ -120,15 +146,26 @@ def table(name: str, rows: Iterable[tuple[int, ...]], note: str) -> str:
 
 def text() -> str:
     """The whole file."""
+    clean, strip = bert_step("clean_text"), bert_step("strip_accents")
+    apart, split = bert_step("handle_chinese_chars"), BertPreTokenizer().pre_tokenize_str
     return "\n".join(
         [
             "// Made by tools/make_unicode_tables.py; rows are deltas. Do not edit.\n",
-            table("kLetters", class_ranges(r"\p{L}"), "first, last"),
-            table("kNumbers", class_ranges(r"\p{N}"), "first, last"),
-            table("kSpaces", class_ranges(r"\s"), "first, last"),
+            table("kLetters", pattern_ranges(r"\p{L}"), "first, last"),
+            table("kNumbers", pattern_ranges(r"\p{N}"), "first, last"),
+            table("kSpaces", pattern_ranges(r"\s"), "first, last"),
             table("kCapitals", lower_runs(), "first, count, step, distance to the small letter"),
             table("kCombining", combining_runs(), "first, last, combining class"),
             table("kDecompositions", decompositions(), "character, first, second, composes"),
+            table("kBertDropped", ranges(lambda char: not clean(char)), "first, last"),
+            table("kBertSpaces", bert_spaces(clean), "first, last"),
+            table("kBertIdeographs", ranges(lambda char: apart(char) != char), "first, last"),
+            table("kBertAccents", ranges(lambda char: not strip(char)), "first, last"),
+            table(
+                "kBertPunctuation",
+                ranges(lambda char: len(split(f"a{char}a")) == 3),
+                "first, last",
+            ),
         ]
     )
 

@@ -24,7 +24,9 @@ from tfanet.runtime.bundle.read import file_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CPP = ROOT / "runtime" / "cpp"
-TOKENIZER = ("tokenizer", "tokenizer_file", "unicode", "python_text")  # its source files
+TOKENIZER = (  # its source files
+    *("tokenizer", "tokenizer_bert", "tokenizer_clip", "tokenizer_file", "unicode", "python_text"),
+)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from tfanet.plugins import selective_scan_ref, ss2d_ref
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSET = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
+BERT = ASSET.with_name("bert_tokenizer.json")
 KERNEL = ROOT / "plugins" / "csrc" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # as runtime/cpp is built
@@ -54,11 +55,12 @@ def test_tokens(compile_parts: Callable[..., Path]) -> None:
     corpus = ["", "The man's 2nd café", "cafe\u0301 각 🙂👍🏽 <|endoftext|> İſ \u0344"]
     corpus += ["".join(map(chr, random.integers(1, limit, 20))) for limit in limits]
     stream = b"".join(b"%d\n%s" % (len(text), text) for text in (t.encode() for t in corpus))
-    lines = emulate(program, ASSET, given=stream).decode().splitlines()
-    reference = Tokenizer.from_file(str(ASSET))
-    assert [list(map(int, line.split())) for line in lines] == [
-        reference.encode(text, add_special_tokens=False).ids for text in corpus
-    ]
+    for kind, asset in (("clip-bpe", ASSET), ("bert-wordpiece", BERT)):
+        lines = emulate(program, asset, kind, given=stream).decode().splitlines()
+        reference = Tokenizer.from_file(str(asset))
+        assert [list(map(int, line.split())) for line in lines] == [
+            reference.encode(text, add_special_tokens=False).ids for text in corpus
+        ]
 
 
 def test_scans(compile_parts: Callable[..., Path]) -> None:

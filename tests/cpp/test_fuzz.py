@@ -16,7 +16,7 @@ import pytest
 import tfanet
 
 CORPUS = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "fuzz" / "corpus"
-ASSET = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
+ASSETS = Path(tfanet.__file__).parent / "assets"
 NAMES = ["bundle", "tokenizer", "image"]
 SECONDS = 10
 
@@ -35,7 +35,7 @@ def outcomes(
         running[name] = subprocess.Popen(
             [targets / f"fuzz_{name}", f"-max_total_time={SECONDS}", found, CORPUS / name],
             cwd=folder,  # libFuzzer leaves an input that crashes there
-            env=os.environ | {"TFANET_TOKENIZER": str(ASSET), "FUZZ_LAST_INPUT": str(last)},
+            env=os.environ | {"TFANET_ASSETS": str(ASSETS), "FUZZ_LAST_INPUT": str(last)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -26,9 +26,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         tfanet::check_self_contained("image.onnx", data + 1, size - 1);
         tfanet::needs_floats(data + 1, size - 1);
         break;
-      case 2:
-        tfanet::Tokenizer("tokenizer.json", text, size - 1, 77);
+      case 2: {
+        tfanet::TokenizerRules rules;
+        rules.kind = data[0] < 128 ? "clip-bpe" : "bert-wordpiece";
+        rules.length = 77;
+        tfanet::Tokenizer("tokenizer.json", text, size - 1, rules);
         break;
+      }
       default: {
         // In one piece or in two, the checksum is the same.
         tfanet::Sha256 whole, parts;

@@ -33,8 +33,9 @@ class Watch {
 
 std::unique_ptr<const Tokenizer> make_tokenizer(const Bundle& bundle) {
   const auto* text = reinterpret_cast<const char*>(bundle.tokenizer.data.get());
-  return std::make_unique<Tokenizer>(bundle.tokenizer.path, text, bundle.tokenizer.size,
-                                     bundle.manifest.text_length);
+  TokenizerRules rules;
+  rules.length = bundle.manifest.text_length;
+  return std::make_unique<Tokenizer>(bundle.tokenizer.path, text, bundle.tokenizer.size, rules);
 }
 
 }  // namespace
@@ -134,7 +135,7 @@ SharedSentence Predictor::encode(std::string_view text) const {
   std::vector<float> mask(ids.size());
   const size_t tokens = tokenizer_->encode(text, ids.data(), mask.data());
   const SharedSentence encoded = encode(ids.data(), mask.data());
-  const size_t room = ids.size() - 2;
+  const size_t room = tokenizer_->room();
   if (tokens <= room) return encoded;
   auto cut = std::make_shared<Sentence>(*encoded);
   cut->dropped = tokens - room;

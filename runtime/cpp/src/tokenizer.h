@@ -1,9 +1,10 @@
-// CLIP's byte-pair tokenizer, equal token for token to the `tokenizers` library with the
-// tokenizer.json of a bundle.
+// Sentences to token ids, equal token for token to the `tokenizers` library with the
+// tokenizer.json of a bundle: CLIP's byte pairs or BERT's word pieces, cut and padded to a length.
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,53 +15,47 @@ namespace tfanet {
 
 inline constexpr size_t kMaxTextBytes = 4096;
 
-// What becomes of two neighbouring tokens: a hash table, read-only once it is filled.
-class MergeTable {
+// What a manifest says of its tokenizer, in its words.
+struct TokenizerRules {
+  std::string kind = "clip-bpe";  // or "bert-wordpiece": BERT's, uncased
+  int64_t length = 0;             // of a sentence in tokens, the start and end token included
+  std::optional<int64_t> pad_id;  // CLIP's end token or BERT's [PAD] unless given
+  // Of a longer sentence. "keep-end" cuts its words; "cut" what is too long, so that the end token
+  // is lost. Empty: CLIP's is "keep-end", BERT's is "cut".
+  std::string truncation;
+};
+
+// The part in which the kinds differ: a text's tokens, without start and end.
+class Pieces {
  public:
-  struct Merge {
-    int32_t rank, token;
-  };
-  explicit MergeTable(size_t count);
-  void add(int32_t first, int32_t second, Merge merge);
-  const Merge* find(int32_t first, int32_t second) const;  // null: they stay apart
-
- private:
-  struct Slot {
-    uint64_t pair;
-    Merge merge;
-  };
-  size_t slot_of(uint64_t pair) const;
-
-  size_t mask_;
-  std::vector<Slot> slots_;
+  virtual ~Pieces() = default;
+  virtual std::vector<int32_t> tokens(const CodePoints& text) const = 0;
 };
 
 class Tokenizer {
  public:
-  // `path` is for messages. Throws BAD_BUNDLE where the bytes are not CLIP's tokenizer, or `length`
-  // is not 3 to 77.
-  Tokenizer(const std::string& path, const char* data, size_t size, int64_t length);
+  // `path` is for messages. Throws BAD_BUNDLE, in Python's words, where the rules cannot be, or the
+  // bytes are not the tokenizer that they name.
+  Tokenizer(const std::string& path, const char* data, size_t size, const TokenizerRules& rules);
 
   // All tokens of a text of any length, without start and end.
-  std::vector<int32_t> tokens(const CodePoints& text) const;
+  std::vector<int32_t> tokens(const CodePoints& text) const { return pieces_->tokens(text); }
 
-  // Token ids and word mask of `length` places each; returns the number of tokens before the cut.
-  // Throws BAD_TEXT, in Python's words, where the sentence is empty, too long or not UTF-8.
+  // Token ids and word mask of `length` places each; returns the number of tokens before the cut,
+  // of which there is room for `room`. Throws BAD_TEXT, in Python's words, where the sentence is
+  // empty or holds no word, is too long or not UTF-8.
   size_t encode(std::string_view sentence, int64_t* ids, float* mask) const;
 
   size_t length() const { return length_; }
+  size_t room() const { return room_; }
   int64_t sos_id() const { return sos_id_; }
   int64_t eos_id() const { return eos_id_; }
-  int64_t pad_id() const { return eos_id_; }
+  int64_t pad_id() const { return pad_id_; }
 
  private:
-  void add_words(const CodePoints& text, std::vector<int32_t>& out) const;
-  void add_word(std::string_view bytes, std::vector<int32_t>& out) const;
-
-  size_t length_ = 0;
-  int32_t sos_id_ = 0, eos_id_ = 0;
-  std::array<int32_t, 256> inner_{}, last_{};  // token of a byte inside a word, and at its end
-  MergeTable merges_;
+  size_t length_, room_ = 0;
+  int64_t sos_id_ = 0, eos_id_ = 0, pad_id_ = 0;
+  std::unique_ptr<const Pieces> pieces_;
 };
 
 // The sentence's characters, if it can be used; throws BAD_TEXT if not.

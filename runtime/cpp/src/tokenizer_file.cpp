@@ -127,54 +127,88 @@ class Reader {
   bool in_vocabulary_ = false, in_merges_ = false;
 };
 
-struct Setting {
-  const char* path;
-  const char* value;
+constexpr TokenizerKind kKinds[] = {
+    {"clip-bpe", "CLIP", 77, kStartToken, kEndToken, kEndToken, "keep-end", true},
+    {"bert-wordpiece", "BERT", 512, "[CLS]", "[SEP]", "[PAD]", "cut", false},
 };
+
+constexpr char kAny[] = "*";
+
+struct Setting {
+  std::string path, value;
+};
+using Settings = std::vector<Setting>;
+
+void add_token(Settings& settings, const char* place, const char* token) {
+  // The vocabulary says the id.
+  const char* absent = place[0] == '?' ? "" : "?";
+  settings.push_back({join(absent, place, "/id"), kAny});
+  settings.push_back({join(place, "/content"), token});
+  for (const char* name : {"/normalized", "/single_word", "/lstrip", "/rstrip"}) {
+    settings.push_back({join(place, name), "false"});
+  }
+  settings.push_back({join(place, "/special"), "true"});
+}
 
 // What the C++ code does, said in the file's terms. A setting that is absent has this value too in
 // `tokenizers`, where it is marked with "?" in front.
-constexpr Setting kClip[] = {
-    {"?/truncation", "null"},
-    {"?/padding", "null"},
-    {"/added_tokens/0/content", kStartToken},
-    {"/added_tokens/0/normalized", "false"},
-    {"/added_tokens/0/single_word", "false"},
-    {"/added_tokens/0/lstrip", "false"},
-    {"/added_tokens/0/rstrip", "false"},
-    {"/added_tokens/0/special", "true"},
-    {"/added_tokens/1/content", kEndToken},
-    {"/added_tokens/1/normalized", "false"},
-    {"/added_tokens/1/single_word", "false"},
-    {"/added_tokens/1/lstrip", "false"},
-    {"/added_tokens/1/rstrip", "false"},
-    {"/added_tokens/1/special", "true"},
-    {"/normalizer/type", "Sequence"},
-    {"/normalizer/normalizers/0/type", "NFC"},
-    {"/normalizer/normalizers/1/type", "Replace"},
-    {"/normalizer/normalizers/1/pattern/Regex", "\\s+"},
-    {"/normalizer/normalizers/1/content", " "},
-    {"/normalizer/normalizers/2/type", "Lowercase"},
-    {"/pre_tokenizer/type", "Sequence"},
-    {"/pre_tokenizer/pretokenizers/0/type", "Split"},
-    {"/pre_tokenizer/pretokenizers/0/pattern/Regex",
-     "<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|"
-     "[^\\s\\p{L}\\p{N}]+"},
-    {"/pre_tokenizer/pretokenizers/0/behavior", "Removed"},
-    {"/pre_tokenizer/pretokenizers/0/invert", "true"},
-    {"/pre_tokenizer/pretokenizers/1/type", "ByteLevel"},
-    {"/pre_tokenizer/pretokenizers/1/add_prefix_space", "false"},
-    {"?/pre_tokenizer/pretokenizers/1/trim_offsets", "true"},
-    {"?/pre_tokenizer/pretokenizers/1/use_regex", "true"},
-    {"/model/type", "BPE"},
-    {"?/model/dropout", "null"},
-    {"?/model/unk_token", kEndToken},
-    {"?/model/continuing_subword_prefix", ""},
-    {"/model/end_of_word_suffix", "</w>"},
-    {"?/model/fuse_unk", "false"},
-    {"?/model/byte_fallback", "false"},
-    {"?/model/ignore_merges", "false"},
-};
+Settings clip_settings() {
+  Settings settings = {{"?/truncation", "null"}, {"?/padding", "null"}};
+  add_token(settings, "/added_tokens/0", kStartToken);
+  add_token(settings, "/added_tokens/1", kEndToken);
+  const Settings parts = {
+      {"/normalizer/type", "Sequence"},
+      {"/normalizer/normalizers/0/type", "NFC"},
+      {"/normalizer/normalizers/1/type", "Replace"},
+      {"/normalizer/normalizers/1/pattern/Regex", "\\s+"},
+      {"/normalizer/normalizers/1/content", " "},
+      {"/normalizer/normalizers/2/type", "Lowercase"},
+      {"/pre_tokenizer/type", "Sequence"},
+      {"/pre_tokenizer/pretokenizers/0/type", "Split"},
+      {"/pre_tokenizer/pretokenizers/0/pattern/Regex",
+       "<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|"
+       "[^\\s\\p{L}\\p{N}]+"},
+      {"/pre_tokenizer/pretokenizers/0/behavior", "Removed"},
+      {"/pre_tokenizer/pretokenizers/0/invert", "true"},
+      {"/pre_tokenizer/pretokenizers/1/type", "ByteLevel"},
+      {"/pre_tokenizer/pretokenizers/1/add_prefix_space", "false"},
+      {"?/pre_tokenizer/pretokenizers/1/trim_offsets", "true"},
+      {"?/pre_tokenizer/pretokenizers/1/use_regex", "true"},
+      {"/model/type", "BPE"},
+      {"?/model/dropout", "null"},
+      {"?/model/unk_token", kEndToken},
+      {"?/model/continuing_subword_prefix", ""},
+      {"/model/end_of_word_suffix", "</w>"},
+      {"?/model/fuse_unk", "false"},
+      {"?/model/byte_fallback", "false"},
+      {"?/model/ignore_merges", "false"},
+  };
+  settings.insert(settings.end(), parts.begin(), parts.end());
+  return settings;
+}
+
+Settings bert_settings() {
+  Settings settings = {{"?/truncation", "null"}, {"?/padding", "null"}};
+  add_token(settings, "/added_tokens/0", "[PAD]");
+  add_token(settings, "/added_tokens/1", "[UNK]");
+  add_token(settings, "/added_tokens/2", "[CLS]");
+  add_token(settings, "/added_tokens/3", "[SEP]");
+  add_token(settings, "?/added_tokens/4", "[MASK]");
+  const Settings parts = {
+      {"/normalizer/type", "BertNormalizer"},
+      {"/normalizer/clean_text", "true"},
+      {"/normalizer/handle_chinese_chars", "true"},
+      {"?/normalizer/strip_accents", "null"},
+      {"/normalizer/lowercase", "true"},
+      {"/pre_tokenizer/type", "BertPreTokenizer"},
+      {"/model/type", "WordPiece"},
+      {"/model/unk_token", "[UNK]"},
+      {"/model/continuing_subword_prefix", "##"},
+      {"/model/max_input_chars_per_word", "100"},
+  };
+  settings.insert(settings.end(), parts.begin(), parts.end());
+  return settings;
+}
 
 bool steers(const std::string& path) {
   for (const char* part :
@@ -184,27 +218,53 @@ bool steers(const std::string& path) {
   return false;
 }
 
-void check_settings(std::map<std::string, std::string> settings, const std::string& path) {
+void check_settings(std::map<std::string, std::string> settings, const std::string& path,
+                    const TokenizerKind& kind) {
   const auto differs = [&](const std::string& name, const std::string& found,
                            const std::string& expected) {
-    fail(TFANET_BAD_BUNDLE, path, " is another tokenizer than CLIP's (", name, " is ", found,
-         ", expected ", expected, "): export the model again");
+    fail(TFANET_BAD_BUNDLE, path, " is another tokenizer than ", kind.owner, "'s (", name, " is ",
+         found, ", expected ", expected, "): export the model again");
   };
-  for (const Setting& expected : kClip) {
+  const auto model = settings.find("/model/type");
+  const char* const other = kind.byte_pairs ? "WordPiece" : "BPE";
+  if (model != settings.end() && model->second == other) {
+    fail(TFANET_BAD_BUNDLE, path, " is a ", kKinds[kind.byte_pairs ? 1 : 0].name,
+         " tokenizer, the model takes ", kind.name,
+         ": give the file that the model was trained with");
+  }
+  for (const Setting& expected : kind.byte_pairs ? clip_settings() : bert_settings()) {
     const bool optional = expected.path[0] == '?';
-    const std::string name = expected.path + (optional ? 1 : 0);
+    const std::string name = expected.path.substr(optional ? 1 : 0);
     const auto found = settings.find(name);
     if (found == settings.end()) {
       if (!optional) differs(name, "missing", expected.value);
     } else {
-      if (found->second != expected.value) differs(name, found->second, expected.value);
+      if (expected.value != kAny && found->second != expected.value) {
+        differs(name, found->second, expected.value);
+      }
       settings.erase(found);
     }
   }
-  settings.erase("/added_tokens/0/id");
-  settings.erase("/added_tokens/1/id");
   for (const auto& [name, value] : settings) {
     if (steers(name)) differs(name, value, "nothing");
+  }
+}
+
+void check_tokens(const TokenizerFile& file, const std::string& path, const TokenizerKind& kind) {
+  const auto lacks = [&](const char* token) { return file.vocabulary.find(token) == nullptr; };
+  if (kind.byte_pairs) {
+    if (lacks(kStartToken) || lacks(kEndToken)) {
+      fail(TFANET_BAD_BUNDLE, path, " lacks CLIP's start and end tokens: use a CLIP tokenizer");
+    }
+    return;
+  }
+  if (lacks("[PAD]") || lacks("[UNK]") || lacks("[CLS]") || lacks("[SEP]")) {
+    fail(TFANET_BAD_BUNDLE, path,
+         " lacks BERT's [PAD], [UNK], [CLS] or [SEP]: use a BERT tokenizer");
+  }
+  if (!file.merges.empty()) {
+    fail(TFANET_BAD_BUNDLE, path,
+         " is not a tokenizer file (a vocabulary of word pieces has no merges): copy it again");
   }
 }
 
@@ -248,7 +308,22 @@ const int32_t* Vocabulary::find(std::string_view token) const {
   return slot.token.data() == nullptr ? nullptr : &slot.id;
 }
 
-TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size) {
+bool Vocabulary::has_id(int64_t id) const {
+  return std::any_of(slots_.begin(), slots_.end(), [&](const Slot& slot) {
+    return slot.token.data() != nullptr && slot.id == id;
+  });
+}
+
+const TokenizerKind& find_tokenizer_kind(const std::string& name) {
+  for (const TokenizerKind& kind : kKinds) {
+    if (name == kind.name) return kind;
+  }
+  fail(TFANET_BAD_BUNDLE, "the tokenizer is ", repr(std::string_view(name)), ": choose ",
+       kKinds[0].name, " or ", kKinds[1].name);
+}
+
+TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size,
+                                  const TokenizerKind& kind) {
   // The parser would take it for the end.
   if (const size_t end = ::strnlen(data, size); end < size) {
     fail(TFANET_BAD_BUNDLE, path, " is not a tokenizer file (byte ", end,
@@ -261,7 +336,7 @@ TokenizerFile read_tokenizer_file(const std::string& path, const char* data, siz
   if (!nlohmann::json::sax_parse(data, data + size, &reader)) {
     fail(TFANET_BAD_BUNDLE, path, " is not a tokenizer file (", reader.problem, "): copy it again");
   }
-  check_settings(std::move(reader.settings), path);
+  check_settings(std::move(reader.settings), path, kind);
   if (reader.merges.size() % 2 != 0) {
     fail(TFANET_BAD_BUNDLE, path, " is not a tokenizer file (a merge has no second part): copy it ",
          "again");
@@ -277,6 +352,7 @@ TokenizerFile read_tokenizer_file(const std::string& path, const char* data, siz
   for (size_t i = 0; i < reader.merges.size(); i += 2) {
     file.merges.emplace_back(view(reader.merges[i]), view(reader.merges[i + 1]));
   }
+  check_tokens(file, path, kind);
   return file;
 }
 

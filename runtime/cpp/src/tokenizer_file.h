@@ -1,4 +1,4 @@
-// tokenizer.json of the `tokenizers` library, as far as CLIP's tokenizer goes.
+// tokenizer.json of the `tokenizers` library, as far as CLIP's and BERT's tokenizers go.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@ class Vocabulary {
   explicit Vocabulary(size_t count);
   void set(std::string_view token, int32_t id);
   const int32_t* find(std::string_view token) const;  // null where it is not known
+  bool has_id(int64_t id) const;
 
  private:
   struct Slot {
@@ -40,7 +41,22 @@ struct TokenizerFile {
   std::vector<std::pair<std::string_view, std::string_view>> merges;  // the first ones come first
 };
 
-// Throws BAD_BUNDLE where the file is damaged, or any setting differs from CLIP's.
-TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size);
+// What a kind of tokenizer fixes, whatever its vocabulary.
+struct TokenizerKind {
+  const char* name;   // in manifests
+  const char* owner;  // the text encoder that it belongs to
+  int64_t positions;  // tokens which that one can take
+  const char *start, *end, *pad;
+  const char* truncation;  // unless a manifest says it
+  bool byte_pairs;         // else word pieces
+};
+
+// Throws BAD_BUNDLE where there is none of this name.
+const TokenizerKind& find_tokenizer_kind(const std::string& name);
+
+// Throws BAD_BUNDLE, in Python's words, where the file is damaged, is of another kind, lacks a
+// token that the kind needs, or any setting differs from the kind's.
+TokenizerFile read_tokenizer_file(const std::string& path, const char* data, size_t size,
+                                  const TokenizerKind& kind);
 
 }  // namespace tfanet

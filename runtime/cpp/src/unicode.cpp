@@ -33,6 +33,11 @@ constexpr auto kSpaceRows = summed<2>(kSpaces);
 constexpr auto kCapitalRows = summed<4>(kCapitals);
 constexpr auto kCombiningRows = summed<3>(kCombining);
 constexpr auto kDecompositionRows = summed<4>(kDecompositions);
+constexpr auto kBertDroppedRows = summed<2>(kBertDropped);
+constexpr auto kBertSpaceRows = summed<2>(kBertSpaces);
+constexpr auto kBertIdeographRows = summed<2>(kBertIdeographs);
+constexpr auto kBertAccentRows = summed<2>(kBertAccents);
+constexpr auto kBertPunctuationRows = summed<2>(kBertPunctuation);
 
 // The last row that begins at or before c, or null.
 template <typename Rows>
@@ -73,6 +78,24 @@ void decompose(char32_t c, CodePoints& out) {
   }
   decompose(static_cast<char32_t>((*row)[1]), out);
   if ((*row)[2] != 0) decompose(static_cast<char32_t>((*row)[2]), out);
+}
+
+// Normalization form D.
+CodePoints nfd(const CodePoints& text) {
+  CodePoints parts;
+  parts.reserve(text.size());
+  for (const char32_t c : text) decompose(c, parts);
+  std::vector<int32_t> classes(parts.size());
+  std::transform(parts.begin(), parts.end(), classes.begin(), combining_class);
+  for (size_t at = 0; at < parts.size();) {
+    size_t end = at;
+    while (end < parts.size() && classes[end] != 0) ++end;
+    std::stable_sort(parts.begin() + at, parts.begin() + end, [](char32_t a, char32_t b) {
+      return combining_class(a) < combining_class(b);
+    });
+    at = end + 1;
+  }
+  return parts;
 }
 
 struct Pair {
@@ -129,6 +152,14 @@ CharClass char_class(char32_t c) {
   return in_ranges(kSpaceRows, c) ? CharClass::kSpace : CharClass::kOther;
 }
 
+BertClass bert_class(char32_t c) {
+  if (in_ranges(kBertSpaceRows, c)) return BertClass::kSpace;
+  if (in_ranges(kBertDroppedRows, c)) return BertClass::kDropped;
+  return in_ranges(kBertIdeographRows, c) ? BertClass::kIdeograph : BertClass::kOther;
+}
+
+bool is_bert_punctuation(char32_t c) { return in_ranges(kBertPunctuationRows, c); }
+
 bool is_python_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
          c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
@@ -174,22 +205,20 @@ void append_utf8(std::string& out, char32_t c) {
   for (int i = more - 1; i >= 0; --i) out += static_cast<char>(0x80 | (c >> (6 * i) & 0x3F));
 }
 
+CodePoints without_accents(const CodePoints& text) {
+  // Below U+00C0 nothing has parts.
+  if (std::all_of(text.begin(), text.end(), [](char32_t c) { return c < 0xC0; })) return text;
+  CodePoints parts = nfd(text);
+  parts.erase(std::remove_if(parts.begin(), parts.end(),
+                             [](char32_t c) { return in_ranges(kBertAccentRows, c); }),
+              parts.end());
+  return parts;
+}
+
 CodePoints nfc(const CodePoints& text) {
   // Below U+0300 every character is composed already, and none joins with its neighbour.
   if (std::all_of(text.begin(), text.end(), [](char32_t c) { return c < 0x300; })) return text;
-  CodePoints parts;
-  parts.reserve(text.size());
-  for (const char32_t c : text) decompose(c, parts);
-  std::vector<int32_t> classes(parts.size());
-  std::transform(parts.begin(), parts.end(), classes.begin(), combining_class);
-  for (size_t at = 0; at < parts.size();) {
-    size_t end = at;
-    while (end < parts.size() && classes[end] != 0) ++end;
-    std::stable_sort(parts.begin() + at, parts.begin() + end, [](char32_t a, char32_t b) {
-      return combining_class(a) < combining_class(b);
-    });
-    at = end + 1;
-  }
+  const CodePoints parts = nfd(text);
   CodePoints out;
   out.reserve(parts.size());
   constexpr size_t kNone = SIZE_MAX;
