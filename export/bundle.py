@@ -22,7 +22,6 @@ from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 from tfanet.progress import Progress
-from tfanet.runtime.bundle.contract import Tokenization
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
     FILES,
@@ -109,24 +108,15 @@ def _write(
             progress(stage, done, STEPS)
 
     family, config = family_of(network), network.config
-    tokenizer = family.make_tokenizer(config)
-    tokens = Tokenization(
-        config.text_length,
-        tokenizer.pad_id,
-        tokenizer.sos_id,
-        tokenizer.eos_id,
-        family.tokenizer,
-        family.truncation,
-    )
+    tokens = family.tokenization(config)
     report("exporting text.onnx", 0)
-    text = export_text(network, tokens, dynamic_batch=dynamic_batch, opset=opset)
+    text = export_text(network, dynamic_batch=dynamic_batch, opset=opset)
     interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
     image = export_image(
         network,
         size,
-        tokens,
         outputs=outputs,
         function=function,
         fuse=fuse,
@@ -145,7 +135,6 @@ def _write(
         network,
         file_backends(work / TEXT, work / IMAGE),
         size,
-        tokens,
         dynamic_batch=dynamic_batch,
     )
     report("writing", 3)

@@ -34,7 +34,6 @@ from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.contract import Tokenization
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
@@ -103,10 +102,9 @@ def bundle_backends(bundle: Bundle) -> dict[str, Backend]:
 
 
 def check_graphs(
-    model: nn.Module,
+    model: Any,
     backends: Mapping[str, Backend],
     size: tuple[int, int],
-    tokens: Tokenization,
     *,
     dynamic_batch: bool = True,
     progress: Progress | None = None,
@@ -114,8 +112,7 @@ def check_graphs(
     """Compare backends with the model, all that can run here.
 
     Args:
-        model: in evaluation mode. backends: by name. size: (H, W) of the image graph. tokens: how
-            sentences are made.
+        model: in evaluation mode. backends: by name. size: (H, W) of the image graph.
 
     Returns:
         max_rel_error, pixels_changed and pixels over all cases that do not round; the limits;
@@ -125,8 +122,9 @@ def check_graphs(
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
     """
-    cases = make_cases(tokens, size, dynamic_batch)
-    threshold = family_of(model).postprocessing.logit_threshold
+    family = family_of(model)
+    cases = make_cases(family.tokenization(model.config), size, dynamic_batch)
+    threshold = family.postprocessing.logit_threshold
     expected = [_run_torch(model, case) for case in cases]
     results: list[dict[str, Any]] = []
     exact: list[dict[str, Any]] = []
@@ -175,7 +173,6 @@ def check_bundle(
         load_reference(opened, checkpoint),
         bundle_backends(opened),
         opened.manifest.preprocessing.size,
-        opened.manifest.text,
         dynamic_batch=opened.manifest.dynamic_batch,
         progress=progress,
     )

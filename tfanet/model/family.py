@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.model.config import Config, check_image_size
-from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
+from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing, Tokenization
 from tfanet.runtime.bundle.graphs import image_feed
 from tfanet.runtime.tokenizer import TextTokenizer
 
@@ -93,6 +93,12 @@ class Family:
             pad_id=self.pad_id,
             truncation=self.truncation,
         )
+
+    def tokenization(self, config: Config, file: Path | None = None) -> Tokenization:
+        """What a bundle says of that tokenizer."""
+        made = self.make_tokenizer(config, file)
+        ids = (made.pad_id, made.sos_id, made.eos_id)
+        return Tokenization(config.text_length, *ids, self.tokenizer, self.truncation)
 
     def run_text(self, model: Any, token_ids: Tensor) -> dict[str, Tensor]:
         """What the text graph gives, by name."""
