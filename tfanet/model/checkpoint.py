@@ -102,12 +102,14 @@ def _load_safetensors(path: Path) -> nn.Module:
 def _load_official(path: Path, config: Config | None) -> nn.Module:
     document = read_pth(path)
     family = _recognised(document) if config is None else _family_of(config)
-    config = config or family.presets[f"{family.name}-base"]
-    names = set(_outline(family, config))
+    chosen = config or family.presets[f"{family.name}-base"]
+    names = set(_outline(family, chosen))
     tensors = choose_level(document, names | set(family.marks))
+    if config is None and family.official_config is not None:
+        chosen = family.official_config(tensors, chosen)
     if family.from_official is not None:
-        tensors = family.from_official(tensors, config)
-    return _fill(family, config, tensors, path)
+        tensors = family.from_official(tensors, chosen)
+    return _fill(family, chosen, tensors, path)
 
 
 def _family_of(config: Config) -> Family:

@@ -18,7 +18,7 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FAMILIES", "Family", "find_family", "find_preset", "presets"]
 
-FAMILIES = ("tfanet",)  # each is a package here, with its `FAMILY` in family.py
+FAMILIES = ("tfanet", "asda")  # each is a package here, with its `FAMILY` in family.py
 TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
 
 
@@ -42,6 +42,8 @@ class Family:
         value, threshold: how a mask is made of the logit, see `Postprocessing`.
         from_official: a state dict by the official names to one by the network's own, dead entries
             dropped; it raises InputError for what contradicts itself. None: the names are the same.
+        official_config: the configuration of an official file, where its shapes tell what the base
+            preset leaves open. None: it is that preset's.
         marks: parameters that no other family has, by which a file is recognised.
         full_precision: ends of names of parameters that stay float32 in a half checkpoint.
         parts: patterns of module names whose outputs a parity report compares.
@@ -67,6 +69,7 @@ class Family:
     value: str = "logit"
     threshold: float = 0.0
     from_official: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] | None = None
+    official_config: Callable[[Mapping[str, Tensor], Any], Config] | None = None
     full_precision: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 
