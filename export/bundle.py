@@ -17,11 +17,12 @@ from tfanet.export.graphs import export_image, export_text
 from tfanet.export.parity.check import check_graphs, file_backends
 from tfanet.export.trace import check_options, graph_interface
 from tfanet.model.checkpoint import family_of, load_model
-from tfanet.model.family import presets
+from tfanet.model.family import Family, presets
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
 from tfanet.progress import Progress
+from tfanet.runtime.bert_vocabulary import wordpiece_from_vocab
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
     FILES,
@@ -48,6 +49,7 @@ def export_bundle(
     dynamic_batch: bool = True,
     opset: int = 20,
     instances: bool = False,
+    vocab: str | Path | None = None,
     overwrite: bool = False,
     finish: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
@@ -63,6 +65,8 @@ def export_bundle(
         dynamic_batch: leave the batch open, else fix it at 1.
         opset: 18 to 23.
         instances: of a family that tells objects apart, give each one's mask too.
+        vocab: of a family that reads BERT's word pieces, the vocab.txt of its own training; without
+            it, that of bert-base-uncased.
         finish: called with the whole bundle before it takes its place, to add engines, say.
 
     The directory appears complete or not at all: it is written beside its place under another
@@ -84,23 +88,39 @@ def export_bundle(
         outputs = (*outputs, "relevance", "instances", "alignment")
         if "instances" not in family.image_outputs.values():
             raise InputError(f"{family.title} does not tell objects apart: leave instances out")
+    tokenizer = _tokenizer(family, config, vocab)
+    graph = {
+        "outputs": outputs,
+        "function": function,
+        "fuse": fuse,
+        "dynamic_batch": dynamic_batch,
+        "opset": opset,
+    }
     with new_bundle(output, overwrite=overwrite) as work:
-        _write(work, network, source, size, outputs, function, fuse, dynamic_batch, opset, progress)
+        _write(work, network, tokenizer, source, size, graph, progress)
         if finish is not None:
             finish(work)
     return Bundle.open(output)
 
 
+def _tokenizer(family: Family, config: Any, vocab: str | Path | None) -> bytes:
+    """The bundle's tokenizer.json."""
+    if vocab is None:
+        return family.tokenizer_file.read_bytes()
+    if family.tokenizer != "bert-wordpiece":
+        raise InputError(
+            f"{family.title} reads CLIP's byte pairs, whose vocabulary is fixed: leave vocab out"
+        )
+    return wordpiece_from_vocab(vocab, config.text.vocabulary)
+
+
 def _write(
     work: Path,
     network: Any,
+    tokenizer: bytes,
     source: str,
     size: tuple[int, int],
-    outputs: tuple[str, ...],
-    function: str,
-    fuse: bool,
-    dynamic_batch: bool,
-    opset: int,
+    graph: dict[str, Any],
     progress: Progress | None,
 ) -> None:
     def report(stage: str, done: int) -> None:
@@ -108,27 +128,20 @@ def _write(
             progress(stage, done, STEPS)
 
     family, config = family_of(network), network.config
-    tokens = family.tokenization(config)
+    (work / "tokenizer.json").write_bytes(tokenizer)
+    tokens = family.tokenization(config, work / "tokenizer.json")
+    dynamic_batch = graph["dynamic_batch"]
     report("exporting text.onnx", 0)
-    text = export_text(network, dynamic_batch=dynamic_batch, opset=opset)
+    text = export_text(network, dynamic_batch=dynamic_batch, opset=graph["opset"])
     interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
-    image = export_image(
-        network,
-        size,
-        outputs=outputs,
-        function=function,
-        fuse=fuse,
-        dynamic_batch=dynamic_batch,
-        opset=opset,
-    )
+    image = export_image(network, size, **graph)
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
     interface[IMAGE] = _save(image, work / IMAGE)
     del image
     for value in interface[IMAGE][1]:
         value["role"] = family.image_outputs[value["name"]]
-    (work / "tokenizer.json").write_bytes(family.tokenizer_file.read_bytes())
 
     report("comparing with PyTorch", 2)
     figures = check_graphs(
@@ -156,7 +169,7 @@ def _write(
             "domain": DOMAIN,
             "op": SELECTIVE_SCAN.op_type,
             "version": VERSION,
-            "function": function,
+            "function": graph["function"],
             "calls": calls,
             "fused": fused,
         },

@@ -45,6 +45,7 @@ VALUES = {
     "input": ["1x2"],
     "observer": ["minmax"],
     "opset": ["21"],
+    "vocab": ["vocab.txt"],
     "output": ["other"],
     "picture": ["x.png", "words"],
     "plugin": ["aot"],

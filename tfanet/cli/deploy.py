@@ -128,12 +128,20 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
     save_mask(prediction.mask, args.output)
     if args.overlay:
         save_overlay(image, prediction.mask, args.overlay)
+    instances = None
+    if prediction.instances is not None:
+        instances = [
+            {"relevance": one.relevance, "pixels": int(one.mask.sum())}
+            for one in prediction.instances
+        ]
     result = {
         "mask": args.output,
         "overlay": args.overlay,
         "pixels": int(prediction.mask.sum()),
         "share": float(prediction.mask.mean()),
         "score": float(prediction.score),
+        "no_target": prediction.no_target,
+        "instances": instances,
         "timings_ms": prediction.timings,
         "backend": predictor.info(),
     }
@@ -144,6 +152,10 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         f"{args.output}: {result['pixels']} pixels ({result['share']:.1%} of the picture), "
         f"score {result['score']:.2f}\n{timings} on {backend}"
     )
+    if prediction.no_target is not None:
+        text += f"\nthe sentence means nothing in the picture: {prediction.no_target:.0%} likely"
+    for one in instances or ():
+        text += f"\nan object of {one['pixels']} pixels, {one['relevance']:.0%} relevant"
     return result, text
 
 

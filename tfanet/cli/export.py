@@ -29,6 +29,15 @@ def _add_bundle_options(parser: Any) -> None:
         type=image_size,
         help="480 or HEIGHTxWIDTH, multiples of 32 (default: the model's)",
     )
+    parser.add_argument(
+        "--instances",
+        action="store_true",
+        help="of a model that tells objects apart, give each one's mask too",
+    )
+    parser.add_argument(
+        "--vocab",
+        help="the vocab.txt of the model's BERT (default: that of bert-base-uncased)",
+    )
 
 
 FROM_PYTORCH = OptionGroup(_add_bundle_options)
@@ -38,7 +47,7 @@ def add_verbs(verbs: Verbs) -> None:
     export = add_verb(verbs, "export", run_export)
     source = export.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="a .safetensors or .pth file made by `tfanet train`")
-    source.add_argument("--preset", help="tfanet-tiny (trained) or tfanet-base (random weights)")
+    source.add_argument("--preset", help="such as tfanet-tiny (trained) or tfanet-base (not)")
     source.add_argument("--bundle", help="an FP32 bundle, to quantise")
     export.add_argument("--output", required=True, help="the bundle directory to write")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
