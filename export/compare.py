@@ -24,6 +24,7 @@ __all__ = [
     "make_cases",
     "relative_error",
     "run_case",
+    "run_outputs",
 ]
 
 MAX_REL_ERROR = 1e-4
@@ -65,7 +66,13 @@ def make_cases(tokens: Tokenization, size: tuple[int, int], dynamic_batch: bool)
 
 def run_case(text: GraphRunner, image: GraphRunner, case: Case) -> np.ndarray:
     """Mask logits of a case through both graphs."""
-    return image.run(None, case_feed(text, names_of(image.get_inputs()), case))[0]
+    return run_outputs(text, image, case)["mask_logit"]
+
+
+def run_outputs(text: GraphRunner, image: GraphRunner, case: Case) -> dict[str, np.ndarray]:
+    """All that the image graph gives for a case, by name."""
+    values = image.run(None, case_feed(text, names_of(image.get_inputs()), case))
+    return dict(zip(names_of(image.get_outputs()), values, strict=True))
 
 
 def case_feed(text: GraphRunner, inputs: Iterable[str], case: Case) -> dict[str, np.ndarray]:
