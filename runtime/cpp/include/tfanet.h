@@ -171,8 +171,8 @@ TFANET_API tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* i
 /* Token ids and word mask (1 up to the end token, then 0) of a sentence, as the model reads them.
  *
  * `ids` and `mask` have `length` places, which must be info.text_length. *tokens, where not NULL,
- * is how many tokens the sentence has without start and end; it was cut if there are more than
- * length - 2. */
+ * is how many tokens the sentence has without start and end. There is room for length - 2 of them,
+ * or for length - 1 where the manifest's truncation is "cut", which gives up the end token. */
 TFANET_API tfanet_status tfanet_tokenize(tfanet_runtime* runtime, const char* text, size_t bytes,
                                          int64_t* ids, float* mask, size_t length, size_t* tokens);
 
