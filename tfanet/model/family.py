@@ -18,7 +18,7 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FAMILIES", "Family", "find_family", "find_preset", "presets"]
 
-FAMILIES = ("tfanet", "asda")  # each is a package here, with its `FAMILY` in family.py
+FAMILIES = ("tfanet", "asda", "instalign")  # each is a package here, with its `FAMILY` in family.py
 TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
 
 
