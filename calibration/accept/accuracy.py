@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from tfanet.calibration.graph.session import Inputs, mask_logits, open_model
 from tfanet.calibration.measure.sampler import CalibrationSet
+from tfanet.data import DATASETS
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -40,7 +41,7 @@ def measure_metrics(
     Args:
         models: by file name. items: pictures, sentences and true masks. bundle: preprocessing.
     """
-    metrics = GeneralizedMetrics() if items.dataset == "grefcoco" else Metrics()
+    metrics = GeneralizedMetrics() if DATASETS[items.dataset].generalised else Metrics()
     manifest = bundle.manifest
     results = logits(models, lambda: items.tensors(bundle))
     for index, (item, z) in enumerate(zip(items.items, results, strict=True)):

@@ -2,102 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from understanding import understood
 
 from tfanet.data import DataError, ReferDataset, check, make_shapes
 from tfanet.data.draw import draw_scene
-from tfanet.data.scene import COLOURS, SHAPES, Scene, Thing, make_scene
+from tfanet.data.scene import COLOURS, SHAPES, Thing, make_scene
 from tfanet.data.sentences import describe
 from tfanet.errors import InputError
-
-SIZES = {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large"}
-RELATIONS = {
-    "to the left of": (-1, 0),
-    "left of": (-1, 0),
-    "to the right of": (1, 0),
-    "right of": (1, 0),
-    "above": (0, -1),
-    "over": (0, -1),
-    "below": (0, 1),
-    "under": (0, 1),
-}
-PLACES = {
-    "leftmost": (-1, 0),
-    "rightmost": (1, 0),
-    "topmost": (0, -1),
-    "lowest": (0, 1),
-    "on the left": (-1, 0),
-    "at the left": (-1, 0),
-    "on the right": (1, 0),
-    "at the right": (1, 0),
-    "at the top": (0, -1),
-    "on top": (0, -1),
-    "at the bottom": (0, 1),
-}
-
-
-def named(phrase: str, things: tuple[Thing, ...]) -> list[Thing]:
-    """All things that "[size] [colour] noun" fits."""
-    *adjectives, noun = phrase.split()
-    found = [t for t in things if noun in ("object", "shape", "thing") or t.shape == noun]
-    for word in adjectives:
-        if word in SIZES:
-            found = [t for t in found if t.size == SIZES[word]]
-        else:
-            assert word in COLOURS, phrase
-            found = [t for t in found if t.colour == word]
-    return found
-
-
-def understood(sentence: str, scene: Scene) -> Thing:
-    """The thing a reader of plain English would take, by the nearest plain meaning."""
-    text = re.sub(r"^the ", "", sentence)
-    for words, (dx, dy) in RELATIONS.items():
-        if f" {words} the " in text:
-            head, anchor_name = text.split(f" {words} the ")
-            (anchor,) = named(anchor_name, scene.things)
-            beyond = [
-                t
-                for t in named(head, scene.things)
-                if t is not anchor
-                and dx * (t.x - anchor.x) / scene.width + dy * (t.y - anchor.y) / scene.height > 0
-            ]
-            (found,) = beyond
-            return found
-    for vertical, horizontal in ((v, h) for v in ("top", "bottom") for h in ("left", "right")):
-        corner = rf"^{vertical} {horizontal} | in the {vertical} {horizontal} corner$"
-        if re.search(corner, text):
-            right, down = horizontal == "right", vertical == "bottom"
-            (found,) = [
-                t
-                for t in named(re.sub(corner, "", text), scene.things)
-                if (t.x > scene.width / 2) == right and (t.y > scene.height / 2) == down
-            ]
-            return found
-    for words in (" in the middle", " in the center"):
-        if text.endswith(words):
-            return min(
-                named(text.removesuffix(words), scene.things),
-                key=lambda t: math.hypot(t.x / scene.width - 0.5, t.y / scene.height - 0.5),
-            )
-    for words, (dx, dy) in PLACES.items():
-        if text.startswith(f"{words} ") or text.endswith(f" {words}"):
-            return max(
-                named(text.replace(words, ""), scene.things),
-                key=lambda t: dx * t.x / scene.width + dy * t.y / scene.height,
-            )
-    for word, sign in (("largest", 1), ("biggest", 1), ("smallest", -1)):
-        if text.startswith(f"{word} "):
-            return max(named(text.removeprefix(word), scene.things), key=lambda t: sign * t.radius)
-    (found,) = named(text, scene.things)
-    return found
 
 
 def test_every_sentence_fits_its_target_alone() -> None:
@@ -222,6 +141,15 @@ def test_same_seed_same_bytes_and_splits_do_not_depend_on_counts(tmp_path: Path)
     assert sentences("a") == sentences("c")[: len(sentences("a"))]
     assert pictures("a", "val") != pictures("a", "train")
     assert pictures("a", "val") != pictures("d", "val")
+
+
+def test_the_data_that_the_shipped_weights_learnt_from_stay_as_they_are(tmp_path: Path) -> None:
+    make_shapes(tmp_path, train=12, val=4, testA=2, testB=2, seed=3)
+    digests = {
+        name: hashlib.sha256((tmp_path / "shapes" / name).read_bytes()).hexdigest()[:16]
+        for name in ("refs(unc).p", "instances.json")
+    }
+    assert digests == {"refs(unc).p": "0cc4d01ad72b56c0", "instances.json": "4e282734e9d31a88"}
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def add_verbs(verbs: Verbs) -> None:
     shapes.add_argument("--output", required=True, help="the folder to write the dataset into")
     for split, count in SPLIT_SIZES.items():
         shapes.add_argument(f"--{split}", type=int, default=count, help=f"pictures in {split}")
+    shapes.add_argument(
+        "--generalised",
+        action="store_true",
+        help="sentences that mean several things or none, too, in the format of gRefCOCO",
+    )
     shapes.add_argument("--seed", type=int, default=0, help="of the drawing")
     shapes.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
 
@@ -49,13 +54,14 @@ def run_check(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def run_make_shapes(args: argparse.Namespace) -> tuple[Any, str]:
-    """Draw a synthetic referring dataset of coloured shapes, in the layout of RefCOCO."""
+    """Draw a synthetic dataset of coloured shapes, in the layout of RefCOCO or gRefCOCO."""
     from tfanet.data import make_shapes
 
     report = make_shapes(
         args.output,
         **{split: getattr(args, split) for split in SPLIT_SIZES},
         seed=args.seed,
+        generalised=args.generalised,
         overwrite=args.overwrite,
         progress=progress_line(),
     )

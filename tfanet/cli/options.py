@@ -54,7 +54,9 @@ def add_data_options(parser: Any, *, required: bool = True) -> None:
 
 
 def _add_data_details(parser: Any) -> None:
-    parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, grefcoco or shapes")
+    parser.add_argument(
+        "--dataset", help="refcoco, refcoco+, refcocog, grefcoco, shapes or gshapes"
+    )
     parser.add_argument(
         "--split-by", help="refcoco: unc (default) or google; refcocog: umd (default) or google"
     )

@@ -1,4 +1,4 @@
-"""Reader of the REFER layout: RefCOCO, RefCOCO+, G-Ref (umd, google), gRefCOCO and shapes."""
+"""Reader of the REFER layout: RefCOCO, RefCOCO+, G-Ref (umd, google), gRefCOCO, both shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfanet.data.safe_pickle import DataError, load_pickle, read_bytes
 from tfanet.errors import shown
 from tfanet.runtime.preprocess import MAX_PIXELS, MAX_SIDE
 
-__all__ = ["DATASETS", "Layout", "Ref", "ReferDataset", "Sample"]
+__all__ = ["DATASETS", "NO_TARGET", "Layout", "Ref", "ReferDataset", "Sample"]
 
 _UNC = ("train", "val", "testA", "testB")
 NO_TARGET = -1
@@ -24,11 +24,16 @@ NO_TARGET = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """One published dataset: the names that its file may have for each way of splitting it, the
-    first that is there, and the splits of each."""
+    """One dataset.
+
+    Attributes:
+        files: for each way of splitting it, names that its file may have: the first that is there.
+        splits: of each way. generalised: sentences may mean several things, or none.
+    """
 
     files: dict[str, tuple[str, ...]]
     splits: dict[str, tuple[str, ...]]
+    generalised: bool = False
 
     @property
     def default(self) -> str:
@@ -45,15 +50,16 @@ DATASETS: dict[str, Layout] = {
         {"umd": ("refs(umd).p",), "google": ("refs(google).p",)},
         {"umd": ("train", "val", "test"), "google": ("train", "val")},
     ),
-    "grefcoco": Layout({"unc": ("grefs(unc).p", "grefs(unc).json")}, {"unc": _UNC}),
+    "grefcoco": Layout({"unc": ("grefs(unc).p", "grefs(unc).json")}, {"unc": _UNC}, True),
     "shapes": Layout({"unc": ("refs(unc).p",)}, {"unc": _UNC}),
+    "gshapes": Layout({"unc": ("grefs(unc).json",)}, {"unc": _UNC}, True),
 }
 _PICTURE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One referred object (or several, or none, in gRefCOCO) and all sentences for it.
+    """One referred object (several, or none, in generalised data) and all sentences for it.
 
     `no_target` says that the sentences name nothing in the picture. Without it, `annotations` may
     still be empty in gRefCOCO: where all that is listed are crowd regions, which are never masked.
@@ -69,12 +75,16 @@ class Ref:
     sent_ids: tuple[int, ...]
     no_target: bool = False
 
+    def masks(self) -> np.ndarray:
+        """Boolean (n, height, width) of n annotations. Raises DataError naming a bad one."""
+        masks = np.zeros((len(self.annotations), self.height, self.width), dtype=bool)
+        for mask, (ann_id, segmentation) in zip(masks, self.annotations, strict=True):
+            mask[:] = segmentation_mask(segmentation, self.height, self.width, ann_id)
+        return masks
+
     def mask(self) -> np.ndarray:
         """Boolean (height, width): union of the annotations. Raises DataError naming a bad one."""
-        mask = np.zeros((self.height, self.width), dtype=bool)
-        for ann_id, segmentation in self.annotations:
-            mask |= segmentation_mask(segmentation, self.height, self.width, ann_id)
-        return mask
+        return np.asarray(self.masks().any(axis=0))
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ class ReferFiles:
     ) -> None:
         self.dataset, self.split_by = find_layout(root, dataset, split_by)
         layout = DATASETS[self.dataset]
-        self.splits = layout.splits[self.split_by]
+        self.splits, self.generalised = layout.splits[self.split_by], layout.generalised
         self.path = _first(root / self.dataset, layout.files[self.split_by])
         self.entries: list[Any] = (
             _read_json(self.path) if self.path.suffix == ".json" else load_pickle(self.path)
@@ -246,15 +256,14 @@ class ReferFiles:
             annotations=tuple(self._targets(listed, image_id, where)),
             sentences=tuple(text for text, _ in texts),
             sent_ids=tuple(sent_id for _, sent_id in texts),
-            no_target=self.dataset == "grefcoco" and set(listed) == {NO_TARGET},
+            no_target=self.generalised and set(listed) == {NO_TARGET},
         )
 
     def _targets(self, listed: list[Any], image_id: int, where: str) -> Iterable[tuple[int, Any]]:
         if not listed:
             raise DataError(f"{where} lists no ann_id: no target is written [-1]")
-        several = self.dataset == "grefcoco"
         for ann_id in listed:
-            if several and ann_id == NO_TARGET:
+            if self.generalised and ann_id == NO_TARGET:
                 continue
             annotation = self.annotations.get(ann_id) if isinstance(ann_id, int) else None
             if annotation is None:
@@ -269,7 +278,7 @@ class ReferFiles:
                 )
             # gRefCOCO lists regions of crowds beside the targets, and its authors skip them. In
             # the other datasets the one annotation is the target, whatever its kind.
-            if not (several and annotation.get("iscrowd")):
+            if not (self.generalised and annotation.get("iscrowd")):
                 yield ann_id, _field(annotation, "segmentation", (list, dict), here)
 
 
@@ -301,8 +310,9 @@ class ReferDataset(Sequence[Sample]):
 
     `dataset` is one of `DATASETS` (found by itself where `root` holds one only), `split_by` one of
     its splits' names (G-Ref: "umd", the default, or "google"; RefCOCO: "unc", the default, or
-    "google"), `images` the picture folder where it is not at a usual place. Refs without sentences
-    are left out. Raises DataError on every missing or malformed file.
+    "google"), `images` the picture folder where it is not at a usual place; `generalised` says
+    that sentences may mean several things or none. Refs without sentences are left out. Raises
+    DataError on every missing or malformed file.
     """
 
     def __init__(
@@ -316,6 +326,7 @@ class ReferDataset(Sequence[Sample]):
     ) -> None:
         files = ReferFiles(Path(root), dataset, split_by, images)
         self.dataset, self.split, self.split_by = files.dataset, split, files.split_by
+        self.generalised = files.generalised
         self.refs = files.refs(split)
         if not self.refs:
             raise DataError(f"{files.path} has no entry in the split {split!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["COLOURS", "SHAPES", "Scene", "Thing", "make_scene"]
+__all__ = ["COLOURS", "FEW", "MANY", "SHAPES", "Crowd", "Scene", "Thing", "make_scene"]
 
 # Each colour is any mixture of its three anchors, so no exact value gives a name away.
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -67,13 +67,27 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def make_scene(rng: np.random.Generator) -> Scene:
-    """Two to four things, of one colour, of one shape, or of a mixture."""
+@dataclass(frozen=True)
+class Crowd:
+    """How many things there are, and what they have in common: numbers and their shares."""
+
+    numbers: tuple[int, ...]
+    shares: tuple[float, ...]
+    common: tuple[float, float, float]  # of a colour, of a shape, of nothing
+
+
+# A common colour leaves the shape to tell things apart, the harder of the two to see.
+FEW = Crowd((2, 3, 4), (0.15, 0.45, 0.4), (0.4, 0.1, 0.5))
+# For sentences that mean several of them.
+MANY = Crowd((3, 4, 5), (0.35, 0.45, 0.2), (0.15, 0.15, 0.7))
+
+
+def make_scene(rng: np.random.Generator, crowd: Crowd = FEW) -> Scene:
+    """So many things, of one colour, of one shape, or of a mixture; fewer where none finds room."""
     width, height = (int(n) for n in rng.integers(136, 193, size=2))
     side = min(width, height)
-    wanted = int(rng.choice([2, 3, 4], p=[0.15, 0.45, 0.4]))
-    # A common colour leaves the shape to tell things apart, the harder of the two to see.
-    common = str(rng.choice(["colour", "shape", "nothing"], p=[0.4, 0.1, 0.5]))
+    wanted = int(rng.choice(crowd.numbers, p=crowd.shares))
+    common = str(rng.choice(["colour", "shape", "nothing"], p=crowd.common))
     things: list[Thing] = []
     for _ in range(60):
         if len(things) == wanted:

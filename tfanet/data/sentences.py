@@ -1,4 +1,4 @@
-"""Sentences of the synthetic dataset: what singles one thing of a scene out.
+"""Sentences of the synthetic datasets: what singles one thing of a scene out.
 
 Every sentence is checked against the whole scene before it is used: exactly one thing fits it,
 and no other thing is near the line that decides it.
@@ -15,7 +15,7 @@ import numpy as np
 
 from tfanet.data.scene import Scene, Thing
 
-__all__ = ["describe"]
+__all__ = ["SIDES", "Head", "describe", "heads", "with_article"]
 
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "big")}
 _ANY_SHAPE = ("object", "shape", "thing")
@@ -23,7 +23,7 @@ _KINDS = {"name": 0.50, "place": 0.28, "relation": 0.12, "extent": 0.10}
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A noun phrase without article: each attribute is a value or None for "not said"."""
 
     size: str | None
@@ -46,11 +46,16 @@ class _Head:
         noun = self.shape or str(rng.choice(_ANY_SHAPE))
         return " ".join(word for word in (extent, size, self.colour, noun) if word)
 
+    def say_several(self, rng: np.random.Generator) -> str:
+        """In the plural."""
+        phrase = self.say(rng)
+        return f"{phrase}es" if phrase.endswith("s") else f"{phrase}s"
 
-def _heads(thing: Thing) -> Iterator[_Head]:
+
+def heads(thing: Thing) -> Iterator[Head]:
     """All noun phrases that fit `thing`."""
     for size, colour, shape in product((0, 1), repeat=3):
-        yield _Head(
+        yield Head(
             thing.size if size else None,
             thing.colour if colour else None,
             thing.shape if shape else None,
@@ -70,7 +75,8 @@ def _only(target: Thing, rivals: list[Thing], test: _Test) -> bool:
     return test(target) is True and all(test(other) is False for other in rivals)
 
 
-_SIDES: dict[str, tuple[tuple[int, int], tuple[str, ...], tuple[str, ...]]] = {
+# The direction, words between two things, words after one.
+SIDES: dict[str, tuple[tuple[int, int], tuple[str, ...], tuple[str, ...]]] = {
     "left": ((-1, 0), ("left of", "to the left of"), ("on the left", "at the left")),
     "right": ((1, 0), ("right of", "to the right of"), ("on the right", "at the right")),
     "top": ((0, -1), ("above", "over"), ("at the top", "on top")),
@@ -85,7 +91,7 @@ def _places(scene: Scene, target: Thing, rivals: list[Thing]) -> Iterator[tuple[
     def u(thing: Thing) -> np.ndarray:
         return np.array([thing.x / scene.width, thing.y / scene.height]) - 0.5
 
-    for side, (axis, _, phrases) in _SIDES.items():
+    for side, (axis, _, phrases) in SIDES.items():
         here = float(u(target) @ axis)
         if all(here - float(u(other) @ axis) > 0.12 for other in rivals):
             if rivals:
@@ -111,7 +117,7 @@ def _places(scene: Scene, target: Thing, rivals: list[Thing]) -> Iterator[tuple[
 def _relations(scene: Scene, target: Thing, rivals: list[Thing]) -> Iterator[tuple[str, Thing]]:
     """(preposition, other thing) for each relation that only the target has."""
     size = np.array([scene.width, scene.height])
-    for anchor, (axis, phrases, _) in product(scene.things, _SIDES.values()):
+    for anchor, (axis, phrases, _) in product(scene.things, SIDES.values()):
         if anchor is target:
             continue
 
@@ -136,10 +142,10 @@ def _options(scene: Scene, target: Thing) -> dict[str, list[_Option]]:
     """For each kind of sentence, every form of it that fits `target` alone."""
     found: dict[str, list[_Option]] = {kind: [] for kind in _KINDS}
     names = {
-        anchor: [h for h in _heads(anchor) if sum(map(h.fits, scene.things)) == 1 and h.words]
+        anchor: [h for h in heads(anchor) if sum(map(h.fits, scene.things)) == 1 and h.words]
         for anchor in scene.things
     }
-    for head in _heads(target):
+    for head in heads(target):
         rivals = [t for t in scene.things if t is not target and head.fits(t)]
         if not rivals:
             weight = (0.3, 1.0, 2.0, 1.0)[head.words]
@@ -150,7 +156,7 @@ def _options(scene: Scene, target: Thing) -> dict[str, list[_Option]]:
             for before, after in _places(scene, target, rivals):
 
                 def place(
-                    rng: np.random.Generator, h: _Head = head, b: str = before, a: str = after
+                    rng: np.random.Generator, h: Head = head, b: str = before, a: str = after
                 ) -> str:
                     return f"{b} {h.say(rng)} {a}".strip()
 
@@ -159,7 +165,7 @@ def _options(scene: Scene, target: Thing) -> dict[str, list[_Option]]:
             for name in names[anchor]:
 
                 def relation(
-                    rng: np.random.Generator, h: _Head = head, p: str = phrase, n: _Head = name
+                    rng: np.random.Generator, h: Head = head, p: str = phrase, n: Head = name
                 ) -> str:
                     return f"{h.say(rng)} {p} the {n.say(rng)}"
 
@@ -176,6 +182,11 @@ def _options(scene: Scene, target: Thing) -> dict[str, list[_Option]]:
     return found
 
 
+def with_article(say: Callable[[np.random.Generator], str], rng: np.random.Generator) -> str:
+    """What is said, more often than not with "the"."""
+    return f"the {say(rng)}" if rng.random() < 0.7 else say(rng)
+
+
 def describe(scene: Scene, target: Thing, count: int, rng: np.random.Generator) -> list[str]:
     """At most `count` different sentences that fit `target` alone; none where there is none."""
     found = _options(scene, target)
@@ -188,5 +199,5 @@ def describe(scene: Scene, target: Thing, count: int, rng: np.random.Generator) 
         options = found[kinds[int(index)]]
         weights = np.array([weight for weight, _ in options])
         say = options[int(rng.choice(len(options), p=weights / weights.sum()))][1]
-        sentences.append(f"the {say(rng)}" if rng.random() < 0.7 else say(rng))
+        sentences.append(with_article(say, rng))
     return list(dict.fromkeys(sentences))

@@ -1,4 +1,4 @@
-"""A synthetic referring dataset in the REFER layout, read by the same reader as real data."""
+"""Synthetic referring datasets in the REFER layout, read by the same reader as real data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from tfanet.data.draw import draw_scene
-from tfanet.data.scene import SHAPES, Scene, Thing, make_scene
+from tfanet.data.generalised import SHARES, Meaning, meanings
+from tfanet.data.refer import NO_TARGET
+from tfanet.data.scene import MANY, SHAPES, Scene, Thing, make_scene
 from tfanet.data.sentences import describe
 from tfanet.errors import InputError
 from tfanet.progress import Progress
@@ -20,6 +22,7 @@ __all__ = ["make_shapes"]
 _SPLITS = ("train", "val", "testA", "testB")
 _SENTENCES_PER_REF = 3
 _REFS_PER_PICTURE = 3
+_GENERAL_REFS = 4  # per picture
 
 
 def _area(outline: np.ndarray) -> float:
@@ -41,18 +44,31 @@ def _annotation(thing: Thing, ann_id: int, image_id: int) -> dict[str, object]:
     }
 
 
-def _described(rng: np.random.Generator) -> tuple[Scene, list[tuple[int, list[str]]]]:
+def _described(rng: np.random.Generator) -> tuple[Scene, list[Meaning]]:
     """A scene with at least two things that sentences can single out, and those sentences."""
     while True:
         scene = make_scene(rng)
-        refs = []
+        refs: list[Meaning] = []
         for index in rng.permutation(len(scene.things)):
             sentences = describe(scene, scene.things[index], _SENTENCES_PER_REF, rng)
             if sentences:
-                refs.append((int(index), sentences))
+                refs.append(((int(index),), sentences))
             if len(refs) == _REFS_PER_PICTURE:
                 break
         if len(refs) >= 2:
+            return scene, refs
+
+
+def _described_generally(rng: np.random.Generator) -> tuple[Scene, list[Meaning]]:
+    """A scene, and sentences that mean one thing, several or none, of kinds drawn by `SHARES`."""
+    # Kinds are drawn once: a scene that lacks one must not make it rarer.
+    kinds = [
+        str(kind) for kind in rng.choice(list(SHARES), size=_GENERAL_REFS, p=list(SHARES.values()))
+    ]
+    while True:
+        scene = make_scene(rng, MANY)
+        refs = meanings(scene, kinds, rng)
+        if refs is not None:
             return scene, refs
 
 
@@ -64,10 +80,15 @@ def make_shapes(
     testA: int = 100,
     testB: int = 100,
     seed: int = 0,
+    generalised: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the dataset `shapes` (split by "unc") under `output`.
+
+    With `generalised` it is `gshapes`, in gRefCOCO's format: of its sentences about 45 % mean one
+    thing, 35 % several ("both red circles") and 20 % none (a star of a colour that only other
+    things have). The two datasets may lie side by side.
 
     `train`, `val`, `testA` and `testB` are numbers of pictures. A picture depends on the seed, its
     split and its index alone, so a split's first pictures stay the same whatever the numbers are.
@@ -85,8 +106,9 @@ def make_shapes(
     if seed < 0:
         raise InputError(f"seed is {seed}: give a whole number, 0 or more")
     root = Path(output)
-    folder, pictures = root / "shapes", root / "images" / "train2014"
-    known = [folder / name for name in ("instances.json", "refs(unc).p")]
+    name, refs_name = ("gshapes", "grefs(unc).json") if generalised else ("shapes", "refs(unc).p")
+    folder, pictures = root / name, root / "images" / "train2014"
+    known = [folder / file for file in ("instances.json", refs_name)]
     if any(path.exists() for path in known) and not overwrite:
         raise InputError(
             f"{folder} holds a dataset already: choose another folder or pass overwrite"
@@ -109,37 +131,49 @@ def make_shapes(
         before = len(refs), sentence_count
         for index in range(count):
             rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
-            scene, described = _described(rng)
+            scene, described = (_described_generally if generalised else _described)(rng)
             image_id = len(images) + 1
-            name = f"COCO_train2014_{split}_{index:06d}.jpg"
+            file_name = f"COCO_train2014_{'g' if generalised else ''}{split}_{index:06d}.jpg"
             quality = int(rng.integers(82, 97))
-            draw_scene(scene, rng).save(pictures / name, quality=quality)
+            draw_scene(scene, rng).save(pictures / file_name, quality=quality)
             images.append(
-                {"id": image_id, "file_name": name, "height": scene.height, "width": scene.width}
+                {
+                    "id": image_id,
+                    "file_name": file_name,
+                    "height": scene.height,
+                    "width": scene.width,
+                }
             )
             first = len(annotations) + 1
             for offset, thing in enumerate(scene.things):
                 annotations.append(_annotation(thing, first + offset, image_id))
-            for thing_index, sentences in described:
+            for targets, sentences in described:
                 ids = list(range(sentence_count, sentence_count + len(sentences)))
                 sentence_count += len(sentences)
-                ann_id = first + thing_index
-                refs.append(
-                    {
-                        "ref_id": len(refs),
-                        "ann_id": ann_id,
-                        "image_id": image_id,
-                        # The published files carry this suffix too: it is not the picture's name.
-                        "file_name": name.replace(".jpg", f"_{ann_id}.jpg"),
-                        "category_id": annotations[ann_id - 1]["category_id"],
-                        "split": split,
-                        "sent_ids": ids,
-                        "sentences": [
-                            {"sent_id": i, "raw": s, "sent": s, "tokens": s.split()}
-                            for i, s in zip(ids, sentences, strict=True)
-                        ],
-                    }
-                )
+                ref: dict[str, object] = {
+                    "ref_id": len(refs),
+                    "ann_id": NO_TARGET,
+                    "image_id": image_id,
+                    "file_name": file_name,
+                    "category_id": NO_TARGET,
+                    "split": split,
+                    "sent_ids": ids,
+                    "sentences": [
+                        {"sent_id": i, "raw": s, "sent": s, "tokens": s.split()}
+                        for i, s in zip(ids, sentences, strict=True)
+                    ],
+                }
+                ann_ids = [first + target for target in targets]
+                categories = [annotations[n - 1]["category_id"] for n in ann_ids]
+                if generalised:
+                    ref["ann_id"] = ann_ids or [NO_TARGET]
+                    ref["category_id"] = categories or [NO_TARGET]
+                    ref["no_target"] = not targets
+                else:
+                    (ref["ann_id"],), (ref["category_id"],) = ann_ids, categories
+                    # Published files carry this suffix: it is not the picture's name.
+                    ref["file_name"] = file_name.replace(".jpg", f"_{ann_ids[0]}.jpg")
+                refs.append(ref)
             done += 1
             if progress is not None:
                 progress(f"drawing {split}", done, total)
@@ -148,8 +182,12 @@ def make_shapes(
             "refs": len(refs) - before[0],
             "sentences": sentence_count - before[1],
         }
-    categories = [{"id": n, "name": shape} for n, shape in enumerate(SHAPES, start=1)]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    document = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": n, "name": shape} for n, shape in enumerate(SHAPES, start=1)],
+    }
+    written = json.dumps(refs).encode() if generalised else pickle.dumps(refs, protocol=2)
+    (folder / refs_name).write_bytes(written)
     (folder / "instances.json").write_text(json.dumps(document, separators=(",", ":")))
     return summary
