@@ -113,6 +113,21 @@ def test_info_counts_the_base_model(capsys):
     assert sum(call["calls"] for call in facts["scans"]) == 29
 
 
+def test_info_shows_what_was_published_beside_what_is_counted(capsys):
+    code, out, _ = run(capsys, "info", "--preset", "tfanet-base")
+    assert code == 0
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("M parameters")]
+    here, paper = float(row[2]), float(row[3])
+    assert paper == 268.46
+    assert float(row[4].rstrip("%")) == pytest.approx(100 * (here / paper - 1), abs=0.01)
+    assert "published of tfanet-base (the paper):" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("RefCOCO val")]
+    assert row[2:] == ["77.84", "76.54", "87.59", "81.38", "41.29"]
+    # Another size is not the published one's.
+    _, out, _ = run(capsys, "info", "--preset", "tfanet-base", "--image-size", "64")
+    assert "M parameters  " not in out
+
+
 def test_info_prints_the_ablation_rows(capsys):
     code, out, _ = run(capsys, "info", "--preset", "tfanet-base", "--table4")
     assert code == 0

@@ -193,7 +193,7 @@ def calls(monkeypatch, tmp_path) -> Calls:
     calls.note("data.make_shapes")
     calls.note("bench.measure.bench", last=True)
     calls.note("model.cost.describe", last=True)
-    calls.note("model.cost.table4", [])
+    calls.note("model.tfanet.table4.table4", [])
     calls.note("runtime.bundle.write.check_target")
     calls.note("runtime.bundle.write.check_output")
     calls.note("runtime.bundle.leftovers.leftovers", {"killed": [], "foreign": []})

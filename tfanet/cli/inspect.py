@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfanet.cli.options import OptionGroup, image_size
 from tfanet.cli.output import Verbs, add_verb, table
 from tfanet.errors import InputError
+
+if TYPE_CHECKING:
+    from tfanet.model.published import Published
 
 __all__ = ["add_verbs"]
 
@@ -40,7 +44,7 @@ PRESET = OptionGroup(_add_preset_options)
 def add_verbs(verbs: Verbs) -> None:
     info = add_verb(verbs, "info", run_info)
     what = info.add_mutually_exclusive_group(required=True)
-    what.add_argument("--preset", help="tfanet-tiny or tfanet-base")
+    what.add_argument("--preset", help="tfanet-tiny, tfanet-base, or one of another family")
     what.add_argument("--bundle", help="a bundle directory")
     BUNDLE.add(info)
     PRESET.add(info)
@@ -63,28 +67,49 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
             "--image-size cannot be chosen for --table4, whose size is the paper's: leave one out"
         )
 
-    from tfanet.model.cost import describe, table4
+    from tfanet.model.cost import describe
     from tfanet.model.family import find_preset
+    from tfanet.model.tfanet.config import TFANetConfig
+    from tfanet.model.tfanet.table4 import table4
 
-    config = find_preset(args.preset)[1]
+    family, config = find_preset(args.preset)
     if args.table4:
+        if not isinstance(config, TFANetConfig):
+            raise InputError(f"--table4 is of TFANet's paper, {args.preset} is {family.title}")
         rows = table4(config)
         header = ("row", "M params", "paper", "difference", "GFLOPs", "paper", "difference")
         cells = [
             (
                 row["name"],
-                f"{row['params'] / 1e6:.2f}",
-                f"{row['paper_params'] / 1e6:.2f}",
-                f"{row['params'] / row['paper_params'] - 1:+.2%}",
-                f"{row['flops'] / 1e9:.2f}",
-                f"{row['paper_flops'] / 1e9:.2f}",
-                f"{row['flops'] / row['paper_flops'] - 1:+.2%}",
+                *_beside(row["params"] / 1e6, row["paper_params"] / 1e6),
+                *_beside(row["flops"] / 1e9, row["paper_flops"] / 1e9),
             )
             for row in rows
         ]
         return rows, table(header, cells)
     facts = describe(config, image_size=args.image_size)
-    return facts, _preset_text(facts)
+    published = family.published
+    if published is None:
+        return facts, _preset_text(facts)
+    base = family.presets[f"{family.name}-base"]
+    # The figures are of the full-size model at its own size.
+    same = config == base and tuple(facts["image_size"]) == base.image_size
+    facts["published"] = {**asdict(published), "model": base.name}
+    scores = [
+        (name, *("-" if value is None else f"{value:.2f}" for value in values))
+        for name, values in published.results.items()
+    ]
+    results = table(("split", *published.metrics), scores)
+    parts = [_preset_text(facts, published if same else None)]
+    parts.append(f"published of {base.name} ({published.source}):\n{results}")
+    return facts, "\n\n".join(parts)
+
+
+def _beside(ours: float, theirs: float | None) -> tuple[str, str, str]:
+    """Two numbers and their difference, as cells."""
+    if theirs is None:
+        return f"{ours:.2f}", "-", "-"
+    return f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs - 1:+.2%}"
 
 
 def _bundle_facts(args: argparse.Namespace) -> tuple[Any, str]:
@@ -155,18 +180,27 @@ def run_doctor(args: argparse.Namespace) -> tuple[Any, str]:
     return report, f"{machine}\n{int8}\n\n{packages}\n\n{backends}\n\n{missing}".rstrip()
 
 
-def _preset_text(facts: dict[str, Any]) -> str:
+def _preset_text(facts: dict[str, Any], published: Published | None = None) -> str:
     size = "x".join(str(side) for side in facts["image_size"])
+    calls = sum(call["calls"] for call in facts["scans"])
     head = (
-        f"{facts['name']} at {size}: {facts['params'] / 1e6:.2f} M parameters, "
-        f"{facts['flops'] / 1e9:.2f} GFLOPs, {sum(call['calls'] for call in facts['scans'])} "
-        "selective scans"
+        f"{facts['name']} at {size}: {facts['params'] / 1e6:.2f} M parameters "
+        f"({facts['alive'] / 1e6:.2f} M alive in the graphs), "
+        f"{facts['flops'] / 1e9:.2f} GFLOPs, {calls} selective scans"
     )
-    rows = [
-        (c["where"], c["calls"], c["groups"], c["channels"], c["state"], c["length"])
-        for c in facts["scans"]
-    ]
-    return f"{head}\n\n{table(('scan', 'calls', 'K', 'D', 'N', 'L'), rows)}"
+    parts = [head]
+    if published is not None and published.counted:
+        params, flops = published.params, published.flops
+        rows = [("M parameters", *_beside(facts["params"] / 1e6, params and params / 1e6))]
+        rows += [("GFLOPs", *_beside(facts["flops"] / 1e9, flops / 1e9))] if flops else []
+        parts.append(table(("", "here", published.counted, "difference"), rows))
+    if facts["scans"]:
+        scans = [
+            (c["where"], c["calls"], c["groups"], c["channels"], c["state"], c["length"])
+            for c in facts["scans"]
+        ]
+        parts.append(table(("scan", "calls", "K", "D", "N", "L"), scans))
+    return "\n\n".join(parts)
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.model.config import Config
-from tfanet.model.family import FAMILIES, Family, find_family, find_preset, presets
+from tfanet.model.family import (
+    FAMILIES,
+    Family,
+    family_of_config,
+    find_family,
+    find_preset,
+    presets,
+)
 from tfanet.weights import choose_level, load_weights, read_pth, read_safetensors, refuse_misfits
 
 __all__ = ["family_of", "load_model", "load_weights", "save_checkpoint"]
@@ -30,10 +37,10 @@ def family_of(model: nn.Module) -> Family:
         InputError: where it is a network of no family here.
     """
     config = getattr(model, "config", None)
-    for family in map(find_family, FAMILIES):
-        if isinstance(config, family.config):
-            return family
-    raise InputError(f"the model is a {type(model).__name__}: give one of {', '.join(FAMILIES)}")
+    if not isinstance(config, Config):
+        kind = type(model).__name__
+        raise InputError(f"the model is a {kind}: give one of {', '.join(FAMILIES)}")
+    return family_of_config(config)
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, *, half: bool = False) -> None:
@@ -101,7 +108,7 @@ def _load_safetensors(path: Path) -> nn.Module:
 
 def _load_official(path: Path, config: Config | None) -> nn.Module:
     document = read_pth(path)
-    family = _recognised(document) if config is None else _family_of(config)
+    family = _recognised(document) if config is None else family_of_config(config)
     chosen = config or family.presets[f"{family.name}-base"]
     names = set(_outline(family, chosen))
     tensors = choose_level(document, names | set(family.marks))
@@ -110,10 +117,6 @@ def _load_official(path: Path, config: Config | None) -> nn.Module:
     if family.from_official is not None:
         tensors = family.from_official(tensors, chosen)
     return _fill(family, chosen, tensors, path)
-
-
-def _family_of(config: Config) -> Family:
-    return next(f for f in map(find_family, FAMILIES) if isinstance(config, f.config))
 
 
 def _recognised(document: Mapping[Any, Any]) -> Family:

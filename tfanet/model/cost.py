@@ -6,19 +6,19 @@ FLOPs are 2 x multiply-accumulates of convolutions and matrix products, text tow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfanet.model.config import check_image_size
-from tfanet.model.tfanet.config import TFANetConfig
-from tfanet.model.tfanet.network import TFANet
+from tfanet.model.config import Config
+from tfanet.model.family import family_of_config
 from tfanet.plugins.pytorch.ss2d import ss2d_flops
 
-__all__ = ["describe", "table4"]
+__all__ = ["describe"]
 
 
 class _ScanCounter(FlopCounterMode):
@@ -51,66 +51,65 @@ class _ScanCounter(FlopCounterMode):
         return ss2d_flops(u, x_proj, dt)
 
 
-def describe(config: TFANetConfig, image_size: tuple[int, int] | None = None) -> dict[str, Any]:
+class _Reader(TorchDispatchMode):
+    """Notes every tensor that anything is computed from."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        super().__init__()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        self.seen.update(id(x) for x in tree_leaves((args, given)) if isinstance(x, torch.Tensor))
+        return func(*args, **given)
+
+
+def describe(config: Config, image_size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Counts of one forward pass.
 
     Returns:
-        name, image_size, params, flops, and scans: for each distinct shape, in the order of the
-        first call, where (SS2D: over pixels, CSSM: over channels), calls, groups K, channels D per
-        group, state N and length L.
+        name, family, image_size, params, alive (those of them that the two graphs compute with:
+        the rest is for training alone), flops, and scans: for each distinct shape, in the order of
+        the first call, where (SS2D: over pixels, CSSM: over channels), calls, groups K, channels D
+        per group, state N and length L.
 
     Raises:
-        InputError: for an image size that is not a multiple of 32.
+        InputError: for an image size that the network cannot take.
     """
+    family = family_of_config(config)
     size = image_size or config.image_size
-    check_image_size(size)
+    family.check_image_size(config, size)
+    counter, reader = _ScanCounter(), _Reader()
     with torch.device("meta"):
-        model = TFANet(replace(config, text=replace(config.text, pretrained=None))).eval()
-        image = torch.empty(1, 3, *size)
+        model: Any = family.network(config.by_sizes()).eval()
         token_ids = torch.empty(1, config.text_length, dtype=torch.int64)
-        mask = torch.empty(1, config.text_length)
-    counter = _ScanCounter()
-    with counter, torch.no_grad():
-        model(image, token_ids, mask)
+        inputs = {
+            "image": torch.empty(1, 3, *size),
+            "word_mask": torch.empty_like(token_ids).float(),
+        }
+        with torch.no_grad(), counter, reader:
+            texts = model.encode_text(token_ids)
+            inputs |= zip(family.text_outputs, texts, strict=True)
+            model.segment(*(inputs[name] for name in family.image_inputs))
     calls: dict[tuple[str, int, int, int, int], int] = {}
     for scan in counter.scans:
         calls[scan] = calls.get(scan, 0) + 1
     keys = ("where", "groups", "channels", "state", "length")
+    parameters = list(model.parameters())
     return {
         "name": config.name,
+        "family": family.name,
         "image_size": list(size),
-        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "params": sum(p.numel() for p in parameters),
+        "alive": sum(p.numel() for p in parameters if id(p) in reader.seen),
         "flops": counter.get_total_flops(),
         "scans": [
             {**dict(zip(keys, scan, strict=True)), "calls": count} for scan, count in calls.items()
         ],
     }
-
-
-# The paper's Table 4: row, switches, M parameters, GFLOPs.
-_TABLE4: tuple[tuple[str, dict[str, Any], float, float], ...] = (
-    ("baseline + CFSM", {"alignment": "gate", "wfdm": False}, 248.00, 201.55),
-    ("+ MLAM", {"wfdm": False}, 262.98, 207.60),
-    ("+ WFDM (TFANet)", {}, 268.46, 311.30),
-)
-
-
-def table4(config: TFANetConfig) -> list[dict[str, Any]]:
-    """The ablation rows of `config` beside those of the paper's Table 4 (its 480x480 model).
-
-    Returns:
-        One dict per row: name, params, paper_params, flops, paper_flops.
-    """
-    rows = []
-    for name, switches, params, flops in _TABLE4:
-        counted = describe(replace(config, **switches))
-        rows.append(
-            {
-                "name": name,
-                "params": counted["params"],
-                "paper_params": params * 1e6,
-                "flops": counted["flops"],
-                "paper_flops": flops * 1e9,
-            }
-        )
-    return rows

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.model.config import Config, check_image_size
+from tfanet.model.published import Published
 from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing, Tokenization
 from tfanet.runtime.bundle.graphs import image_feed
 from tfanet.runtime.tokenizer import TextTokenizer
 
-__all__ = ["FAMILIES", "Family", "find_family", "find_preset", "presets"]
+__all__ = ["FAMILIES", "Family", "family_of_config", "find_family", "find_preset", "presets"]
 
 FAMILIES = ("tfanet", "asda", "instalign")  # each is a package here, with its `FAMILY` in family.py
 TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
@@ -47,6 +48,7 @@ class Family:
         marks: parameters that no other family has, by which a file is recognised.
         full_precision: ends of names of parameters that stay float32 in a half checkpoint.
         parts: patterns of module names whose outputs a parity report compares.
+        published: what its authors report.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Family:
     official_config: Callable[[Mapping[str, Tensor], Any], Config] | None = None
     full_precision: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    published: Published | None = None
 
     @property
     def tokenizer_file(self) -> Path:
@@ -133,6 +136,16 @@ def find_family(name: str) -> Family:
         raise InputError(f"model family {name!r:.80} is unknown: choose from {', '.join(FAMILIES)}")
     family: Family = import_module(f"tfanet.model.{name}.family").FAMILY
     return family
+
+
+def family_of_config(config: Config) -> Family:
+    """The family that a configuration is of. Raises InputError where it is of none."""
+    for family in map(find_family, FAMILIES):
+        if isinstance(config, family.config):
+            return family
+    raise InputError(
+        f"{type(config).__name__} is of no model family: choose from {', '.join(FAMILIES)}"
+    )
 
 
 def presets() -> dict[str, Config]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tfanet.model.family import Family
 from tfanet.model.tfanet.config import PRESETS, TFANetConfig
 from tfanet.model.tfanet.network import TFANet
+from tfanet.model.tfanet.published import PUBLISHED
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from tfanet.runtime.tokenizer_file import END_ID
 
@@ -33,4 +34,5 @@ FAMILY = Family(
         "fusion.?.cfsm",
         "decoder",
     ),
+    published=PUBLISHED,
 )
