@@ -89,14 +89,10 @@ def describe(config: Config, image_size: tuple[int, int] | None = None) -> dict[
     with torch.device("meta"):
         model: Any = family.network(config.by_sizes()).eval()
         token_ids = torch.empty(1, config.text_length, dtype=torch.int64)
-        inputs = {
-            "image": torch.empty(1, 3, *size),
-            "word_mask": torch.empty_like(token_ids).float(),
-        }
+        image, word_mask = torch.empty(1, 3, *size), torch.empty(1, config.text_length)
         with torch.no_grad(), counter, reader:
-            texts = model.encode_text(token_ids)
-            inputs |= zip(family.text_outputs, texts, strict=True)
-            model.segment(*(inputs[name] for name in family.image_inputs))
+            features = family.run_text(model, token_ids)
+            family.run_image(model, image, features, word_mask)
     calls: dict[tuple[str, int, int, int, int], int] = {}
     for scan in counter.scans:
         calls[scan] = calls.get(scan, 0) + 1
