@@ -60,7 +60,7 @@ MOVED = {
     "export.refit": "export.engines.refit",
     "export.report": "export.parity.report",
     "export.write": "runtime.bundle.write",
-    "losses": "training.losses",
+    "losses": "model.tfanet.loss model.layers.losses",
     "memory": "worker",
     "metrics": "evaluation.metrics",
     "mlam": "model.tfanet.mlam",
@@ -99,6 +99,7 @@ MOVED = {
     "text": "model.tfanet.text",
     "train": "training.train",
     "train_state": "training.state",
+    "training.losses": "model.tfanet.loss model.layers.losses",
     "wfdm": "model.tfanet.wfdm",
 }
 # What has another name there, too: those that callers of public functions need.

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tfanet.model.layers.losses import dice_loss
 from tfanet.model.tfanet.cfsm import CFSM, CSSM, pool_matrix
+from tfanet.model.tfanet.loss import segmentation_loss
 from tfanet.model.tfanet.mlam import MLAM, SCALES, CrossAttention, FusionBlock, Gate
 from tfanet.model.tfanet.ss2d import SS2D
 from tfanet.model.tfanet.wfdm import Decoder, WordKernel
-from tfanet.training.losses import dice_loss, segmentation_loss
 
 BATCH, DIM, TEXT, ALIGN, LENGTH = 2, 12, 10, 8, 7
 

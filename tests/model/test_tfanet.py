@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from tfanet.errors import InputError
 from tfanet.model.cost import describe
 from tfanet.model.tfanet.config import PRESETS, TFANetConfig
+from tfanet.model.tfanet.loss import segmentation_loss
 from tfanet.model.tfanet.network import TFANet
 from tfanet.model.tfanet.table4 import table4
 from tfanet.model.tfanet.text import TextEncoder
-from tfanet.training.losses import segmentation_loss
 
 
 def sample(config: TFANetConfig, batch: int = 2, size: tuple[int, int] = (64, 64)):

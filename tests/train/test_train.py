@@ -13,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tfanet.data import make_shapes
+from tfanet.data import ReferDataset, make_shapes
+from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model
+from tfanet.model.family import find_family
 from tfanet.model.tfanet.config import PRESETS
+from tfanet.model.tfanet.loss import segmentation_loss
 from tfanet.model.tfanet.network import TFANet
 from tfanet.training.train import TrainOptions, learning_rate_at, parameter_groups, train
 
@@ -71,6 +74,49 @@ def test_stopping_and_resuming_changes_no_bit(shapes: Path, tmp_path: Path, ema:
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             assert torch.equal(value, found[key]), key
+
+
+def test_training_is_this_plain_loop(shapes: Path, tmp_path: Path) -> None:
+    """Nothing of the general loop changes a bit of TFANet's weights."""
+    chosen = options(shapes, tmp_path, clip=0.5)
+    train(chosen)
+    torch.manual_seed(1)
+    config = replace(PRESETS["tfanet-tiny"], image_size=(64, 64))
+    model = TFANet(config).train()
+    groups = parameter_groups(model, 1e-4, 1.0)
+    optimizer = torch.optim.AdamW(groups, lr=1.5e-3, betas=(0.9, 0.999), fused=True)
+    family = find_family("tfanet")
+    source = ReferDataset(shapes, "shapes", "train")
+    loader = make_loader(
+        source,
+        preprocessing=family.preprocessing((64, 64)),
+        tokenizer=family.make_tokenizer(config),
+        batch=2,
+        first_step=0,
+        steps=4,
+        seed=1,
+        by_picture=True,
+    )
+    for step, batch in enumerate(loader):
+        torch.manual_seed(1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, 4, chosen.filled())
+        logit = model(batch["image"], batch["token_ids"], batch["word_mask"])
+        segmentation_loss(logit, batch["target"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(saved[name], value), name
+
+
+def test_generalised_data_train_too(shapes: Path, tmp_path: Path) -> None:
+    make_shapes(tmp_path, train=4, val=0, testA=0, testB=0, generalised=True)
+    report = train(options(tmp_path, tmp_path / "out", steps=2, batch=8))
+    assert math.isfinite(report["loss"])
+    assert 0 <= report["mIoU"] <= 100
 
 
 def test_average_is_what_the_checkpoint_holds(shapes: Path, tmp_path: Path) -> None:
@@ -167,6 +213,15 @@ def test_resuming_another_training_is_refused(shapes: Path, tmp_path: Path) -> N
     (tmp_path / "state.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot be resumed from"):
         train(options(shapes, tmp_path, steps=2, resume=True))
+
+
+def test_a_family_without_training_says_so(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = replace(find_family("tfanet"), training=None)
+    monkeypatch.setattr("tfanet.model.tfanet.family.FAMILY", untrained)
+    with pytest.raises(InputError, match="TFANet has no training here"):
+        train(options(shapes, tmp_path))
 
 
 def test_a_loss_that_explodes_stops_with_advice(shapes: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ def add_verbs(verbs: Verbs) -> None:
     train = add_verb(verbs, "train", run_train, extra="train")
     add_data_options(train)
     train.add_argument("--output", required=True, help="the folder for checkpoints and the log")
-    train.add_argument("--preset", default="tfanet-tiny", help="tfanet-tiny or tfanet-base")
+    train.add_argument(
+        "--preset", default="tfanet-tiny", help="tfanet-tiny, tfanet-base, or of another family"
+    )
     train.add_argument("--init", help="a checkpoint to start from, instead of fresh weights")
     train.add_argument("--split", default="train", help="split to train on (default: train)")
     train.add_argument("--image-size", type=image_size, help="480 or HEIGHTxWIDTH")
@@ -34,18 +36,16 @@ def add_verbs(verbs: Verbs) -> None:
     train.add_argument(
         "--pretrained-scale",
         type=float,
-        help="factor on --lr for the backbone and the text encoder",
+        help="factor on --lr for what usually comes from other trainings: backbone, text encoder",
     )
-    train.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
+    train.add_argument("--weight-decay", type=float, help="of AdamW")
     train.add_argument(
         "--schedule", choices=("cosine", "constant-cosine"), help="of the learning rate"
     )
     train.add_argument("--warmup", type=int, help="steps of linear warm-up")
     train.add_argument("--final-lr", type=float, default=1e-6, help="learning rate at the end")
     train.add_argument("--clip", type=float, help="largest norm of the gradient; 0: no limit")
-    train.add_argument(
-        "--ema", type=float, default=0.0, help="decay of averaged weights; 0: none are kept"
-    )
+    train.add_argument("--ema", type=float, help="decay of averaged weights; 0: none are kept")
     train.add_argument(
         "--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast"
     )
@@ -67,7 +67,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_train(args: argparse.Namespace) -> tuple[Any, str]:
-    """Train TFANet, or resume a training; `accelerate launch -m tfanet train` uses many GPUs."""
+    """Train a model, or resume a training; `accelerate launch -m tfanet train` uses many GPUs."""
     from tfanet.training.train import TrainOptions, train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
@@ -80,8 +80,9 @@ def run_train(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def run_evaluate(args: argparse.Namespace) -> tuple[Any, str]:
-    """mIoU, oIoU and Precision@X of a bundle or a checkpoint on a split."""
+    """IoU and other metrics of a bundle or a checkpoint on a split, by its family's protocol."""
     from tfanet.evaluation.evaluate import evaluate
+    from tfanet.evaluation.protocols import AT_MODEL_SIZE, AT_PICTURE_SIZE
 
     report = evaluate(
         args.bundle or args.checkpoint,
@@ -93,5 +94,15 @@ def run_evaluate(args: argparse.Namespace) -> tuple[Any, str]:
         limit=args.limit,
         progress=progress_line(),
     )
-    rows = [(name, f"{value:.2f}") for name, value in report["metrics"].items()]
-    return report, table(("metric", "percent"), rows)
+    protocol = report["protocol"]
+    own = protocol["table"]
+    headings = {
+        AT_PICTURE_SIZE: "at the pictures' own sizes:",
+        AT_MODEL_SIZE: "at the model's size:",
+    }
+    headings[own] = f"{protocol['name']} protocol: {protocol['says']}"
+    parts = []
+    for name in sorted(headings, key=lambda name: name != own):
+        rows = [(metric, f"{value:.2f}") for metric, value in report[name].items()]
+        parts.append(f"{headings[name]}\n\n{table(('metric', 'percent'), rows)}")
+    return report, "\n\n".join(parts)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from tfanet.data.masks import mask_to_size
 from tfanet.data.refer import ReferDataset
-from tfanet.runtime.preprocess import image_to_tensor, load_image
+from tfanet.runtime.bundle.contract import Preprocessing
+from tfanet.runtime.preprocess import load_image, picture_to_tensor
 from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["make_loader"]
 
-# image (3, H, W) float32, token ids (L) int64, word mask (L) float32, target (1, H, W) float32
-_Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_Item = dict[str, torch.Tensor]
 
 
 class _Stream(Dataset[_Item]):
@@ -30,13 +31,14 @@ class _Stream(Dataset[_Item]):
     def __init__(
         self,
         source: ReferDataset,
-        size: tuple[int, int],
+        preprocessing: Preprocessing,
         tokenizer: TextTokenizer,
         seed: int,
         all_sentences: bool,
         by_picture: bool,
     ) -> None:
-        self.source, self.size, self.tokenizer, self.seed = source, size, tokenizer, seed
+        self.source, self.preprocessing, self.tokenizer = source, preprocessing, tokenizer
+        self.seed = seed
         self.all_sentences = all_sentences
         self.count = len(source) if all_sentences else len(source.refs)
         refs = (s.ref for s in source) if all_sentences else source.refs
@@ -67,17 +69,24 @@ class _Stream(Dataset[_Item]):
             rng = np.random.default_rng([self.seed, epoch, index])
             sentence = ref.sentences[int(rng.integers(len(ref.sentences)))]
         ids, words = self.tokenizer([sentence])
-        image = image_to_tensor(load_image(ref.image_path), self.size)
-        mask = Image.fromarray(ref.mask()).resize(
-            (self.size[1], self.size[0]), Image.Resampling.NEAREST
-        )
-        target = np.asarray(mask, dtype=np.float32)[None]
-        return (
-            torch.from_numpy(np.ascontiguousarray(image)),
-            torch.from_numpy(ids[0]),
-            torch.from_numpy(words[0]),
-            torch.from_numpy(target),
-        )
+        image = picture_to_tensor(load_image(ref.image_path), self.preprocessing)
+        instances = [mask_to_size(mask, self.preprocessing) for mask in ref.masks()]
+        kept = np.array([mask for mask in instances if mask.any()], dtype=np.float32)
+        kept = kept.reshape(-1, *self.preprocessing.size)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image)),
+            "token_ids": torch.from_numpy(ids[0]),
+            "word_mask": torch.from_numpy(words[0]),
+            "target": torch.from_numpy(kept.max(0, keepdims=True, initial=0)),
+            "instances": torch.from_numpy(kept),
+            "no_target": torch.tensor(float(ref.no_target)),
+        }
+
+
+def _together(items: list[_Item]) -> dict[str, Any]:
+    """A batch of items: what they have different numbers of stays a list."""
+    instances = [item.pop("instances") for item in items]
+    return {**default_collate(items), "instances": instances}
 
 
 class _Positions:
@@ -99,7 +108,7 @@ class _Positions:
 def make_loader(
     source: ReferDataset,
     *,
-    size: tuple[int, int],
+    preprocessing: Preprocessing,
     tokenizer: TextTokenizer,
     batch: int,
     first_step: int,
@@ -110,12 +119,13 @@ def make_loader(
     workers: int = 0,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[_Item]:
+) -> DataLoader[dict[str, Any]]:
     """Loader of the batches `first_step` to `steps` - 1 of process `rank` out of `processes`.
 
-    Each batch: image (B, 3, H, W) float32, token_ids (B, L) int64, word_mask (B, L) float32,
-    target (B, 1, H, W) float32 in {0, 1}.
+    Each batch, float32 but for the ids: image (B, 3, H, W), token_ids (B, L) int64, word_mask
+    (B, L), target (B, 1, H, W) in {0, 1}, which is the union of instances, a list of (n, H, W), one
+    for each annotation that has a pixel left at this size, and no_target (B,) in {0, 1}.
     """
-    stream = _Stream(source, size, tokenizer, seed, all_sentences, by_picture)
+    stream = _Stream(source, preprocessing, tokenizer, seed, all_sentences, by_picture)
     positions = _Positions(batch, first_step, steps, rank, processes)
-    return DataLoader(stream, batch_sampler=positions, num_workers=workers)
+    return DataLoader(stream, batch_sampler=positions, num_workers=workers, collate_fn=_together)

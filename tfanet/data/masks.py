@@ -1,4 +1,4 @@
-"""COCO segmentations (polygons, RLE) to boolean masks, through pycocotools."""
+"""COCO segmentations (polygons, RLE) to boolean masks, through pycocotools; masks to a size."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tfanet.data.safe_pickle import DataError
 from tfanet.errors import shown
+from tfanet.runtime.bundle.contract import LETTERBOX, Preprocessing
+from tfanet.runtime.letterbox import Letterbox
 
-__all__ = ["segmentation_mask"]
+__all__ = ["mask_to_size", "segmentation_mask"]
 
 
 def _polygons(
@@ -96,3 +99,24 @@ def segmentation_mask(segmentation: Any, height: int, width: int, ann_id: int) -
     if not mask.any():
         raise DataError(f"annotation {ann_id}: its mask is empty in a {width}x{height} picture")
     return mask
+
+
+def mask_to_size(
+    mask: np.ndarray, preprocessing: Preprocessing, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """A mask (height, width) where its picture's tensor has it: boolean, of the tensor's size.
+
+    It is stretched or letterboxed as the picture is, by nearest neighbour; the padding of a
+    letterbox is not set. `size` is (H, W) where it differs from the tensor's.
+    """
+    box = size or preprocessing.size
+    resized, top, left = box, 0, 0
+    if preprocessing.resize == LETTERBOX:
+        place = Letterbox.of(mask.shape, box)
+        resized, (top, left) = place.resized, place.crop[:2]
+    rows, columns = resized
+    # Of booleans Pillow makes an image of 0 and 255, and from it booleans with these bytes.
+    small = Image.fromarray(mask.astype(np.uint8)).resize((columns, rows), Image.Resampling.NEAREST)
+    found = np.zeros(box, dtype=np.uint8)
+    found[top : top + rows, left : left + columns] = small
+    return found.astype(bool)

@@ -4,62 +4,85 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tfanet.data import ReferDataset, Sample
+from tfanet.data.masks import mask_to_size
 from tfanet.errors import InputError
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
+from tfanet.evaluation.protocols import PROTOCOLS
 from tfanet.progress import Progress
-from tfanet.runtime.preprocess import logits_to_mask
+from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
+from tfanet.runtime.preprocess import load_image, picture_to_tensor, plane_to_mask
 
 __all__ = ["evaluate"]
 
-# One picture and its sentences to one (H, W) float32 mask logit each, at model resolution.
-Segment = Callable[[Path, list[str]], list[np.ndarray]]
+
+@dataclass(frozen=True)
+class _Model:
+    """What is evaluated.
+
+    Attributes:
+        segment: one picture and its sentences to a mask logit (h, w) float32 for each, and whether
+            the model says that the sentence means nothing; None where it does not say.
+        facts: kind, family and preset, for the report.
+    """
+
+    segment: Callable[[Path, list[str]], list[tuple[np.ndarray, bool | None]]]
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    facts: dict[str, str]
 
 
-def _from_checkpoint(name: str | Path) -> tuple[Segment, float, dict[str, Any]]:
-    """PyTorch, on the GPU where there is one: segments, threshold, facts."""
+def _from_checkpoint(name: str | Path) -> _Model:
+    """PyTorch, on the GPU where there is one."""
     import torch
 
-    from tfanet.model.checkpoint import load_model
-    from tfanet.runtime.preprocess import image_to_tensor, load_image
-    from tfanet.runtime.tokenizer import TextTokenizer
-    from tfanet.training.train import TOKENIZER
+    from tfanet.model.checkpoint import family_of, load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(name).to(device).eval()
-    config = model.config
-    tokenizer = TextTokenizer(TOKENIZER, config.text_length)
+    family, config = family_of(model), model.config
+    tokenizer = family.make_tokenizer(config)
+    preprocessing = family.preprocessing(config.image_size)
 
     @torch.inference_mode()
-    def segment(path: Path, sentences: list[str]) -> list[np.ndarray]:
-        image = torch.from_numpy(image_to_tensor(load_image(path), config.image_size))
+    def segment(path: Path, sentences: list[str]) -> list[tuple[np.ndarray, bool | None]]:
+        image = torch.from_numpy(picture_to_tensor(load_image(path), preprocessing))
         ids, words = (torch.from_numpy(a).to(device) for a in tokenizer(sentences))
         batch = image.to(device)[None].expand(len(sentences), -1, -1, -1)
-        return list(model(batch, ids, words)[:, 0].float().cpu().numpy())
+        found = family.run_image(model, batch, family.run_text(model, ids), words)
+        by_role = {role: found[name] for name, role in family.image_outputs.items()}
+        logits = by_role["mask"][:, 0].float().cpu().numpy()
+        if "no_target" not in by_role:
+            return [(logit, None) for logit in logits]
+        nothing = (by_role["no_target"][:, 0] > 0).tolist()
+        return list(zip(logits, nothing, strict=True))
 
-    return segment, 0.0, {"kind": "checkpoint", "preset": config.name}
+    facts = {"kind": "checkpoint", "family": family.name, "preset": config.name}
+    return _Model(segment, preprocessing, family.postprocessing, facts)
 
 
-def _from_bundle(folder: Path) -> tuple[Segment, float, dict[str, Any]]:
-    """The runtime without PyTorch: segments, threshold, facts."""
+def _from_bundle(folder: Path) -> _Model:
+    """The runtime without PyTorch."""
     from tfanet.runtime import Predictor
 
     predictor = Predictor(folder)
+    manifest = predictor.bundle.manifest
 
-    def segment(path: Path, sentences: list[str]) -> list[np.ndarray]:
-        predictions = predictor(path, sentences)
-        assert isinstance(predictions, list)
-        return [prediction.logits for prediction in predictions]
+    def segment(path: Path, sentences: list[str]) -> list[tuple[np.ndarray, bool | None]]:
+        return [
+            (found.logits, None if found.no_target is None else found.no_target > 0.5)
+            for found in predictor(path, sentences)
+        ]
 
-    threshold = predictor.bundle.manifest.postprocessing.logit_threshold
-    return segment, threshold, {"kind": "bundle", "preset": predictor.info()["model"]}
+    facts = {"kind": "bundle", "family": manifest.family, "preset": manifest.preset}
+    return _Model(segment, manifest.preprocessing, manifest.postprocessing, facts)
 
 
 def _by_picture(samples: list[Sample], batch: int) -> Iterator[tuple[Path, list[Sample]]]:
@@ -86,11 +109,14 @@ def evaluate(
 
     `model` is a bundle folder (run by the runtime), a checkpoint or a preset (run by PyTorch).
     `limit` takes the first so many samples only; `batch` is the most sentences of one picture that
-    run together. Returns {"kind", "preset", "dataset", "split_by", "split", "samples", "metrics",
-    "metrics_at_model_size", "seconds"}; the two tables hold mIoU, oIoU and P@X, for gRefCOCO gIoU,
-    cIoU, N-acc and T-acc. "metrics" are at the picture's own size, to which the logits are resized;
-    at model size the true mask is resized instead, by nearest neighbour, and a target too small to
-    survive that is left out.
+    run together. Returns {"kind", "family", "preset", "dataset", "split_by", "split", "samples",
+    "protocol", "metrics", "metrics_at_model_size", "seconds"}; the two tables hold mIoU, oIoU and
+    P@X, for generalised data gIoU, cIoU, N-acc, T-acc and P@X. "metrics" are at the picture's own
+    size, to which the prediction is resized; at the size of the model's logits the true mask is
+    resized instead, by nearest neighbour, and a target too small to survive that is left out.
+    "protocol" {"name", "table", "says", "strictly"} is that of the model's authors, see
+    `PROTOCOLS`: which of the tables follows it, and how P@X is counted in both. A mask is empty
+    where a head of the model says that nothing is meant.
 
     Raises InputError on a bad model, dataset, limit or batch.
     """
@@ -99,29 +125,29 @@ def evaluate(
             raise InputError(f"{name} is {value}: give a number of samples, 1 or more")
     source = ReferDataset(data, dataset, split, split_by=split_by, images=images)
     samples = list(source[: limit or len(source)])
-    is_bundle = Path(model).is_dir()
-    segment, threshold, facts = _from_bundle(Path(model)) if is_bundle else _from_checkpoint(model)
-    kind = GeneralizedMetrics if source.dataset == "grefcoco" else Metrics
-    at_picture, at_model = kind(), kind()
+    found = _from_bundle(Path(model)) if Path(model).is_dir() else _from_checkpoint(model)
+    pre, post = found.preprocessing, found.postprocessing
+    protocol = PROTOCOLS[found.facts["family"]]
+    kind = GeneralizedMetrics if source.generalised else Metrics
+    at_picture, at_model = (kind(strictly=protocol.strictly) for _ in range(2))
     started = time.monotonic()
     for path, group in _by_picture(samples, batch):
-        logits = segment(path, [sample.sentence for sample in group])
-        for sample, logit in zip(group, logits, strict=True):
-            true = sample.mask
-            mask = logits_to_mask(logit, true.shape, threshold)[0]
-            at_picture.update(mask, true, no_target=sample.ref.no_target)
-            height, width = logit.shape
-            resized = Image.fromarray(true).resize((width, height), Image.Resampling.NEAREST)
-            small = np.asarray(resized)
-            if small.any() or sample.ref.no_target:
-                at_model.update(logit > threshold, small, no_target=sample.ref.no_target)
+        predictions = found.segment(path, [sample.sentence for sample in group])
+        for sample, (logit, nothing) in zip(group, predictions, strict=True):
+            true, no_target = sample.mask, sample.ref.no_target
+            small = mask_to_size(true, pre, logit.shape)
+            masks = plane_to_mask(logit, true.shape, pre, post)[0], logit > post.logit_threshold
+            at_picture.update(masks[0], true, no_target=no_target, says_nothing=nothing)
+            if small.any() or no_target:
+                at_model.update(masks[1], small, no_target=no_target, says_nothing=nothing)
         if progress is not None:
             progress("evaluating", len(at_picture.ious), len(samples))
-    return facts | {
+    return found.facts | {
         "dataset": source.dataset,
         "split_by": source.split_by,
         "split": split,
         "samples": len(samples),
+        "protocol": asdict(protocol),
         "metrics": at_picture.compute(),
         "metrics_at_model_size": at_model.compute(),
         "seconds": time.monotonic() - started,

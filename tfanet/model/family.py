@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tfanet.errors import InputError
 from tfanet.model.config import Config, check_image_size
 from tfanet.model.published import Published
+from tfanet.model.training import Training
 from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing, Tokenization
 from tfanet.runtime.bundle.graphs import image_feed
 from tfanet.runtime.tokenizer import TextTokenizer
@@ -48,7 +49,7 @@ class Family:
         marks: parameters that no other family has, by which a file is recognised.
         full_precision: ends of names of parameters that stay float32 in a half checkpoint.
         parts: patterns of module names whose outputs a parity report compares.
-        published: what its authors report.
+        published: what its authors report. training: how it is trained; None: not here.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Family:
     full_precision: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     published: Published | None = None
+    training: Training | None = None
 
     @property
     def tokenizer_file(self) -> Path:

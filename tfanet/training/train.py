@@ -1,4 +1,4 @@
-"""Training: AdamW with the specification's schedules, through Hugging Face Accelerate."""
+"""Training: AdamW with the schedules of the recipes, through Hugging Face Accelerate."""
 
 from __future__ import annotations
 
@@ -6,61 +6,31 @@ import copy
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tfanet.data import ReferDataset
 from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
 from tfanet.files import whole_file
-from tfanet.model.checkpoint import load_model, save_checkpoint
-from tfanet.model.tfanet.config import PRESETS
-from tfanet.model.tfanet.network import TFANet
+from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
+from tfanet.model.family import Family, find_preset
+from tfanet.model.training import Batch, Training
 from tfanet.progress import Progress
-from tfanet.runtime.tokenizer import TextTokenizer
-from tfanet.training.losses import segmentation_loss
 from tfanet.training.state import Average, load_state, save_state
 
 __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
 
-TOKENIZER = Path(__file__).parent.parent / "assets" / "clip_tokenizer.json"
 LOG_EVERY = 50
-
-# What weight decay must leave alone, besides all vectors and scalars: the scan's own parameters,
-# X-Norm's gains and the weights of MLAM's scales.
-_NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "gamma", "w")
-_PRETRAINED = ("backbone.", "text.")
-
-_RECIPES: dict[str, dict[str, Any]] = {
-    # The paper's: constant to half of the training, then cosine; half the rate where pretrained.
-    "tfanet-base": {
-        "epochs": 50.0,
-        "batch": 8,
-        "lr": 5e-5,
-        "pretrained_scale": 0.5,
-        "schedule": "constant-cosine",
-        "warmup": 0,
-        "clip": 0.0,
-        "by_picture": False,
-    },
-    "tfanet-tiny": {
-        "epochs": 2.0,
-        "batch": 12,
-        "lr": 1.5e-3,
-        "pretrained_scale": 1.0,
-        "schedule": "cosine",
-        "warmup": 100,
-        "clip": 1.0,
-        "by_picture": True,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +38,8 @@ class TrainOptions:
     """What to train on what, and how; a None is filled in from the preset's recipe.
 
     `steps` overrides `epochs`; `stop_after` ends early without changing the schedule, to be
-    resumed. `batch` is per process. `pretrained_scale` multiplies the rate of backbone and text.
+    resumed. `batch` is per process. `pretrained_scale` multiplies the rate of what its family
+    usually takes from other trainings: backbone and text.
     `schedule`: "cosine" (after `warmup` linear steps) or "constant-cosine" (constant for the first
     half). `clip` is the largest gradient norm, 0 for none. `ema` is the decay of averaged weights,
     0 for none. `precision`: "no", "bf16" or "fp16". `init` is a checkpoint to start from.
@@ -90,12 +61,12 @@ class TrainOptions:
     batch: int | None = None
     lr: float | None = None
     pretrained_scale: float | None = None
-    weight_decay: float = 1e-4
+    weight_decay: float | None = None
     schedule: str | None = None
     warmup: int | None = None
     final_lr: float = 1e-6
     clip: float | None = None
-    ema: float = 0.0
+    ema: float | None = None
     precision: str = "no"
     all_sentences: bool = False
     by_picture: bool | None = None
@@ -106,9 +77,7 @@ class TrainOptions:
 
     def filled(self) -> TrainOptions:
         """These options with every None of the recipe filled in. Raises InputError on bad ones."""
-        if self.preset not in _RECIPES:
-            raise InputError(f"preset {self.preset!r} is unknown: choose from {list(_RECIPES)}")
-        recipe = _RECIPES[self.preset]
+        recipe = asdict(_training(find_preset(self.preset)[0]).recipes[self.preset])
         done = replace(self, **{k: v for k, v in recipe.items() if getattr(self, k) is None})
         positive = {"batch": done.batch, "lr": done.lr, "save_every": done.save_every}
         positive |= {"steps": done.steps, "epochs": done.epochs, "stop_after": done.stop_after}
@@ -119,9 +88,16 @@ class TrainOptions:
             raise InputError(f"schedule {done.schedule!r}: choose cosine or constant-cosine")
         if done.precision not in ("no", "bf16", "fp16"):
             raise InputError(f"precision {done.precision!r}: choose no, bf16 or fp16")
+        assert done.ema is not None
         if not 0 <= done.ema < 1:
             raise InputError(f"ema is {done.ema}: give a decay from 0 (off) to under 1")
         return done
+
+
+def _training(family: Family) -> Training:
+    if family.training is None:
+        raise InputError(f"{family.title} has no training here: only its checkpoints are used")
+    return family.training
 
 
 def learning_rate_at(step: int, steps: int, options: TrainOptions) -> float:
@@ -140,13 +116,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """AdamW groups by (decay or not, pretrained part or new); each has its `lr_scale`.
 
-    No decay on A_logs, Ds, norms, biases, X-Norm's gamma, MLAM's w and alphas: by name, or for
-    having fewer than two dimensions.
+    No decay on what the model's family names, nor on what has fewer than two dimensions: norms,
+    biases, gains.
     """
+    training = _training(family_of(model))
+    spared = tuple(f".{name}" for name in training.no_decay)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
-        groups.setdefault((decays, name.startswith(_PRETRAINED)), []).append(parameter)
+        decays = parameter.ndim >= 2 and not f".{name}".endswith(spared)
+        groups.setdefault((decays, name.startswith(training.pretrained)), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -157,24 +135,50 @@ def parameter_groups(
     ]
 
 
-def _batch_iou(logit: Tensor, target: Tensor) -> Tensor:
-    """Mean IoU of a batch at model resolution, float32 scalar."""
-    predicted, true = logit > 0, target > 0.5
-    union = (predicted | true).sum((1, 2, 3)).clamp_min(1)
-    return ((predicted & true).sum((1, 2, 3)) / union).mean()
+class _Objective(nn.Module):
+    """A network with its loss: one call, so that whatever wraps it sees the whole step."""
+
+    def __init__(self, model: nn.Module, training: Training) -> None:
+        super().__init__()
+        self.model, self.loss = model, training.loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.loss(self.model, batch)
 
 
-def _make_model(options: TrainOptions) -> TFANet:
+def _batch_iou(logit: Tensor, target: Tensor, threshold: float) -> Tensor:
+    """Mean IoU of a batch at the logit's size, float32 scalar; 1 where nothing is meant or found.
+
+    Args:
+        logit: (B, 1, h, w). target: (B, 1, H, W), of which the nearest pixels are taken.
+    """
+    predicted = logit > threshold
+    true = functional.interpolate(target, logit.shape[2:], mode="nearest") > 0.5
+    union = (predicted | true).sum((1, 2, 3))
+    both = (predicted & true).sum((1, 2, 3))
+    return torch.where(union > 0, both / union.clamp_min(1), 1.0).mean()
+
+
+def _make_model(options: TrainOptions) -> Any:
     """The model to start from: of a checkpoint, or of the preset with fresh weights."""
     start = None if options.init is None else load_model(options.init)
-    config = PRESETS[options.preset] if start is None else start.config
+    family, config = find_preset(options.preset)
+    if start is not None:
+        found = family_of(start)
+        if found is not family:
+            raise InputError(
+                f"{options.init} holds a {found.title}, the preset {options.preset} is a "
+                f"{family.title}: name a preset of {found.title}, too"
+            )
+        config = start.config
     if options.image_size is not None:
+        family.check_image_size(config, options.image_size)
         config = replace(config, image_size=options.image_size)
     if options.text_length is not None:
         config = replace(config, text_length=options.text_length)
-    model = TFANet(config)
+    model = family.network(config)
     if start is not None:
-        # No weight depends on the picture's size, so a training may begin on small pictures.
+        # Where no weight depends on the picture's size, a training may begin on small pictures.
         try:
             model.load_state_dict(start.state_dict())
         except RuntimeError as error:
@@ -185,7 +189,7 @@ def _make_model(options: TrainOptions) -> TFANet:
     return model
 
 
-def _save_model(path: Path, model: TFANet, average: Average | None) -> None:
+def _save_model(path: Path, model: nn.Module, average: Average | None) -> None:
     """Write the checkpoint, averaged where there is an average, whole or not at all."""
     chosen = model
     if average is not None:
@@ -200,7 +204,9 @@ def _progress_line(loss: float, iou: float, seconds_left: float) -> str:
 
 
 def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Train, or resume, one TFANet; `progress(message, step, steps)` is called after each step.
+    """Train, or resume, a model of any family.
+
+    `progress(message, step, steps)` is called after each step.
 
     Under `output` it keeps `model.safetensors` (what `load_model` reads; averaged weights where
     `ema` is on), `state.safetensors` (for `resume`) and `log.jsonl` (a line per 50 steps). The same
@@ -213,10 +219,12 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     options = options.filled()
     # Accelerate keeps one state per process and refuses another precision, even after a training.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=options.precision)
+    # Some families have weights that no gradient reaches: of heads for other data, or dead ones.
+    idle = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=options.precision, kwargs_handlers=[idle])
     torch.manual_seed(options.seed)
     model = _make_model(options)
-    config = model.config
+    config, family = model.config, family_of(model)
     source = ReferDataset(
         options.data,
         options.dataset,
@@ -230,6 +238,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     global_batch = options.batch * accelerator.num_processes
     steps = options.steps or max(1, round(per_epoch * (options.epochs or 1) / global_batch))
 
+    assert options.weight_decay is not None
     groups = parameter_groups(model, options.weight_decay, options.pretrained_scale or 1.0)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -238,7 +247,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     average = Average(model, options.ema) if options.ema else None
     output = Path(options.output)
     state_path = output / "state.safetensors"
-    wrapped, stepper = accelerator.prepare(model, optimizer)
+    objective, stepper = accelerator.prepare(_Objective(model, _training(family)), optimizer)
     first = 0
     if options.resume:
         facts = load_state(state_path, model, optimizer, average)
@@ -263,8 +272,8 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
 
     loader = make_loader(
         source,
-        size=config.image_size,
-        tokenizer=TextTokenizer(TOKENIZER, config.text_length),
+        preprocessing=family.preprocessing(config.image_size),
+        tokenizer=family.make_tokenizer(config),
         batch=options.batch,
         first_step=first,
         steps=last,
@@ -275,6 +284,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    threshold = family.postprocessing.logit_threshold
     started = time.monotonic()
     loss_mean = iou_mean = math.nan
     for step, batch in enumerate(loader, start=first):
@@ -284,10 +294,9 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
         rate = learning_rate_at(step, steps, options)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        image, token_ids, word_mask, target = (part.to(accelerator.device) for part in batch)
+        batch = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
-            logit = wrapped(image, token_ids, word_mask)
-        loss = segmentation_loss(logit.float(), target)
+            loss, logit = objective(batch)
         accelerator.backward(loss)
         if options.clip:
             accelerator.clip_grad_norm_(model.parameters(), options.clip)
@@ -295,7 +304,8 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
         stepper.zero_grad(set_to_none=True)
         if average is not None:
             average.update(model, step)
-        loss_now, iou_now = float(loss.detach()), float(_batch_iou(logit.detach(), target))
+        loss_now = float(loss.detach())
+        iou_now = float(_batch_iou(logit.detach(), batch["target"], threshold))
         if not math.isfinite(loss_now):
             raise InputError(
                 f"the loss is {loss_now} at step {step}: lower lr (now {options.lr}) or set clip"

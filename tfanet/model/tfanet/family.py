@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tfanet.model.family import Family
 from tfanet.model.tfanet.config import PRESETS, TFANetConfig
+from tfanet.model.tfanet.loss import loss
 from tfanet.model.tfanet.network import TFANet
 from tfanet.model.tfanet.published import PUBLISHED
+from tfanet.model.training import Recipe, Training
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from tfanet.runtime.tokenizer_file import END_ID
 
@@ -35,4 +37,20 @@ FAMILY = Family(
         "decoder",
     ),
     published=PUBLISHED,
+    training=Training(
+        loss=loss,
+        recipes={
+            # The paper's: constant to half of the training, then cosine; half the rate where
+            # pretrained.
+            "tfanet-base": Recipe(
+                epochs=50.0, batch=8, lr=5e-5, pretrained_scale=0.5, schedule="constant-cosine"
+            ),
+            "tfanet-tiny": Recipe(
+                epochs=2.0, batch=12, lr=1.5e-3, warmup=100, clip=1.0, by_picture=True
+            ),
+        },
+        # The scan's own parameters, X-Norm's gains and the weights of MLAM's scales.
+        no_decay=("A_logs", "Ds", "dt_projs_bias", "gamma", "w"),
+        pretrained=("backbone.", "text."),
+    ),
 )

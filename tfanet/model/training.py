@@ -1,0 +1,51 @@
+"""How a family is trained: what it minimises, and the recipe of each preset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Batch", "Recipe", "Training"]
+
+# By name: image (B, 3, H, W), token_ids (B, L) int64, word_mask (B, L), target (B, 1, H, W) in
+# {0, 1}: the union of `instances`, a list of B tensors (n_i, H, W) in {0, 1} of what is meant;
+# no_target (B,) in {0, 1}, 1 where that is nothing. All of floats but the ids.
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training uses where nothing else is said; see `TrainOptions`."""
+
+    epochs: float
+    batch: int
+    lr: float
+    pretrained_scale: float = 1.0
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip: float = 0.0
+    ema: float = 0.0
+    by_picture: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks of a family are trained.
+
+    Attributes:
+        loss: of a network in training mode and a `Batch`, the scalar to minimise, and the mask
+            logit (B, 1, h, w) that it came from, at the picture's size or a smaller one.
+        recipes: by preset.
+        no_decay: last parts of the names of parameters that weight decay leaves alone, besides all
+            vectors and scalars. pretrained: beginnings of names of what usually comes from other
+            trainings, with its own learning rate.
+    """
+
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    recipes: Mapping[str, Recipe]
+    no_decay: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] = ()
