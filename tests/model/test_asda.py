@@ -437,9 +437,11 @@ def test_the_loss_trains_all_but_what_selects():
         "word_mask": torch.ones(2, 9),
         "target": (torch.rand(2, 1, 64, 96) > 0.5).float(),
     }
-    value = loss(model, batch)
+    value, logit = loss(model, batch)
     value.backward()
-    z = model(batch["image"], batch["token_ids"], batch["word_mask"]).detach().double()
+    z = model(batch["image"], batch["token_ids"], batch["word_mask"]).detach()
+    assert torch.equal(logit, z)
+    z = z.double()
     t, p = batch["target"][:, :, ::2, ::2].double(), z.sigmoid()
     entropy = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
     both = (p * t).sum((1, 2, 3)), (p + t).sum((1, 2, 3))

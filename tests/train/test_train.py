@@ -156,6 +156,10 @@ def test_schedules_by_hand(tmp_path: Path) -> None:
     assert rates[60] == pytest.approx(0.5)
     assert rates[109] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
 
+    powers = replace(tiny, schedule="polynomial", warmup=0).filled()
+    rates = [learning_rate_at(step, 100, powers) for step in range(101)]
+    assert rates == pytest.approx([(1 - n / 100) ** 0.9 for n in range(101)])
+
     base = TrainOptions("d", tmp_path, preset="tfanet-base").filled()
     assert (base.lr, base.pretrained_scale, base.epochs, base.batch) == (5e-5, 0.5, 50, 8)
     rates = [learning_rate_at(step, 100, base) for step in range(100)]

@@ -105,10 +105,8 @@ def run_info(args: argparse.Namespace) -> tuple[Any, str]:
     return facts, "\n\n".join(parts)
 
 
-def _beside(ours: float, theirs: float | None) -> tuple[str, str, str]:
+def _beside(ours: float, theirs: float) -> tuple[str, str, str]:
     """Two numbers and their difference, as cells."""
-    if theirs is None:
-        return f"{ours:.2f}", "-", "-"
     return f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs - 1:+.2%}"
 
 
@@ -190,9 +188,16 @@ def _preset_text(facts: dict[str, Any], published: Published | None = None) -> s
     )
     parts = [head]
     if published is not None and published.counted:
-        params, flops = published.params, published.flops
-        rows = [("M parameters", *_beside(facts["params"] / 1e6, params and params / 1e6))]
-        rows += [("GFLOPs", *_beside(facts["flops"] / 1e9, flops / 1e9))] if flops else []
+        figures = (
+            ("M parameters", facts["params"], published.params, 1e6),
+            ("M alive", facts["alive"], published.alive, 1e6),
+            ("GFLOPs", facts["flops"], published.flops, 1e9),
+        )
+        rows = [
+            (name, *_beside(here / unit, theirs / unit))
+            for name, here, theirs, unit in figures
+            if theirs
+        ]
         parts.append(table(("", "here", published.counted, "difference"), rows))
     if facts["scans"]:
         scans = [

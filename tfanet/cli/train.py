@@ -40,7 +40,9 @@ def add_verbs(verbs: Verbs) -> None:
     )
     train.add_argument("--weight-decay", type=float, help="of AdamW")
     train.add_argument(
-        "--schedule", choices=("cosine", "constant-cosine"), help="of the learning rate"
+        "--schedule",
+        choices=("cosine", "constant-cosine", "polynomial"),
+        help="of the learning rate",
     )
     train.add_argument("--warmup", type=int, help="steps of linear warm-up")
     train.add_argument("--final-lr", type=float, default=1e-6, help="learning rate at the end")

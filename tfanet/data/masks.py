@@ -116,7 +116,8 @@ def mask_to_size(
         resized, (top, left) = place.resized, place.crop[:2]
     rows, columns = resized
     # Of booleans Pillow makes an image of 0 and 255, and from it booleans with these bytes.
-    small = Image.fromarray(mask.astype(np.uint8)).resize((columns, rows), Image.Resampling.NEAREST)
+    plane = Image.fromarray(mask.astype(np.uint8))
+    small = np.asarray(plane.resize((columns, rows), Image.Resampling.NEAREST))
     found = np.zeros(box, dtype=np.uint8)
     found[top : top + rows, left : left + columns] = small
     return found.astype(bool)

@@ -31,6 +31,7 @@ __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
 
 LOG_EVERY = 50
+SCHEDULES = ("cosine", "constant-cosine", "polynomial")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class TrainOptions:
     `steps` overrides `epochs`; `stop_after` ends early without changing the schedule, to be
     resumed. `batch` is per process. `pretrained_scale` multiplies the rate of what its family
     usually takes from other trainings: backbone and text.
-    `schedule`: "cosine" (after `warmup` linear steps) or "constant-cosine" (constant for the first
-    half). `clip` is the largest gradient norm, 0 for none. `ema` is the decay of averaged weights,
-    0 for none. `precision`: "no", "bf16" or "fp16". `init` is a checkpoint to start from.
+    `schedule`: after `warmup` linear steps "cosine" or "polynomial" (a power of 0.9), or
+    "constant-cosine" (constant for the first half). `clip` is the largest gradient norm, 0 for
+    none. `ema` is the decay of averaged weights, 0 for none. `precision`: "no", "bf16" or "fp16".
+    `init` is a checkpoint to start from.
     """
 
     data: str | Path
@@ -84,8 +86,8 @@ class TrainOptions:
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}: it must be more than 0")
-        if done.schedule not in ("cosine", "constant-cosine"):
-            raise InputError(f"schedule {done.schedule!r}: choose cosine or constant-cosine")
+        if done.schedule not in SCHEDULES:
+            raise InputError(f"schedule {done.schedule!r}: choose {' or '.join(SCHEDULES)}")
         if done.precision not in ("no", "bf16", "fp16"):
             raise InputError(f"precision {done.precision!r}: choose no, bf16 or fp16")
         assert done.ema is not None
@@ -108,6 +110,8 @@ def learning_rate_at(step: int, steps: int, options: TrainOptions) -> float:
         return options.lr * (step + 1) / options.warmup
     start = steps // 2 if options.schedule == "constant-cosine" else options.warmup
     share = min(1.0, max(0, step - start) / max(1, steps - start))
+    if options.schedule == "polynomial":
+        return options.final_lr + (options.lr - options.final_lr) * (1 - share) ** 0.9
     return options.final_lr + (options.lr - options.final_lr) * (1 + math.cos(math.pi * share)) / 2
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from tfanet.model.asda.config import PRESETS, ASDAConfig
+from tfanet.model.asda.loss import loss
 from tfanet.model.asda.network import ASDA
 from tfanet.model.asda.official import from_official, official_config
+from tfanet.model.asda.published import PUBLISHED
 from tfanet.model.family import Family
+from tfanet.model.training import Recipe, Training
 
 __all__ = ["FAMILY"]
 
@@ -45,5 +48,25 @@ FAMILY = Family(
         "mask_decoder",
         "lang_tf_enc",
         "proj?",
+    ),
+    published=PUBLISHED,
+    training=Training(
+        loss=loss,
+        recipes={
+            # The official one: Adam, a tenth of the rate for the towers. It divides the rate by ten
+            # late in the training, here it falls as a cosine.
+            "asda-base": Recipe(
+                epochs=30.0,
+                batch=28,
+                lr=5e-5,
+                pretrained_scale=0.1,
+                weight_decay=0.0,
+                schedule="constant-cosine",
+            ),
+            "asda-tiny": Recipe(
+                epochs=12.0, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+            ),
+        },
+        pretrained=("visumodel.", "textmodel", "positional_embedding"),
     ),
 )

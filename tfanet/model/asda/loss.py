@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfanet.model.layers.losses import dice_loss
+from tfanet.model.training import Batch
 
 __all__ = ["focal_loss", "loss"]
 
@@ -23,13 +22,11 @@ def focal_loss(logit: Tensor, target: Tensor, gamma: float = GAMMA) -> Tensor:
     return ((1 - (-entropy).exp()) ** gamma * entropy).mean()
 
 
-def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Scalar loss of an `ASDA` on a batch.
+def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The scalar loss of an `ASDA` on a batch, and its mask logit (B, 1, h, w).
 
-    Args:
-        batch: image (B, 3, H, W), token_ids (B, L), word_mask (B, L) and target (B, 1, H, W) in
-            {0, 1}, which is reduced to the logit's size by its nearest pixels.
+    The target is reduced to the logit's size by its nearest pixels.
     """
-    logit = model(batch["image"], batch["token_ids"], batch["word_mask"])
+    logit = model(batch["image"], batch["token_ids"], batch["word_mask"]).float()
     target = F.interpolate(batch["target"], logit.shape[2:], mode="nearest")
-    return focal_loss(logit, target) + dice_loss(logit, target)
+    return focal_loss(logit, target) + dice_loss(logit, target), logit
