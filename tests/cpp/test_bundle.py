@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 import onnx
 import pytest
+from hand_made import BOXED, PROBABILITIES, as_version_1, image_model, manifest_of, write_bundle
+from mutations import every_change
 
 from tfanet.errors import MissingDependencyError, TfanetError
 from tfanet.runtime import BundleError, Predictor
+from tfanet.runtime.bundle.manifest import Manifest
 from tfanet.runtime.bundle.read import MAX_MANIFEST_BYTES
 
 FILES = ["manifest.json", "image.onnx", "text.onnx", "tokenizer.json"]
@@ -36,22 +40,23 @@ def with_engine(data: dict[str, Any], name: str) -> None:
     data["files"] = {name: facts, "image.engine": facts} | data["files"]
 
 
-MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
+Change = Callable[[dict[str, Any]], Any]
+MANIFESTS: list[Change] = [
     lambda d: d.pop("schema_version"),
-    lambda d: d.update(schema_version=2),
+    lambda d: d.update(schema_version=3),
+    lambda d: d.update(schema_version=0),
     lambda d: d.update(schema_version="a'b\"c\\d\n\x01 and much more text than twenty"),
     lambda d: d.update(schema_version=1.5, tool={"version": 0.1}),
     lambda d: d.update(schema_version=1e16, tool=None),
     lambda d: d.update(schema_version=1.25e-7, tool={"version": {"a": [1, None, True, "x"]}}),
     lambda d: d.update(schema_version=True),
     lambda d: d.update(schema_version=1.0),
+    lambda d: d.update(schema_version=2.0),
     lambda d: d.update(schema_version=None),
     *(lambda d, name=name: d.pop(name) for name in ("tool", "model", "files", "engines", "scan")),
     lambda d: d.update(tool="tfanet"),
     lambda d: d.update(model=[1, 2.5, -0.0, 1e300, {"a": {}}, "längere Wörter, und noch mehr"]),
     lambda d: d.update(dynamic_batch=1),
-    lambda d: d.update(threshold=True),
-    lambda d: d.update(threshold="0"),
     lambda d: d.update(precision=None),
     lambda d: d.update(extra=1, another=2),
     *(
@@ -110,6 +115,75 @@ MANIFESTS: list[Callable[[dict[str, Any]], Any]] = [
     lambda d: with_engine(d, ""),
     lambda d: with_engine(d, "image.onnx"),
 ]  # fmt: skip
+VERSION_1: list[Change] = [
+    lambda d: d.update(schema_version=2),
+    lambda d: d.update(threshold=True),
+    lambda d: d.update(threshold="0"),
+    lambda d: d.update(postprocessing={"value": "logit", "threshold": 0}),
+    lambda d: d["outputs"]["image.onnx"].append({"name": "more", "shape": ["batch", 1]}),
+    lambda d: d["outputs"].update({"image.onnx": ["mask_logit"]}),
+]
+VERSION_2: list[Change] = [
+    lambda d: d.update(schema_version=1),
+    lambda d: d.update(threshold=0),
+    *(
+        lambda d, more=more: d["preprocessing"].update(more)
+        for more in (
+            {"padding": [0, 0, 0]}, {"more": 1}, {"resize": "letterbox-area"}, {"resize": [{}]},
+            *({"resize": "letterbox-area", "padding": padding}
+              for padding in ([0, 0], [0, 0, 256], [0, -1, 0], [0, 0, 1.0], [True, 0, 0], "grey"))
+        )
+    ),
+    lambda d: d["preprocessing"].pop("padding"),
+    *(
+        lambda d, more=more: d["text"].update(more)
+        for more in ({"tokenizer": "words"}, {"tokenizer": None}, {"truncation": "no end" * 10},
+                     {"truncation": {"a": 1}}, {"more": 1}, {"pad_id": "0"}, {"length": 10**12})
+    ),
+    lambda d: d["text"].pop("tokenizer"),
+    *(
+        lambda d, more=more: d["postprocessing"].update(more)
+        for more in ({"value": "softmax"}, {"value": 1}, {"threshold": True}, {"threshold": "0"},
+                     {"more": 1}, *({"value": "probability", "threshold": t} for t in (0, 1, -2)))
+    ),
+    lambda d: d["postprocessing"].pop("value"),
+    lambda d: d.update(inputs={}),
+    *(
+        lambda d, way=way, graph=graph, act=act: act(d[way][graph])
+        for way, graph in (("inputs", "text.onnx"), ("inputs", "image.onnx"),
+                           ("outputs", "text.onnx"), ("outputs", "image.onnx"))
+        for act in (
+            lambda values: values.clear(),
+            lambda values: values.append(values[0]),
+            lambda values: values.append({"name": "more", "shape": ["batch", 1], "role": "more"}),
+            lambda values: values[0].update(name="other"),
+            lambda values: values[0].update(name=""),
+            lambda values: values[0].update(shape=["batch"]),
+            lambda values: values[0]["shape"].append(0),
+            lambda values: values[0]["shape"].append(2**31),
+            lambda values: values[0]["shape"].append(8.0),
+            lambda values: values.insert(0, "a text"),
+        )
+    ),
+    *(
+        lambda d, place=place, values=values: d["outputs"]["image.onnx"].__setitem__(
+            slice(*place), values
+        )
+        for place, values in (
+            ((0, 0), [{"name": "first", "shape": [1, 1], "role": "no_target"}]),
+            ((1, 1), [{"name": "two", "shape": [1, 2], "role": "no_target"}]),
+            ((1, 1), [{"name": "alone", "shape": [1, 2], "role": "relevance"}]),
+            ((1, 1), [{"name": "a", "shape": [1, 2], "role": "relevance"},
+                      {"name": "b", "shape": [1, 3, 2, 2], "role": "instances"}]),
+            ((1, 1), [{"name": "a", "shape": [1, 2], "role": "relevance"},
+                      {"name": "b", "shape": [1, 2, 2, 2], "role": "instances"},
+                      {"name": "c", "shape": [1, 2, 9], "role": "alignment"}]),
+            ((0, 1), [{"name": "mask_logit", "shape": [1, 2, 32, 48], "role": "mask"}]),
+            ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 32, 16385], "role": "mask"}]),
+            ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 16, 24], "role": "mask"}]),
+        )
+    ),
+]  # fmt: skip
 
 
 def assert_same_refusal(
@@ -126,19 +200,81 @@ def assert_same_refusal(
     return str(expected.value)
 
 
-@pytest.mark.parametrize("number", range(len(MANIFESTS)))
-def test_manifest(number: int, bundle: Path, open_runtime: Callable) -> None:
+def assert_refused_as(change: Change, bundle: Path, open_runtime: Callable, version: int) -> None:
     path = bundle / "manifest.json"
     data = json.loads(path.read_text())
-    MANIFESTS[number](data)
+    if version == 1:
+        data = as_version_1(data)
+    change(data)
     path.write_text(json.dumps(data))
     assert_same_refusal(bundle, open_runtime)
+
+
+@pytest.mark.parametrize("number", range(len(MANIFESTS)))
+def test_manifest(number: int, bundle: Path, open_runtime: Callable) -> None:
+    assert_refused_as(MANIFESTS[number], bundle, open_runtime, 1 + number % 2)
+
+
+@pytest.mark.parametrize("number", range(len(VERSION_1)))
+def test_manifest_of_version_1(number: int, bundle: Path, open_runtime: Callable) -> None:
+    assert_refused_as(VERSION_1[number], bundle, open_runtime, 1)
+
+
+@pytest.mark.parametrize("number", range(len(VERSION_2)))
+def test_manifest_of_version_2(number: int, bundle: Path, open_runtime: Callable) -> None:
+    assert_refused_as(VERSION_2[number], bundle, open_runtime, 2)
+
+
+# What the parser here does not take for JSON, or reads as another number.
+UNLIKE = re.compile(r"NaN|Infinity|\\ud800|0{300}|\[{55}")
+
+
+def sentence_of(manifest: dict[str, Any], path: Path) -> str:
+    """What Python says against it; nothing where it is good."""
+    try:
+        Manifest.from_dict(manifest, path)
+    except BundleError as error:
+        return str(error)
+    return ""
+
+
+def test_every_change_of_a_manifest(tmp_path: Path, open_runtime: Callable) -> None:
+    """One value replaced by an odd one or left out: Python's sentence, or a good manifest, whose
+    files are then missed."""
+    image = image_model(half=True, no_target=True, instances=3)
+    facts = {"preprocessing": BOXED, "postprocessing": PROBABILITIES}
+    bundle = write_bundle(tmp_path / "bundle", image, **facts)
+    newest = json.loads((bundle / "manifest.json").read_text())
+    with_engine(newest, "text.engine")
+    oldest = as_version_1(json.loads(manifest_of(bundle).to_json()))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    path, refused, good = alone / "manifest.json", 0, 0
+    with open(path, "wb", buffering=0) as file:
+        for changed in (*every_change(newest), *list(every_change(oldest))[::10]):
+            text = json.dumps(changed)
+            if UNLIKE.search(text):
+                continue
+            file.seek(0)
+            file.write(text.encode())
+            file.truncate()
+            with pytest.raises(Exception, match=r"\w") as caught:
+                open_runtime(alone)
+            native, python = str(caught.value), sentence_of(changed, path)
+            if python:
+                assert native == python, text
+                refused += 1
+            else:
+                assert native.startswith(str(alone)) and not native.startswith(str(path)), text
+                good += 1
+    assert refused > 3000
+    assert good > 100
 
 
 def test_numbers_that_json_reads_as_infinite(bundle: Path, open_runtime: Callable) -> None:
     path = bundle / "manifest.json"
     path.write_text(path.read_text().replace('"threshold": 0.0', '"threshold": 1e999'))
-    with pytest.raises(BundleError, match="expected a finite number"):
+    with pytest.raises(BundleError, match="above inf, expected logit or probability above a finit"):
         Predictor(bundle)
     with pytest.raises(Exception, match=r"manifest.json is not JSON \(.*1e999.*export again"):
         open_runtime(bundle)
@@ -171,7 +307,7 @@ def test_truncated_manifest(length: int, bundle: Path, open_runtime: Callable) -
 @pytest.mark.parametrize("name", FILES[1:])
 def test_one_bit_altered(name: str, bundle: Path, open_runtime: Callable) -> None:
     data = bytearray((bundle / name).read_bytes())
-    data[len(data) // 3] ^= 1
+    data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     assert "does not match its SHA-256" in assert_same_refusal(bundle, open_runtime)
 

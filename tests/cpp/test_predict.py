@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable
 from ctypes import byref, c_void_p
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 import pytest
 from c_library import CALLBACK, Runtime, make_image
+from hand_made import BOXED, STRETCHED, image_model, write_bundle
 from PIL import Image as PillowImage
 
 from tfanet.plugins import ort_library_path
 from tfanet.runtime import Predictor
-from tfanet.runtime.bundle.read import file_facts
+from tfanet.runtime.bundle.contract import Preprocessing
 from tfanet.runtime.preprocess import ImageError, image_to_tensor, logits_to_mask
 
 HANGS = 3600  # seconds: a guard against waiting for ever, not a measure of anything
@@ -126,9 +127,7 @@ def test_reductions_and_enlargements_of_all_kinds(
     for size in itertools.product(sides, sides):
         pixels = picture(size, "RGB", seed=1)
         native = runtime.preprocess(make_image(pixels, "RGB"))
-        expected = image_to_tensor(
-            as_pillow(pixels, "RGB"), tuple(facts["size"]), (0.5,) * 3, (0.5,) * 3
-        )
+        expected = image_to_tensor(as_pillow(pixels, "RGB"), facts.size, (0.5,) * 3, (0.5,) * 3)
         np.testing.assert_array_equal(native, expected, err_msg=str(size))
 
 
@@ -183,19 +182,17 @@ def test_the_longest_pictures(
 
 
 @pytest.mark.parametrize("size", [(4, 40_000), (40_000, 4)])
+@pytest.mark.parametrize("pre", [STRETCHED, BOXED], ids=["stretched", "boxed"])
 def test_resizes_that_take_too_much_are_refused(
-    size: tuple[int, int], open_runtime: Callable, bundle: Path
+    size: tuple[int, int], pre: Preprocessing, open_runtime: Callable, tmp_path: Path
 ) -> None:
     """With a model of 16,000 pixels a side, whose own tensors would be made behind that."""
-    model = onnx.load(bundle / "image.onnx")
+    model = image_model()
     for value in (model.graph.input[0], model.graph.output[0]):
         for axis in value.type.tensor_type.shape.dim[2:]:
             axis.dim_value = 16_000
-    onnx.save(model, bundle / "image.onnx")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["preprocessing"]["size"] = [16_000, 16_000]
-    manifest["files"]["image.onnx"] = file_facts(bundle / "image.onnx")
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    pre = replace(pre, size=(16_000, 16_000))
+    bundle = write_bundle(tmp_path / "bundle", model, preprocessing=pre)
     with pytest.raises(ImageError) as expected:
         Predictor(bundle, threads=1)(PillowImage.new("RGB", size), TEXT)
     runtime, image = open_runtime(bundle), make_image(picture((2, 2), "RGB"), "RGB")

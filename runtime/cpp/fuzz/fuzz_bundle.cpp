@@ -19,7 +19,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     switch (data[0] % 4) {
       case 0: {
         const tfanet::Manifest manifest = tfanet::read_manifest(text, size - 1, "manifest.json");
-        if (manifest.height < 1 || manifest.width < 1 || manifest.std[0] == 0) std::abort();
+        const tfanet::Preprocessing& pre = manifest.preprocessing;
+        const tfanet::Interface& interface = manifest.interface;
+        if (pre.height < 1 || pre.width < 1 || pre.std[0] == 0 || manifest.text.length < 1 ||
+            interface.logits_height() < 1 || interface.logits_width() < 1 ||
+            (interface.output(tfanet::Role::kInstances) == nullptr) !=
+                (interface.output(tfanet::Role::kRelevance) == nullptr)) {
+          std::abort();
+        }
         break;
       }
       case 1:

@@ -1,5 +1,6 @@
-// Pictures of any geometry: what is not refused is read inside its buffer, which ends where the
-// last pixel does.
+// Pictures of any geometry, stretched or boxed: what is not refused is read inside its buffer,
+// which ends where the last pixel does. What becomes of them is taken for logits, and a mask made
+// of it.
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "error.h"
+#include "mask.h"
 #include "preprocess.h"
 
 namespace {
@@ -30,17 +32,19 @@ int channels(int32_t format) {
   return format == TFANET_GREY ? 1 : format == TFANET_RGB || format == TFANET_BGR ? 3 : 4;
 }
 
-tfanet::Manifest model_of(const Geometry& geometry) {
-  tfanet::Manifest manifest;
-  manifest.width = geometry.model_width % 80 + 1;
-  manifest.height = geometry.model_height % 80 + 1;
-  if (geometry.shrink % 16 == 0) manifest.width *= 200;  // which makes the bound on a resize speak
-  manifest.mean = {0.5, 0.4, 0.3};
-  manifest.std = {0.2, 0.25, 0.3};
-  return manifest;
+tfanet::Preprocessing model_of(const Geometry& geometry) {
+  tfanet::Preprocessing pre;
+  pre.width = geometry.model_width % 80 + 1;
+  pre.height = geometry.model_height % 80 + 1;
+  if (geometry.shrink % 16 == 0) pre.width *= 200;  // which makes the bound on a resize speak
+  pre.mean = {0.5, 0.4, 0.3};
+  pre.std = {0.2, 0.25, 0.3};
+  pre.letterbox = geometry.model_width >= 128;
+  pre.padding = {geometry.model_width, geometry.model_height, geometry.shrink};
+  return pre;
 }
 
-void resize(tfanet_image image, const tfanet::Manifest& manifest, const uint8_t* data,
+void resize(tfanet_image image, const tfanet::Preprocessing& pre, const uint8_t* data,
             size_t size) {
   const int64_t row = int64_t{image.width} * channels(image.format);
   const int64_t stride = image.stride != 0 ? image.stride : row;
@@ -48,13 +52,18 @@ void resize(tfanet_image image, const tfanet::Manifest& manifest, const uint8_t*
   std::vector<uint8_t> pixels(static_cast<size_t>(stride * (image.height - 1) + row));
   for (size_t i = 0; i < pixels.size() && size > 0; ++i) pixels[i] = data[i % size];
   image.pixels = pixels.data();
-  const auto plane = static_cast<size_t>(manifest.width * manifest.height);
-  std::vector<float> tensor(3 * plane);
-  tfanet::image_to_tensor(image, manifest, tensor.data());
+  std::vector<float> tensor(tfanet::numbers_in({3, pre.height, pre.width}));
+  tfanet::image_to_tensor(image, pre, tensor.data());
   for (const float value : tensor) require(std::fabs(value) < 6);
+  tfanet::Postprocessing post;
+  post.probability = pre.height % 2 != 0;
+  post.threshold = post.probability ? 0.35 : 0;
+  // As large as the model's input, or half as large.
+  const int32_t part = pre.width % 2 + 1;
+  const tfanet::Size logits = {(pre.width + part - 1) / part, (pre.height + part - 1) / part};
   const tfanet::Mask mask =
-      tfanet::logits_to_mask(tensor.data(), manifest, image.width, image.height);
-  require(mask.pixels.size() == static_cast<size_t>(image.width) * size_t(image.height));
+      tfanet::plane_to_mask(tensor.data(), logits, pre, post, {image.width, image.height});
+  require(mask.pixels.size() == tfanet::numbers_in({image.height, image.width}));
   require(mask.score >= 0 && mask.score <= 1);
 }
 
@@ -70,12 +79,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     geometry.format = geometry.format % 4 + 2;
     geometry.stride %= 1024;
   }
-  const tfanet::Manifest manifest = model_of(geometry);
+  const tfanet::Preprocessing pre = model_of(geometry);
   const uint8_t pixel = 0;
   const tfanet_image image = {sizeof image,    &pixel,          geometry.width,
                               geometry.height, geometry.stride, geometry.format};
   try {
-    tfanet::check_image(image, manifest);
+    tfanet::check_image(image, pre);
   } catch (const tfanet::Error& error) {
     require(error.status == TFANET_BAD_IMAGE || error.status == TFANET_INVALID_ARGUMENT);
     return 0;
@@ -84,7 +93,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int64_t longer = std::max(image.width, image.height);
   require(longer <= tfanet::kMaxSide);
   if (longer <= kMaxSide) {
-    resize(image, manifest, data + sizeof geometry, size - sizeof geometry);
+    resize(image, pre, data + sizeof geometry, size - sizeof geometry);
   }
   return 0;
 }

@@ -103,7 +103,7 @@ typedef struct tfanet_info {
   const char* model;
   int32_t image_width, image_height; /* of the model's input */
   int32_t text_length;               /* token ids of a sentence, start and end included */
-  float threshold;                   /* a pixel is set where its logit is above */
+  float threshold;                   /* a pixel is set where its logit is above; see README.md */
   int32_t dynamic_batch;             /* 1: several sentences may run together */
   const char* engine;                /* name of the bundle's engine that runs; NULL: none */
   const char* device;                /* name of the GPU; NULL: the backend is on the CPU */
@@ -112,6 +112,8 @@ typedef struct tfanet_info {
   const char* digest;                /* SHA-256 of manifest.json, as 64 digits; see README.md */
   const char* int8; /* what INT8 graphs run in: "integers", or "floating point" where
                        this processor's integers would saturate; NULL: none */
+  int32_t logits_width, logits_height; /* of the mask logits that the model gives */
+  const char* family;                  /* of the model, as "tfanet"; empty: it is not named */
 } tfanet_info;
 
 typedef enum tfanet_memory { TFANET_HOST = 0, TFANET_DEVICE = 1 } tfanet_memory;
@@ -127,14 +129,29 @@ typedef struct tfanet_array {
 typedef struct tfanet_result {
   size_t size;           /* sizeof(tfanet_result) */
   int32_t width, height; /* of the picture, and so of the mask */
-  const uint8_t* mask;   /* height rows of width bytes: 255 inside, 0 outside */
+  const uint8_t* mask;   /* height rows of width bytes: 255 inside, 0 outside; empty where the
+                            sentence means nothing in the picture: no_target above 0.5 */
   float score;           /* mean probability of the mask's pixels, 0 to 1; 0 for an empty mask */
   int32_t logits_width, logits_height;
-  const float* logits; /* at the model's size; probability = 1 / (1 + exp(-logit)) */
+  const float* logits; /* as the model gives them; probability = 1 / (1 + exp(-logit)) */
   /* Milliseconds; over all pictures and sentences of a batch. `text` is near 0 for a sentence that
    * was encoded before. */
   double preprocess_ms, text_ms, image_ms, postprocess_ms, total_ms;
+  /* How likely it is that the sentence means nothing in the picture, 0 to 1; negative: the model
+   * does not say. */
+  float no_target;
+  int32_t instance_count; /* see tfanet_prediction_instance; -1: the model gives none */
 } tfanet_result;
+
+/* One object that a sentence means, of a model that tells them apart. */
+typedef struct tfanet_instance {
+  size_t size;         /* sizeof(tfanet_instance) */
+  const uint8_t* mask; /* as that of the result */
+  float relevance;     /* how likely it is that the sentence means it, 0.5 to 1 */
+  /* What share of its attention each token of the sentence has; NULL: the model does not say. */
+  const float* alignment;
+  size_t alignment_length; /* info.text_length, or 0 */
+} tfanet_instance;
 
 /* A size that says: the string ends at its first zero byte. */
 #define TFANET_STRLEN SIZE_MAX
@@ -222,14 +239,15 @@ TFANET_API tfanet_status tfanet_predict_async(tfanet_runtime* runtime, const tfa
                                               const tfanet_sentence* sentence,
                                               tfanet_callback callback, void* user);
 
-/* Write a picture as the model reads it: 3 planes of info.image_height rows, resized and
- * normalised. `count` is the room in `tensor` in floats. */
+/* Write a picture as the model reads it: 3 planes of info.image_height rows, resized (and of some
+ * models padded) and normalised. `count` is the room in `tensor` in floats. */
 TFANET_API tfanet_status tfanet_preprocess(tfanet_runtime* runtime, const tfanet_image* image,
                                            float* tensor, size_t count);
 
 /* Logits of a batch of prepared pictures, each with its sentence, in one run of the backend.
  * `tensors` holds `batch` results of tfanet_preprocess one behind the other; `count` is the room
- * in `logits` in floats: batch * info.image_height * info.image_width. */
+ * in `logits` in floats: batch * info.logits_height * info.logits_width, which need not be the
+ * size of the model's input. */
 TFANET_API tfanet_status tfanet_predict_tensors(tfanet_runtime* runtime, const float* tensors,
                                                 const tfanet_sentence* const* sentences,
                                                 size_t batch, float* logits, size_t count);
@@ -246,6 +264,11 @@ TFANET_API tfanet_status tfanet_predict_arrays(tfanet_runtime* runtime, const tf
  * result->size. */
 TFANET_API tfanet_status tfanet_prediction_get(const tfanet_prediction* prediction,
                                                tfanet_result* result);
+
+/* One of the result.instance_count objects that are meant, the most relevant first; its pointers
+ * live as long as the prediction. The caller sets instance->size. */
+TFANET_API tfanet_status tfanet_prediction_instance(const tfanet_prediction* prediction,
+                                                    size_t index, tfanet_instance* instance);
 
 /* NULL is ignored. */
 TFANET_API void tfanet_prediction_free(tfanet_prediction* prediction);

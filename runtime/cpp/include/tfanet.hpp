@@ -101,6 +101,13 @@ class Sentence {
   std::unique_ptr<tfanet_sentence, Free> handle_;
 };
 
+// One object that a sentence means; see tfanet_instance. It lives as long as its prediction.
+struct Instance {
+  Span<const uint8_t> mask;  // as that of the prediction
+  float relevance = 0;
+  Span<const float> alignment;  // of each token; empty: the model does not say
+};
+
 class Prediction {
  public:
   explicit Prediction(tfanet_prediction* handle) : handle_(handle), result_{} {
@@ -113,11 +120,30 @@ class Prediction {
   int32_t height() const noexcept { return result_.height; }
   // Height rows of width bytes: 255 inside, 0 outside. Lives as long as the prediction.
   Span<const uint8_t> mask() const { return {result_.mask, area(result_.width, result_.height)}; }
-  // At the model's size.
+  // As the model gives them, result().logits_height rows.
   Span<const float> logits() const {
     return {result_.logits, area(result_.logits_width, result_.logits_height)};
   }
   float score() const noexcept { return result_.score; }
+  // How likely it is that the sentence means nothing in the picture; none: the model does not say.
+  std::optional<float> no_target() const {
+    return result_.no_target < 0 ? std::nullopt : std::optional<float>(result_.no_target);
+  }
+  // The objects that are meant, the most relevant first; none: the model does not tell them apart.
+  std::optional<std::vector<Instance>> instances() const {
+    if (result_.instance_count < 0) return std::nullopt;
+    std::vector<Instance> out(static_cast<size_t>(result_.instance_count));
+    for (size_t index = 0; index < out.size(); ++index) {
+      tfanet_instance one{};
+      one.size = sizeof one;
+      const tfanet_status status = tfanet_prediction_instance(handle_.get(), index, &one);
+      if (status != TFANET_OK) throw Exception(status, "the instance cannot be read");
+      out[index] = {{one.mask, area(result_.width, result_.height)},
+                    one.relevance,
+                    {one.alignment, one.alignment_length}};
+    }
+    return out;
+  }
   const tfanet_result& result() const noexcept { return result_; }
 
  private:
@@ -220,19 +246,22 @@ class Runtime {
     return tensor;
   }
 
-  // Logits (batch, height, width) of tensors (batch, 3, height, width), one sentence for each.
+  // Mask logits (batch, info().logits_height, logits_width) of tensors (batch, 3, image_height,
+  // image_width), one sentence for each.
   std::vector<float> predict_tensors(Span<const float> tensors,
                                      Span<const Sentence> sentences) const {
     const std::vector<const tfanet_sentence*> handles = handles_of(sentences);
     const tfanet_info facts = info();
-    const size_t plane =
-        static_cast<size_t>(facts.image_width) * static_cast<size_t>(facts.image_height);
-    if (tensors.size() != handles.size() * 3 * plane) {
+    const auto area = [](int32_t width, int32_t height) {
+      return static_cast<size_t>(width) * static_cast<size_t>(height);
+    };
+    const size_t expected = handles.size() * 3 * area(facts.image_width, facts.image_height);
+    if (tensors.size() != expected) {
       throw Exception(TFANET_INVALID_ARGUMENT,
                       "the tensors hold " + std::to_string(tensors.size()) + " numbers, expected " +
-                          std::to_string(handles.size() * 3 * plane) + ": see preprocess");
+                          std::to_string(expected) + ": see preprocess");
     }
-    std::vector<float> logits(handles.size() * plane);
+    std::vector<float> logits(handles.size() * area(facts.logits_width, facts.logits_height));
     check(tfanet_predict_tensors(get(), tensors.data(), handles.data(), handles.size(),
                                  logits.data(), logits.size()));
     return logits;

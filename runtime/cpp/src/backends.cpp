@@ -193,8 +193,8 @@ Running Opener::open_engine(const Json& record) const {
     const FileBytes plan = read_engine(bundle_, record["files"][graph].get<std::string>());
     return std::make_unique<const EngineSession>(choice, plan, join(bundle_.path, "/", graph));
   };
-  running.text = load("text.onnx");
-  auto image = load("image.onnx");
+  running.text = load(kText);
+  auto image = load(kImage);
   running.batches = image->batches();
   running.image = std::move(image);
   return running;

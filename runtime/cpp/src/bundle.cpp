@@ -220,10 +220,10 @@ Bundle read_bundle(const std::string& root, const FileBytes& content, const std:
   std::vector<std::pair<FileBytes*, std::future<FileBytes>>> waiting;
   for (const auto& item : bundle.manifest.files.items()) {
     const std::string& name = item.key();
-    FileBytes* place = name == "image.onnx"       ? &bundle.image
-                       : name == "text.onnx"      ? &bundle.text
-                       : name == "tokenizer.json" ? &bundle.tokenizer
-                                                  : nullptr;
+    FileBytes* place = name == kImage       ? &bundle.image
+                       : name == kText      ? &bundle.text
+                       : name == kTokenizer ? &bundle.tokenizer
+                                            : nullptr;
     waiting.emplace_back(place,
                          std::async(verified, bundle.path, name, item.value(), place != nullptr));
   }

@@ -1,5 +1,6 @@
 // A bundle: a directory with a manifest, two ONNX graphs and a tokenizer, and every check on it.
-// The checks, their order and their words are those of runtime/bundle/read.py and manifest.py.
+// The checks, their order and their words are those of runtime/bundle/read.py, manifest.py and
+// contract.py.
 #pragma once
 
 #include <array>
@@ -8,11 +9,13 @@
 #include <string>
 #include <string_view>
 
+#include "contract.h"
 #include "python_text.h"
 
 namespace tfanet {
 
-inline constexpr int kSchemaVersion = 1;
+inline constexpr int kSchemaVersion = 2;  // the newest that is read
+inline constexpr char kTokenizer[] = "tokenizer.json";
 inline constexpr int64_t kMaxManifestBytes = 1 << 20;
 // Of engines, the fastest first.
 inline constexpr std::array<std::string_view, 5> kPrecisions = {"int8", "fp8", "fp16", "bf16",
@@ -20,11 +23,11 @@ inline constexpr std::array<std::string_view, 5> kPrecisions = {"int8", "fp8", "
 
 // What the runtime computes with.
 struct Manifest {
-  std::string preset, precision;
-  int32_t height = 0, width = 0;  // of the model's input
-  std::array<double, 3> mean{}, std{};
-  float threshold = 0;
-  int64_t text_length = 0, pad_id = 0, sos_id = 0, eos_id = 0;
+  std::string family, preset, precision;
+  Preprocessing preprocessing;
+  Tokenization text;
+  Postprocessing postprocessing;
+  Interface interface;
   bool dynamic_batch = false;
   Json files;    // size and sha256 by name, unchecked
   Json engines;  // their records; name, target, precision, library, version and files are checked

@@ -61,7 +61,9 @@ void run_tensors(const Predictor& predictor, const Tensors& tensors,
                  void* stream) {
   const std::vector<SharedSentence> encoded = sentences_of(sentences, batch);
   const Manifest& manifest = predictor.manifest();
-  require_length(logits.count, batch * static_cast<size_t>(manifest.height * manifest.width),
+  const Interface& interface = manifest.interface;
+  require_length(logits.count,
+                 batch * numbers_in({interface.logits_height(), interface.logits_width()}),
                  "count");
   if (batch > 1 && !manifest.dynamic_batch) {
     fail(TFANET_INVALID_ARGUMENT, "batch is ", batch,
@@ -154,10 +156,10 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
     facts.op_library = predictor.op_library().empty() ? nullptr : predictor.op_library().c_str();
     facts.bundle = predictor.path().c_str();
     facts.model = manifest.preset.c_str();
-    facts.image_width = manifest.width;
-    facts.image_height = manifest.height;
-    facts.text_length = static_cast<int32_t>(manifest.text_length);
-    facts.threshold = manifest.threshold;
+    facts.image_width = manifest.preprocessing.width;
+    facts.image_height = manifest.preprocessing.height;
+    facts.text_length = static_cast<int32_t>(manifest.text.length);
+    facts.threshold = static_cast<float>(manifest.postprocessing.logit_threshold());
     facts.dynamic_batch = manifest.dynamic_batch;
     facts.engine = running.engine.empty() ? nullptr : running.engine.c_str();
     facts.device = running.device == nullptr ? nullptr : running.device->name().c_str();
@@ -166,6 +168,9 @@ tfanet_status tfanet_get_info(tfanet_runtime* runtime, tfanet_info* info) {
     facts.max_batch = static_cast<int32_t>(running.batches.highest);
     facts.digest = predictor.digest().c_str();
     facts.int8 = running.int8;
+    facts.logits_width = manifest.interface.logits_width();
+    facts.logits_height = manifest.interface.logits_height();
+    facts.family = manifest.family.c_str();
     give(facts, info, "info");
   });
 }
@@ -284,11 +289,10 @@ tfanet_status tfanet_preprocess(tfanet_runtime* runtime, const tfanet_image* ima
   return call(runtime, [&](Predictor& predictor) {
     require(tensor, "tensor");
     const tfanet_image picture = taken_image(image);
-    const Manifest& manifest = predictor.manifest();
-    check_image(picture, manifest);
-    require_length(count, size_t{3} * static_cast<size_t>(manifest.height * manifest.width),
-                   "count");
-    image_to_tensor(picture, manifest, tensor);
+    const Preprocessing& pre = predictor.manifest().preprocessing;
+    check_image(picture, pre);
+    require_length(count, numbers_in({3, pre.height, pre.width}), "count");
+    image_to_tensor(picture, pre, tensor);
   });
 }
 
@@ -308,9 +312,8 @@ tfanet_status tfanet_predict_arrays(tfanet_runtime* runtime, const tfanet_array*
   return call(runtime, [&](Predictor& predictor) {
     const Array in = taken_array(predictor, tensors, "tensors");
     const Array out = taken_array(predictor, logits, "logits");
-    const Manifest& manifest = predictor.manifest();
-    require_length(in.count, batch * 3 * static_cast<size_t>(manifest.height * manifest.width),
-                   "tensors.count");
+    const Preprocessing& pre = predictor.manifest().preprocessing;
+    require_length(in.count, batch * numbers_in({3, pre.height, pre.width}), "tensors.count");
     if (stream != nullptr && predictor.running().device == nullptr) {
       fail(TFANET_INVALID_ARGUMENT, "a stream is given, and ", predictor.running().backend,
            " runs on the CPU: give NULL, or open the bundle with a backend on a GPU");
@@ -335,7 +338,23 @@ tfanet_status tfanet_prediction_get(const tfanet_prediction* prediction, tfanet_
   facts.image_ms = from.timings.image;
   facts.postprocess_ms = from.timings.postprocess;
   facts.total_ms = from.timings.total;
+  facts.no_target = from.no_target.value_or(-1.0f);
+  facts.instance_count = from.instances ? static_cast<int32_t>(from.instances->size()) : -1;
   return caught([&] { give(facts, result, "result"); }, [](tfanet_status, const char*) {});
+}
+
+tfanet_status tfanet_prediction_instance(const tfanet_prediction* prediction, size_t index,
+                                         tfanet_instance* instance) {
+  if (prediction == nullptr || instance == nullptr) return TFANET_INVALID_ARGUMENT;
+  const auto& all = prediction->prediction.instances;
+  if (!all || index >= all->size()) return TFANET_INVALID_ARGUMENT;
+  const Instance& from = (*all)[index];
+  tfanet_instance facts{};
+  facts.mask = from.mask.data();
+  facts.relevance = from.relevance;
+  facts.alignment = from.alignment.empty() ? nullptr : from.alignment.data();
+  facts.alignment_length = from.alignment.size();
+  return caught([&] { give(facts, instance, "instance"); }, [](tfanet_status, const char*) {});
 }
 
 void tfanet_prediction_free(tfanet_prediction* prediction) { delete prediction; }

@@ -1,9 +1,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <optional>
 #include <set>
 #include <vector>
 
@@ -13,8 +10,8 @@
 namespace tfanet {
 namespace {
 
-constexpr int kMaxDepth = 64;  // a manifest has 6
-constexpr int kMaxSide = 16384;
+constexpr int kMaxDepth = 64;     // a manifest has 6
+constexpr int kFirstVersion = 1;  // which is read too
 
 enum class Kind { kInteger, kNumber, kString, kBoolean, kObject, kList };
 
@@ -31,7 +28,7 @@ constexpr Field kFields[] = {
     {"outputs", Kind::kObject},
     {"preprocessing", Kind::kObject},
     {"text", Kind::kObject},
-    {"threshold", Kind::kNumber},
+    {"postprocessing", Kind::kObject},
     {"scan", Kind::kObject},
     {"precision", Kind::kString},
     {"dynamic_batch", Kind::kBoolean},
@@ -68,12 +65,6 @@ const char* type_name(const Json& value) {
   return value.is_null() ? "NoneType" : "int";
 }
 
-const Json& member(const Json& object, const char* name) {
-  static const Json null;
-  const auto found = object.find(name);
-  return found == object.end() ? null : *found;
-}
-
 Json parse(const char* data, size_t size, const std::string& path) {
   // The parser would take it for the end.
   if (const size_t end = ::strnlen(data, size); end < size) {
@@ -93,21 +84,39 @@ Json parse(const char* data, size_t size, const std::string& path) {
   }
 }
 
-void check_fields(const Json& data, const std::string& path) {
+// As in Python, where 1.0 and True equal 1; their type is found wrong later.
+bool is_version(const Json& version, int number) {
+  return version.is_boolean() ? number == int{version.get<bool>()}
+                              : version.is_number() && version == number;
+}
+
+// The fields of a manifest of that version.
+std::vector<Field> fields_of(bool first_version) {
+  std::vector<Field> fields(std::begin(kFields), std::end(kFields));
+  if (first_version) {
+    fields.erase(std::find_if(fields.begin(), fields.end(), [](const Field& field) {
+      return field.name == std::string_view("postprocessing");
+    }));
+    fields.push_back({"threshold", Kind::kNumber});
+  }
+  return fields;
+}
+
+// Whether it is of the first version.
+bool check_fields(const Json& data, const std::string& path) {
   const Json& version = member(data, "schema_version");
-  // As in Python, where 1.0 and True equal 1; their type is found wrong below.
-  const bool equal =
-      version.is_boolean() ? version.get<bool>() : version.is_number() && version == kSchemaVersion;
-  if (!equal) {
+  const bool first = is_version(version, kFirstVersion);
+  if (!first && !is_version(version, kSchemaVersion)) {
     const Json& tool = member(data, "tool");
     const std::string writer = repr(tool.is_object() ? member(tool, "version") : Json());
     fail(TFANET_BAD_BUNDLE, path, " has schema version ", first_characters(repr(version), 20),
          " (of tfanet ", first_characters(writer, 20), "), tfanet ", tfanet_version(),
-         " here reads ", kSchemaVersion, ": export the model again with it");
+         " here reads ", kFirstVersion, " and ", kSchemaVersion,
+         ": export the model again with it");
   }
   std::set<std::string> unknown;
   for (const auto& item : data.items()) unknown.insert(item.key());
-  for (const auto& [name, kind] : kFields) {
+  for (const auto& [name, kind] : fields_of(first)) {
     if (!unknown.erase(name)) {
       fail(TFANET_BAD_BUNDLE, path, " lacks the field '", name, "': export the model again");
     }
@@ -117,54 +126,32 @@ void check_fields(const Json& data, const std::string& path) {
     }
   }
   if (!unknown.empty()) {
-    fail(TFANET_BAD_BUNDLE, path, " has the unknown field '", *unknown.begin(), "': it was edited");
+    fail(TFANET_BAD_BUNDLE, path, " has the unknown field '",
+         first_characters(*unknown.begin(), 80), "': it was edited");
   }
+  return first;
 }
 
-// Three finite numbers, or nothing.
-std::optional<std::array<double, 3>> three_numbers(const Json& values) {
-  if (!values.is_array() || values.size() != 3) return std::nullopt;
-  std::array<double, 3> numbers;
-  for (size_t i = 0; i < 3; ++i) {
-    if (!values[i].is_number()) return std::nullopt;
-    numbers[i] = values[i].get<double>();
-    if (!std::isfinite(numbers[i])) return std::nullopt;
-  }
-  return numbers;
-}
-
-void read_preprocessing(const Json& pre, Manifest& manifest, const std::string& path) {
-  const Json& size = member(pre, "size");
-  bool good = size.is_array() && size.size() == 2;
-  for (size_t i = 0; good && i < 2; ++i) {
-    good = size[i].is_number_integer() && size[i] > 0 && size[i] <= kMaxSide;
-  }
-  if (!good) {
-    fail(TFANET_BAD_BUNDLE, path, ": preprocessing.size is ", repr(size), ", expected [H, W]");
-  }
-  manifest.height = size[0].get<int32_t>();
-  manifest.width = size[1].get<int32_t>();
-  const auto mean = three_numbers(member(pre, "mean")), std = three_numbers(member(pre, "std"));
-  if (!mean || !std || (*std)[0] == 0 || (*std)[1] == 0 || (*std)[2] == 0) {
-    fail(TFANET_BAD_BUNDLE, path, ": preprocessing.mean and std must be three numbers each");
-  }
-  manifest.mean = *mean;
-  manifest.std = *std;
-}
-
-void read_text(const Json& text, Manifest& manifest, const std::string& path) {
-  const auto read = [&](const char* name, int64_t& out) {
-    const Json& value = member(text, name);
-    if (!value.is_number_integer()) {
-      fail(TFANET_BAD_BUNDLE, path, ": text lacks length, pad_id, sos_id or eos_id");
+// What version 1 left unsaid: it knew one family, whose image graph gives a mask alone.
+void upgrade(Json& data) {
+  data["schema_version"] = kSchemaVersion;
+  data["model"]["family"] = "tfanet";
+  if (Json& outputs = data["outputs"]; member(outputs, kImage).is_array()) {
+    for (Json& mask : outputs[kImage]) {
+      if (mask.is_object()) mask["role"] = "mask";
     }
-    constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
-    out = value > kMax ? kMax : value.get<int64_t>();
-  };
-  read("length", manifest.text_length);
-  read("pad_id", manifest.pad_id);
-  read("sos_id", manifest.sos_id);
-  read("eos_id", manifest.eos_id);
+  }
+  data["preprocessing"]["padding"] = nullptr;
+  data["text"]["tokenizer"] = "clip-bpe";
+  data["text"]["truncation"] = "keep-end";
+  data["postprocessing"] = {{"value", "logit"}, {"threshold", data["threshold"]}};
+  data.erase("threshold");
+}
+
+// A string of the manifest's `model`, or nothing.
+std::string model_text(const Json& model, const char* field) {
+  const Json& value = member(model, field);
+  return value.is_string() ? visible(value.get<std::string>()) : "";
 }
 
 // Adds the file names of an engine's record, which is checked.
@@ -188,8 +175,7 @@ void add_engine_files(const Json& record, std::vector<std::string>& names,
   }
   const Json& files = record["files"];
   bool good = files.size() == 2;
-  for (const char* graph : {"text.onnx", "image.onnx"})
-    good = good && member(files, graph).is_string();
+  for (const char* graph : {kText, kImage}) good = good && member(files, graph).is_string();
   if (!good) {
     fail(TFANET_BAD_BUNDLE, path, ": engine ", first_characters(repr(record["name"]), 40),
          " lacks a file: build it again");
@@ -199,21 +185,23 @@ void add_engine_files(const Json& record, std::vector<std::string>& names,
 
 void check_files(const Json& data, const std::string& path) {
   const Json& files = data["files"];
-  std::vector<std::string> expected = {"image.onnx", "text.onnx", "tokenizer.json"};
+  std::vector<std::string> expected = {kImage, kText, kTokenizer};
   for (const Json& record : data["engines"]) add_engine_files(record, expected, path);
   std::vector<std::string> names, sorted = expected;
   for (const auto& item : files.items()) names.push_back(item.key());
   std::sort(names.begin(), names.end());
   std::sort(sorted.begin(), sorted.end());
   if (names != sorted) {
-    fail(TFANET_BAD_BUNDLE, path, " lists the files ", repr(Json(names)), ", expected ",
-         repr(Json(expected)));
+    const auto shown = [](const Json& list) { return first_characters(repr(list), 300); };
+    fail(TFANET_BAD_BUNDLE, path, " lists the files ", shown(names), ", expected ",
+         shown(expected));
   }
   for (const auto& item : files.items()) {
     const Json& facts = item.value();
     if (!facts.is_object() || facts.size() != 2 || !facts.contains("size") ||
         !facts.contains("sha256")) {
-      fail(TFANET_BAD_BUNDLE, path, ": the facts of ", item.key(), " are not size and sha256");
+      fail(TFANET_BAD_BUNDLE, path, ": the facts of ", first_characters(item.key(), 80),
+           " are not size and sha256");
     }
   }
 }
@@ -221,28 +209,21 @@ void check_files(const Json& data, const std::string& path) {
 }  // namespace
 
 Manifest read_manifest(const char* bytes, size_t size, const std::string& path) {
-  const Json data = parse(bytes, size, path);
+  Json data = parse(bytes, size, path);
   if (!data.is_object()) {
     fail(TFANET_BAD_BUNDLE, path, " holds a ", type_name(data), ": expected a JSON object");
   }
-  check_fields(data, path);
+  if (check_fields(data, path)) upgrade(data);
   Manifest manifest;
-  const Json& pre = data["preprocessing"];
-  read_preprocessing(pre, manifest, path);
-  const auto threshold = data["threshold"].get<double>();
-  if (!std::isfinite(threshold)) {
-    fail(TFANET_BAD_BUNDLE, path, ": threshold is ", repr(data["threshold"]),
-         ", expected a finite number");
-  }
-  manifest.threshold = static_cast<float>(threshold);
-  if (member(pre, "resize") != "pillow-bilinear" || member(pre, "color") != "RGB") {
-    fail(TFANET_BAD_BUNDLE, path, ": preprocessing is not RGB with the resize pillow-bilinear");
-  }
-  read_text(data["text"], manifest, path);
+  manifest.preprocessing = read_preprocessing(data["preprocessing"], path);
+  manifest.text = read_tokenization(data["text"], path);
+  manifest.postprocessing = read_postprocessing(data["postprocessing"], path);
+  manifest.interface =
+      read_interface(data["inputs"], data["outputs"], manifest.text, manifest.preprocessing, path);
   check_files(data, path);
-  const Json& preset = member(data["model"], "preset");
   manifest.precision = data["precision"].get<std::string>();
-  manifest.preset = preset.is_string() ? visible(preset.get<std::string>()) : "";
+  manifest.family = model_text(data["model"], "family");
+  manifest.preset = model_text(data["model"], "preset");
   manifest.dynamic_batch = data["dynamic_batch"].get<bool>();
   manifest.files = data["files"];
   manifest.engines = data["engines"];

@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kBatch = 4;  // sentences that run together: more are no faster and take memory
 constexpr int32_t kCache = 256;
+constexpr float kRelevant = 0.5f;  // an instance is meant from here on
 constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
@@ -33,12 +34,39 @@ class Watch {
 
 std::unique_ptr<const Tokenizer> make_tokenizer(const Bundle& bundle) {
   const auto* text = reinterpret_cast<const char*>(bundle.tokenizer.data.get());
-  TokenizerRules rules;
-  rules.length = bundle.manifest.text_length;
+  const Tokenization& says = bundle.manifest.text;
+  const TokenizerRules rules = {says.kind, says.length, says.pad_id, says.truncation};
   return std::make_unique<Tokenizer>(bundle.tokenizer.path, text, bundle.tokenizer.size, rules);
 }
 
+Shape batched(size_t batch, const Shape& shape) {
+  Shape whole = {static_cast<int64_t>(batch)};
+  whole.insert(whole.end(), shape.begin(), shape.end());
+  return whole;
+}
+
+// A shape as Python prints it.
+std::string shape_text(const Shape& shape) {
+  std::string out = "(";
+  for (const int64_t size : shape) out += join(out.size() > 1 ? ", " : "", size);
+  return out + (shape.size() == 1 ? ",)" : ")");
+}
+
+std::vector<Expected> expected_floats(const std::vector<NamedShape>& values) {
+  std::vector<Expected> out;
+  for (const NamedShape& value : values) out.push_back({value.name, kFloat, value.shape});
+  return out;
+}
+
 }  // namespace
+
+const std::vector<float>* Sentence::values(const std::string& name) const {
+  if (name == kWordMask) return &mask;
+  for (const Feature& feature : features) {
+    if (feature.name == name) return &feature.values;
+  }
+  return nullptr;
+}
 
 SharedSentence SentenceCache::find(const std::string& text) {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -88,44 +116,49 @@ void Predictor::check_parts() const {
   struct {
     const char* name;
     int64_t said, found;
-  } const ids[] = {{"sos_id", says.sos_id, tokenizer_->sos_id()},
-                   {"eos_id", says.eos_id, tokenizer_->eos_id()},
-                   {"pad_id", says.pad_id, tokenizer_->pad_id()}};
+  } const ids[] = {{"sos_id", says.text.sos_id, tokenizer_->sos_id()},
+                   {"eos_id", says.text.eos_id, tokenizer_->eos_id()}};
   for (const auto& [name, said, found] : ids) {
     if (said != found) {
       fail(TFANET_BAD_BUNDLE, bundle_.path, ": the tokenizer's ", name, " is ", found,
            ", the manifest says ", said, ": export the model again");
     }
   }
-  const int64_t length = says.text_length, height = says.height, width = says.width;
-  const Expected words = {"word_features", kFloat, {-1, length}};
-  const Expected sentence = {"sentence_feature", kFloat, {-1}};
-  running_.text->check_interface({{"token_ids", kInt64, {length}}}, {words, sentence});
-  running_.image->check_interface(
-      {{"image", kFloat, {3, height, width}}, words, sentence, {"word_mask", kFloat, {length}}},
-      {{"mask_logit", kFloat, {1, height, width}}});
+  const Interface& interface = says.interface;
+  running_.text->check_interface({{kTokenIds, kInt64, {says.text.length}}},
+                                 expected_floats(interface.text_outputs));
+  std::vector<Expected> outputs;
+  for (const ImageOutput& one : interface.image_outputs) {
+    outputs.push_back({one.name, kFloat, one.shape});
+  }
+  running_.image->check_interface(expected_floats(interface.image_inputs), outputs);
 }
 
-size_t Predictor::plane() const {
-  return static_cast<size_t>(manifest().height) * static_cast<size_t>(manifest().width);
+size_t Predictor::tensor_size() const {
+  const Preprocessing& pre = manifest().preprocessing;
+  return 3 * static_cast<size_t>(pre.height) * static_cast<size_t>(pre.width);
+}
+
+void Predictor::fail_to_fit(const char* file, const char* name, const Shape& given,
+                            const Shape& expected) const {
+  fail(TFANET_BAD_BUNDLE, bundle_.path, "/", file, " gives float32 ", shape_text(given), " for '",
+       name, "', the manifest says floats ", shape_text(expected), ": export the model again");
 }
 
 SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
   const auto length = static_cast<int64_t>(tokenizer_->length());
-  std::vector<Output> outputs = {{"word_features", {}, {}, nullptr},
-                                 {"sentence_feature", {}, {}, nullptr}};
-  running_.text->run({{"token_ids", kInt64, ids, {1, length}}}, outputs, nullptr);
-  Output &words = outputs[0], &feature = outputs[1];
-  const int64_t width = words.shape.size() == 3 ? words.shape[1] : 0;
-  if (words.shape != std::vector<int64_t>{1, width, length} ||
-      feature.shape != std::vector<int64_t>{1, width}) {
-    fail(TFANET_BAD_BUNDLE, bundle_.path, "/text.onnx gave features of ", words.data.size(),
-         " and ", feature.data.size(), " numbers, which do not belong together: export the model ",
-         "again");
-  }
+  const std::vector<NamedShape>& features = manifest().interface.text_outputs;
+  std::vector<Output> outputs;
+  for (const NamedShape& one : features) outputs.push_back({one.name.c_str(), {}, {}, nullptr});
+  running_.text->run({{kTokenIds, kInt64, ids, {1, length}}}, outputs, nullptr);
   auto sentence = std::make_shared<Sentence>();
-  sentence->words = std::move(words.data);
-  sentence->feature = std::move(feature.data);
+  for (size_t i = 0; i < features.size(); ++i) {
+    const Shape expected = batched(1, features[i].shape);
+    if (outputs[i].shape != expected) {
+      fail_to_fit(kText, outputs[i].name, outputs[i].shape, expected);
+    }
+    sentence->features.push_back({features[i].name, std::move(outputs[i].data)});
+  }
   sentence->mask.assign(mask, mask + length);
   return sentence;
 }
@@ -153,74 +186,127 @@ SharedSentence Predictor::encode_cached(std::string_view text) {
 
 Prepared Predictor::prepare(const tfanet_image& image) const {
   Watch watch;
-  check_image(image, manifest());
+  const Preprocessing& pre = manifest().preprocessing;
+  check_image(image, pre);
   Prepared prepared;
   prepared.width = image.width;
   prepared.height = image.height;
-  prepared.tensor.resize(3 * plane());
-  image_to_tensor(image, manifest(), prepared.tensor.data());
+  prepared.tensor.resize(tensor_size());
+  image_to_tensor(image, pre, prepared.tensor.data());
   prepared.milliseconds = watch.lap();
   return prepared;
 }
 
-std::vector<float> Predictor::run(const float* tensors, const Sentence* const* sentences,
-                                  size_t batch) const {
-  return run({tensors}, sentences, batch, nullptr, nullptr);
-}
-
 std::vector<float> Predictor::run(const Tensors& tensors, const Sentence* const* sentences,
                                   size_t batch, float* device_logits, void* stream) const {
-  const Sentence& first = *sentences[0];
-  std::vector<float> words, feature, mask;
-  const auto stacked = [&](const std::vector<float> Sentence::* part, std::vector<float>& room) {
-    if (batch == 1) return (first.*part).data();
+  return std::move(run_graph(tensors, sentences, batch, true, device_logits, stream)[0]);
+}
+
+Found Predictor::run_graph(const Tensors& tensors, const Sentence* const* sentences, size_t batch,
+                           bool masks_only, float* device_logits, void* stream) const {
+  std::vector<std::vector<float>> rooms;  // for values of several sentences
+  // What the image graph takes of the sentences by this name.
+  const auto stacked = [&](const NamedShape& input) {
+    const size_t count = numbers_in(input.shape);
+    std::vector<float> room;
     for (size_t i = 0; i < batch; ++i) {
-      const std::vector<float>& values = sentences[i]->*part;
-      if (values.size() != (first.*part).size()) {
-        fail(TFANET_INVALID_ARGUMENT,
-             "the sentences come from different bundles: encode them with ", "this runtime");
+      const std::vector<float>* values = sentences[i]->values(input.name);
+      if (values == nullptr || values->size() != count) {
+        fail(TFANET_INVALID_ARGUMENT, "the sentence comes from another bundle, whose '", input.name,
+             "' has another size: encode it with this runtime");
       }
-      room.insert(room.end(), values.begin(), values.end());
+      if (batch == 1) return values->data();
+      room.insert(room.end(), values->begin(), values->end());
     }
-    return static_cast<const float*>(room.data());
+    return static_cast<const float*>(rooms.emplace_back(std::move(room)).data());
   };
-  const auto count = static_cast<int64_t>(batch), length = manifest().text_length;
-  const auto width = static_cast<int64_t>(first.feature.size());
-  if (static_cast<int64_t>(first.mask.size()) != length ||
-      static_cast<int64_t>(first.words.size()) != width * length) {
-    fail(TFANET_INVALID_ARGUMENT, "the sentence comes from a bundle with another text length: ",
-         "encode it with this runtime");
+  const Interface& interface = manifest().interface;
+  std::vector<Feed> feeds;
+  for (const NamedShape& input : interface.image_inputs) {
+    const bool picture = input.name == kPicture;
+    const float* values = picture ? tensors.data : stacked(input);
+    feeds.push_back({input.name.c_str(), kFloat, values, batched(batch, input.shape),
+                     picture && tensors.on_device});
   }
-  const int64_t height = manifest().height, columns = manifest().width;
-  const std::vector<int64_t> shape = {count, 1, height, columns};
-  std::vector<Output> outputs = {{"mask_logit", shape, {}, device_logits}};
-  running_.image->run(
-      {{"image", kFloat, tensors.data, {count, 3, height, columns}, tensors.on_device},
-       {"word_features", kFloat, stacked(&Sentence::words, words), {count, width, length}},
-       {"sentence_feature", kFloat, stacked(&Sentence::feature, feature), {count, width}},
-       {"word_mask", kFloat, stacked(&Sentence::mask, mask), {count, length}}},
-      outputs, stream);
-  if (outputs[0].shape != shape) {
-    fail(TFANET_BAD_BUNDLE, bundle_.path, "/image.onnx gave ", outputs[0].data.size(),
-         " logits, expected ", batch * plane(), ": export the model again");
+  std::vector<Output> outputs;
+  for (const ImageOutput& one : interface.image_outputs) {
+    outputs.push_back({one.name.c_str(),
+                       batched(batch, one.shape),
+                       {},
+                       outputs.empty() ? device_logits : nullptr});
+    if (masks_only) break;
   }
-  return std::move(outputs[0].data);
+  running_.image->run(feeds, outputs, stream);
+  Found found;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Shape expected = batched(batch, interface.image_outputs[i].shape);
+    if (outputs[i].shape != expected) {
+      fail_to_fit(kImage, outputs[i].name, outputs[i].shape, expected);
+    }
+    found.push_back(std::move(outputs[i].data));
+  }
+  return found;
+}
+
+Prediction Predictor::result(const Found& found, size_t place, Size picture) const {
+  const Preprocessing& pre = manifest().preprocessing;
+  const Interface& interface = manifest().interface;
+  // The numbers of a role, or null where the graph does not give it.
+  const auto values_of = [&](Role role) -> const float* {
+    const ImageOutput* output = interface.output(role);
+    if (output == nullptr) return nullptr;
+    const auto at = static_cast<size_t>(output - interface.image_outputs.data());
+    return found[at].data() + place * numbers_in(output->shape);
+  };
+  Prediction out;
+  out.width = picture.width;
+  out.height = picture.height;
+  out.logits_width = interface.logits_width();
+  out.logits_height = interface.logits_height();
+  const float* logits = values_of(Role::kMask);
+  out.logits.assign(logits, logits + numbers_in(interface.output(Role::kMask)->shape));
+  out.mask = plane_to_mask(logits, {out.logits_width, out.logits_height}, pre,
+                           manifest().postprocessing, picture);
+  if (const float* no_target = values_of(Role::kNoTarget)) {
+    to_probabilities(no_target, 1, &out.no_target.emplace());
+    if (*no_target > 0) {
+      std::fill(out.mask.pixels.begin(), out.mask.pixels.end(), uint8_t{0});
+      out.mask.score = 0;
+    }
+  }
+  if (const float* planes = values_of(Role::kInstances)) {
+    const Shape& shape = interface.output(Role::kInstances)->shape;
+    const float *relevance = values_of(Role::kRelevance), *shares = values_of(Role::kAlignment);
+    std::vector<size_t> order;
+    for (size_t i = 0; i < static_cast<size_t>(shape[0]); ++i) {
+      if (relevance[i] >= kRelevant) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return relevance[a] > relevance[b]; });
+    const Size size = {static_cast<int32_t>(shape[2]), static_cast<int32_t>(shape[1])};
+    const size_t plane = numbers_in({shape[1], shape[2]});
+    const auto length = static_cast<size_t>(manifest().text.length);
+    out.instances.emplace();
+    for (const size_t i : order) {
+      Instance& one = out.instances->emplace_back();
+      one.mask = plane_to_mask(planes + i * plane, size, pre, Postprocessing(), picture).pixels;
+      one.relevance = relevance[i];
+      if (shares != nullptr) one.alignment.assign(shares + i * length, shares + (i + 1) * length);
+    }
+  }
+  return out;
 }
 
 Prediction Predictor::predict(const Prepared& prepared, const Sentence& sentence) const {
   Watch watch;
   const Sentence* sentences[] = {&sentence};
-  Prediction out;
+  const Found found = run_graph({prepared.tensor.data()}, sentences, 1, false, nullptr, nullptr);
+  const double image = watch.lap();
+  Prediction out = result(found, 0, {prepared.width, prepared.height});
   out.timings.preprocess = prepared.milliseconds;
-  out.logits = run(prepared.tensor.data(), sentences, 1);
-  out.timings.image = watch.lap();
-  out.mask = logits_to_mask(out.logits.data(), manifest(), prepared.width, prepared.height);
+  out.timings.image = image;
   out.timings.postprocess = watch.lap();
   out.timings.total = out.timings.preprocess + out.timings.image + out.timings.postprocess;
-  out.width = prepared.width;
-  out.height = prepared.height;
-  out.logits_width = manifest().width;
-  out.logits_height = manifest().height;
   return out;
 }
 
@@ -240,9 +326,9 @@ std::vector<Prediction> Predictor::predict_batch(
     const std::vector<SharedSentence>& sentences) const {
   const size_t count = sentences.size();
   const size_t group = std::min(kBatch, static_cast<size_t>(running_.batches.highest));
-  const size_t tensor_size = 3 * plane();
-  for (size_t i = 0; i < image_count; ++i) check_image(images[i], manifest());
-  std::vector<float> tensors(std::min(group, count) * tensor_size);
+  const Preprocessing& pre = manifest().preprocessing;
+  for (size_t i = 0; i < image_count; ++i) check_image(images[i], pre);
+  std::vector<float> tensors(std::min(group, count) * tensor_size());
   std::vector<Prediction> out(count);
   Timings all;
   Watch watch;
@@ -251,26 +337,19 @@ std::vector<Prediction> Predictor::predict_batch(
     const Sentence* part[kBatch];
     for (size_t i = 0; i < size; ++i) {
       part[i] = sentences[begin + i].get();
-      float* tensor = tensors.data() + i * tensor_size;
+      float* tensor = tensors.data() + i * tensor_size();
       if (image_count > 1 || (begin == 0 && i == 0)) {
-        image_to_tensor(images[begin + i], manifest(), tensor);
+        image_to_tensor(images[begin + i], pre, tensor);
       } else if (begin == 0) {
-        std::copy_n(tensors.data(), tensor_size, tensor);
+        std::copy_n(tensors.data(), tensor_size(), tensor);
       }
     }
     all.preprocess += watch.lap();
-    const std::vector<float> logits = run(tensors.data(), part, size);
+    const Found found = run_graph({tensors.data()}, part, size, false, nullptr, nullptr);
     all.image += watch.lap();
     for (size_t i = 0; i < size; ++i) {
       const tfanet_image& image = images[image_count > 1 ? begin + i : 0];
-      Prediction& one = out[begin + i];
-      const float* from = logits.data() + i * plane();
-      one.logits.assign(from, from + plane());
-      one.mask = logits_to_mask(from, manifest(), image.width, image.height);
-      one.width = image.width;
-      one.height = image.height;
-      one.logits_width = manifest().width;
-      one.logits_height = manifest().height;
+      out[begin + i] = result(found, i, {image.width, image.height});
     }
     all.postprocess += watch.lap();
   }

@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -12,6 +13,7 @@
 
 #include "backends.h"
 #include "bundle.h"
+#include "mask.h"
 #include "preprocess.h"
 #include "session.h"
 #include "tfanet.h"
@@ -20,10 +22,16 @@
 namespace tfanet {
 
 struct Sentence {
-  std::vector<float> words;    // (width, length)
-  std::vector<float> feature;  // (width)
-  std::vector<float> mask;     // (length)
-  size_t dropped = 0;          // tokens that found no room
+  struct Feature {
+    std::string name;
+    std::vector<float> values;
+  };
+  std::vector<Feature> features;  // what the text graph gives
+  std::vector<float> mask;        // (length)
+  size_t dropped = 0;             // tokens that found no room
+
+  // Of a feature, or the word mask; null for any other name.
+  const std::vector<float>* values(const std::string& name) const;
 };
 using SharedSentence = std::shared_ptr<const Sentence>;
 
@@ -31,13 +39,25 @@ struct Timings {
   double preprocess = 0, text = 0, image = 0, postprocess = 0, total = 0;  // milliseconds
 };
 
+// One object that a sentence means, of a model that tells them apart.
+struct Instance {
+  std::vector<uint8_t> mask;  // as Mask::pixels
+  float relevance = 0;
+  std::vector<float> alignment;  // of each token; empty where the model does not give it
+};
+
 struct Prediction {
   Mask mask;
   int32_t width = 0, height = 0;
   std::vector<float> logits;
   int32_t logits_width = 0, logits_height = 0;
+  std::optional<float> no_target;                  // none: the model does not say
+  std::optional<std::vector<Instance>> instances;  // the same
   Timings timings;
 };
+
+// What the image graph gives for a batch: for each of Interface::image_outputs its numbers.
+using Found = std::vector<std::vector<float>>;
 
 // A picture as the model reads it, and its own size.
 struct Prepared {
@@ -89,17 +109,22 @@ class Predictor {
   std::vector<Prediction> predict_batch(const tfanet_image* images, size_t image_count,
                                         const std::vector<SharedSentence>& sentences) const;
 
-  // Logits (batch, height, width) of tensors (batch, 3, height, width).
-  std::vector<float> run(const float* tensors, const Sentence* const* sentences,
-                         size_t batch) const;
-  // The same where the tensors may lie, and the logits stay, in the memory of the GPU. Logits in
-  // that of the process are returned. `stream` as in Session::run.
+  // Mask logits of tensors (batch, 3, height, width), which may lie in the memory of the GPU. Where
+  // `device_logits` is not null they stay there; else they are returned. `stream` as in
+  // Session::run.
   std::vector<float> run(const Tensors& tensors, const Sentence* const* sentences, size_t batch,
                          float* device_logits, void* stream) const;
 
  private:
   void check_parts() const;
-  size_t plane() const;
+  size_t tensor_size() const;
+  // `masks_only`: only the first output is asked for.
+  Found run_graph(const Tensors& tensors, const Sentence* const* sentences, size_t batch,
+                  bool masks_only, float* device_logits, void* stream) const;
+  // Of a sentence's place in a batch; all but the timings.
+  Prediction result(const Found& found, size_t place, Size picture) const;
+  [[noreturn]] void fail_to_fit(const char* file, const char* name, const Shape& given,
+                                const Shape& expected) const;
 
   Bundle bundle_;
   std::string op_library_;

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "error.h"
+#include "letterbox.h"
+#include "python_text.h"
 #include "resample.h"
-#include "simd.h"
 
 namespace tfanet {
 namespace {
@@ -67,36 +68,77 @@ void resize_width(const uint8_t* pixels, size_t stride, int bytes, size_t height
   }
 }
 
-// Approximates exp(x) for x <= 0 to a few units in the last place, in a form that vectorises.
-TFANET_INLINE float exp_negative(float x) {
-  x = x > -87.0f ? x : -87.0f;
-  // x = n ln 2 + rest, with n found by letting the sum round to a whole number.
-  const float shifted = x * 1.44269504f + 12582912.0f;
-  uint32_t n, bits;
-  std::memcpy(&n, &shifted, sizeof n);
-  const float whole = shifted - 12582912.0f;
-  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float power = 1.0f / 5040 * rest + 1.0f / 720;
-  power = power * rest + 1.0f / 120;
-  power = power * rest + 1.0f / 24;
-  power = power * rest + 1.0f / 6;
-  power = power * rest + 0.5f;
-  power = power * rest + 1.0f;
-  power = power * rest + 1.0f;
-  std::memcpy(&bits, &power, sizeof bits);
-  bits += n << 23;  // adds n to the exponent
-  std::memcpy(&power, &bits, sizeof power);
-  return power;
+// Takes the rows of a picture, of 4-byte pixels, from the top.
+using TakeRow = std::function<void(size_t y, const uint8_t* row)>;
+
+// Pixels of a checked picture.
+struct Pixels {
+  explicit Pixels(const tfanet_image& image)
+      : data(static_cast<const uint8_t*>(image.pixels)),
+        width(static_cast<size_t>(image.width)),
+        height(static_cast<size_t>(image.height)),
+        bytes(bytes_per_pixel(image.format)),
+        stride(image.stride != 0 ? static_cast<size_t>(image.stride) : width * size_t(bytes)) {}
+
+  const uint8_t* data;
+  size_t width, height;
+  int bytes;
+  size_t stride;
+};
+
+// By Pillow's bilinear filter.
+void resize_bilinear(const Pixels& from, int32_t width, int32_t height, const TakeRow& take) {
+  const size_t bytes = 4 * static_cast<size_t>(width);
+  std::unique_ptr<uint8_t[]> rows(new uint8_t[from.height * bytes]);
+  const auto inputs = static_cast<int>(from.width), high = static_cast<int>(from.height);
+  resize_width(from.data, from.stride, from.bytes, from.height, rows.get(),
+               FixedFilter(inputs, width));
+  const FixedFilter filter(high, height);
+  std::vector<uint8_t> resized(bytes);
+  for (int32_t y = 0; y < height; ++y) {
+    const auto row = static_cast<size_t>(y);
+    if (height == high) {
+      take(row, &rows[row * bytes]);
+      continue;
+    }
+    const auto first = static_cast<size_t>(filter.spans[row].first);
+    resize_column(&rows[first * bytes], resized.data(), bytes, y, filter);
+    take(row, resized.data());
+  }
 }
 
-TFANET_INLINE float sigmoid(float x) {
-  const float e = exp_negative(-std::fabs(x));
-  return (x < 0 ? e : 1.0f) / (1.0f + e);
+// By the exact average of areas; no side may grow.
+void resize_area(const Pixels& from, int32_t width, int32_t height, const TakeRow& take) {
+  const AreaFilter across(static_cast<int>(from.width), width),
+      down(static_cast<int>(from.height), height);
+  const uint64_t whole = uint64_t{from.width} * from.height;
+  std::vector<uint8_t> converted(4 * from.width), averaged(4 * across.outputs);
+  std::vector<uint64_t> sums(3 * across.outputs);
+  const auto add = [&](size_t y, uint64_t weight) {
+    const uint8_t* row = from.data + y * from.stride;
+    if (from.bytes != 3) {
+      convert_row(row, converted.data(), from.width, from.bytes);
+      row = converted.data();
+    }
+    add_areas(row, from.bytes == 3 ? 3 : 4, weight, sums.data(), across);
+  };
+  for (size_t out = 0; out < down.outputs; ++out) {
+    const AreaFilter::Edge begin = down.edges[out], end = down.edges[out + 1];
+    std::fill(sums.begin(), sums.end(), 0);
+    for (size_t y = begin.pixel; y < end.pixel; ++y) {
+      add(y, down.outputs - (y == begin.pixel ? begin.part : 0));
+    }
+    if (end.part != 0) add(end.pixel, end.part);
+    for (size_t i = 0; i < sums.size(); ++i) {  // a half is rounded up
+      averaged[i / 3 * 4 + i % 3] = static_cast<uint8_t>((2 * sums[i] + whole) / (2 * whole));
+    }
+    take(out, averaged.data());
+  }
 }
 
 }  // namespace
 
-void check_image(const tfanet_image& image, const Manifest& manifest) {
+void check_image(const tfanet_image& image, const Preprocessing& pre) {
   if (image.pixels == nullptr) {
     fail(TFANET_INVALID_ARGUMENT, "image.pixels is a null pointer: give the address of the pixels");
   }
@@ -114,10 +156,10 @@ void check_image(const tfanet_image& image, const Manifest& manifest) {
          grouped(kMaxSide), ": reduce it first");
   }
   // The picture at the model's width, and the logits at the picture's: 4 bytes a pixel each.
-  const int64_t needed = 4 * std::max(height * manifest.width, manifest.height * width);
+  const int64_t needed = 4 * std::max(height * pre.width, pre.height * width);
   if (needed > kMaxResizeBytes) {
     fail(TFANET_BAD_IMAGE, "the image is ", width, "x", height, " pixels, too long for a model of ",
-         manifest.width, "x", manifest.height, ": resizing it would take ", grouped(needed),
+         pre.width, "x", pre.height, ": resizing it would take ", grouped(needed),
          " bytes, the limit is ", grouped(kMaxResizeBytes), ": reduce it first");
   }
   const int64_t row = width * bytes_per_pixel(image.format);
@@ -131,103 +173,39 @@ void check_image(const tfanet_image& image, const Manifest& manifest) {
   }
 }
 
-void image_to_tensor(const tfanet_image& image, const Manifest& manifest, float* tensor) {
-  const auto width = static_cast<size_t>(image.width), height = static_cast<size_t>(image.height);
-  const auto out_width = static_cast<size_t>(manifest.width);
-  const int pixel = bytes_per_pixel(image.format);
-  const size_t bytes = 4 * out_width;
-  const auto stride = image.stride != 0 ? static_cast<size_t>(image.stride) : width * size_t(pixel);
-  std::unique_ptr<uint8_t[]> rows(new uint8_t[height * bytes]);
-  resize_width(static_cast<const uint8_t*>(image.pixels), stride, pixel, height, rows.get(),
-               FixedFilter(image.width, manifest.width));
-
+void image_to_tensor(const tfanet_image& image, const Preprocessing& pre, float* tensor) {
   std::array<float, 3> scale, shift;
   for (size_t c = 0; c < 3; ++c) {
-    scale[c] = static_cast<float>(1.0 / (255.0 * manifest.std[c]));
-    shift[c] = static_cast<float>(manifest.mean[c] / manifest.std[c]);
+    scale[c] = static_cast<float>(1.0 / (255.0 * pre.std[c]));
+    shift[c] = static_cast<float>(pre.mean[c] / pre.std[c]);
   }
+  const auto columns = static_cast<size_t>(pre.width);
+  const size_t plane = columns * static_cast<size_t>(pre.height);
   const bool swap = image.format == TFANET_BGR || image.format == TFANET_BGRA;
-  const bool resizes = image.height != manifest.height;
-  const FixedFilter filter(image.height, manifest.height);
-  std::vector<uint8_t> resized(bytes);
-  const size_t plane = out_width * static_cast<size_t>(manifest.height);
-  for (int32_t y = 0; y < manifest.height; ++y) {
-    const uint8_t* row = &rows[static_cast<size_t>(y) * bytes];
-    if (resizes) {
-      const int first = filter.spans[static_cast<size_t>(y)].first;
-      resize_column(&rows[static_cast<size_t>(first) * bytes], resized.data(), bytes, y, filter);
-      row = resized.data();
-    }
-    float* out = tensor + static_cast<size_t>(y) * out_width;
-    for (size_t x = 0; x < out_width; ++x) {
+  // Where the picture lies, and how wide it is there.
+  float* corner = tensor;
+  size_t width = columns;
+  const TakeRow take = [&](size_t y, const uint8_t* row) {
+    float* out = corner + y * columns;
+    for (size_t x = 0; x < width; ++x) {
       for (size_t c = 0; c < 3; ++c) {
         out[c * plane + x] = row[4 * x + (swap ? 2 - c : c)] * scale[c] - shift[c];
       }
     }
+  };
+  const Pixels pixels(image);
+  if (!pre.letterbox) {
+    resize_bilinear(pixels, pre.width, pre.height, take);
+    return;
   }
-}
-
-namespace {
-
-struct Inside {
-  double probability = 0;  // of all pixels in the mask, added up
-  size_t count = 0;
-};
-
-// Sets the pixels of the mask.
-TFANET_INLINE void set_mask(const float* logits, size_t count, float threshold, uint8_t* pixels,
-                            Inside& inside) {
-  constexpr size_t kPart = 1024;
-  float probability[kPart];
-  for (size_t begin = 0; begin < count; begin += kPart) {
-    const size_t length = std::min(kPart, count - begin);
-    const float* logit = logits + begin;
-    uint8_t* pixel = pixels + begin;
-    uint32_t set = 0;
-    for (size_t i = 0; i < length; ++i) {
-      pixel[i] = logit[i] > threshold ? 255 : 0;
-      set += logit[i] > threshold;
-    }
-    if (set == 0) continue;
-    for (size_t i = 0; i < length; ++i) {
-      const float value = sigmoid(logit[i]);
-      probability[i] = logit[i] > threshold ? value : 0.0f;
-    }
-    // Side by side, for an addition has to wait for the one before it.
-    double sums[4] = {};
-    size_t i = 0;
-    for (; i + 4 <= length; i += 4) {
-      for (size_t lane = 0; lane < 4; ++lane) sums[lane] += probability[i + lane];
-    }
-    for (; i < length; ++i) sums[0] += probability[i];
-    inside.probability += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    inside.count += set;
+  for (size_t c = 0; c < 3; ++c) {
+    std::fill_n(tensor + c * plane, plane, pre.padding[c] * scale[c] - shift[c]);
   }
-}
-
-TFANET_DISPATCH(set_pixels, set_mask,
-                (const float* logits, size_t count, float threshold, uint8_t* pixels,
-                 Inside& inside),
-                (logits, count, threshold, pixels, inside))
-
-}  // namespace
-
-Mask logits_to_mask(const float* logits, const Manifest& manifest, int32_t width, int32_t height) {
-  const size_t count = static_cast<size_t>(width) * static_cast<size_t>(height);
-  std::unique_ptr<float[]> plane;
-  if (width != manifest.width || height != manifest.height) {
-    plane.reset(new float[count]);
-    resize_plane(logits, manifest.width, manifest.height, plane.get(), width, height);
-    logits = plane.get();
-  }
-  Mask mask;
-  mask.pixels.resize(count);
-  Inside inside;
-  set_pixels(logits, count, manifest.threshold, mask.pixels.data(), inside);
-  if (inside.count > 0) {
-    mask.score = static_cast<float>(inside.probability / static_cast<double>(inside.count));
-  }
-  return mask;
+  const Letterbox place(image.width, image.height, pre.width, pre.height);
+  corner += static_cast<size_t>(place.top) * columns + static_cast<size_t>(place.left);
+  width = static_cast<size_t>(place.width);
+  const bool enlarges = place.width > image.width || place.height > image.height;
+  (enlarges ? resize_bilinear : resize_area)(pixels, place.width, place.height, take);
 }
 
 }  // namespace tfanet

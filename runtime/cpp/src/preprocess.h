@@ -1,10 +1,9 @@
-// Pictures to tensors and logits to masks, equal to runtime/preprocess.py.
+// Pictures to tensors, equal to runtime/preprocess.py.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "bundle.h"
+#include "contract.h"
 #include "tfanet.h"
 
 namespace tfanet {
@@ -16,17 +15,9 @@ inline constexpr int64_t kMaxResizeBytes = int64_t{1} << 30;
 
 // Throws INVALID_ARGUMENT or BAD_IMAGE where the picture's description cannot be right, or it
 // cannot be resized to the model's size, and the mask back, within the limits above.
-void check_image(const tfanet_image& image, const Manifest& manifest);
+void check_image(const tfanet_image& image, const Preprocessing& pre);
 
 // A checked picture to 3 planes of the model's size: resized, scaled and normalised.
-void image_to_tensor(const tfanet_image& image, const Manifest& manifest, float* tensor);
-
-struct Mask {
-  std::vector<uint8_t> pixels;  // 255 or 0
-  float score = 0;
-};
-
-// Logits at the model's size to a mask at the picture's.
-Mask logits_to_mask(const float* logits, const Manifest& manifest, int32_t width, int32_t height);
+void image_to_tensor(const tfanet_image& image, const Preprocessing& pre, float* tensor);
 
 }  // namespace tfanet

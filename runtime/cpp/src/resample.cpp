@@ -186,6 +186,32 @@ void resize_column(const uint8_t* source, uint8_t* target, size_t bytes, int row
 #endif
 }
 
+AreaFilter::AreaFilter(int inputs, int outputs)
+    : inputs(static_cast<size_t>(inputs)), outputs(static_cast<size_t>(outputs)) {
+  for (size_t i = 0; i <= this->outputs; ++i) {
+    const size_t begin = i * this->inputs;
+    edges.push_back({begin / this->outputs, static_cast<uint32_t>(begin % this->outputs)});
+  }
+}
+
+void add_areas(const uint8_t* source, size_t bytes, uint64_t weight, uint64_t* sums,
+               const AreaFilter& filter) {
+  const auto whole = static_cast<uint32_t>(filter.outputs);
+  for (size_t out = 0; out < filter.outputs; ++out, sums += 3) {
+    const AreaFilter::Edge begin = filter.edges[out], end = filter.edges[out + 1];
+    // At most 255 times the sum of a row's weights, its number of pixels.
+    uint32_t row[3] = {};
+    for (size_t at = begin.pixel; at < end.pixel; ++at) {
+      for (size_t c = 0; c < 3; ++c) row[c] += source[bytes * at + c];
+    }
+    for (size_t c = 0; c < 3; ++c) {
+      row[c] = row[c] * whole - source[bytes * begin.pixel + c] * begin.part;
+      if (end.part != 0) row[c] += source[bytes * end.pixel + c] * end.part;
+      sums[c] += row[c] * weight;
+    }
+  }
+}
+
 namespace {
 
 TFANET_INLINE void float_rows(const float* source, float* target, size_t rows,

@@ -20,7 +20,7 @@ std::string shape_text(const std::optional<std::vector<Axis>>& shape) {
 
 std::string expected_text(const std::vector<int64_t>& shape) {
   Json axes = {"batch"};
-  for (const int64_t size : shape) axes.push_back(size >= 0 ? Json(size) : Json());
+  for (const int64_t size : shape) axes.push_back(size);
   return repr(axes);
 }
 
@@ -28,7 +28,7 @@ bool fits(const std::vector<Axis>& actual, const std::vector<int64_t>& expected)
   if (actual.size() != expected.size() + 1) return false;
   for (size_t i = 0; i < actual.size(); ++i) {
     const int64_t size = i == 0 ? 1 : expected[i - 1];
-    if (actual[i].size >= 0 && size >= 0 && actual[i].size != size) return false;
+    if (actual[i].size >= 0 && actual[i].size != size) return false;
   }
   return true;
 }

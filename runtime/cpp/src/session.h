@@ -22,9 +22,9 @@ struct Value {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 };
 
-// What a graph must have behind its batch axis. -1: any size.
+// What a graph must have behind its batch axis.
 struct Expected {
-  const char* name;
+  std::string name;
   ONNXTensorElementDataType type;
   std::vector<int64_t> shape;
 };
