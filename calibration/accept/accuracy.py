@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import ModelProto
 
-from tfanet.calibration.graph.session import Inputs, mask_logits, open_model
+from tfanet.calibration.graph.session import Inputs, mask_logits, open_model, run_graphs
 from tfanet.calibration.measure.sampler import CalibrationSet
 from tfanet.data import DATASETS
 from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
@@ -36,23 +36,25 @@ def measure_metrics(
     progress: Progress | None = None,
     stage: str = "evaluating",
 ) -> dict[str, float]:
-    """mIoU, oIoU and P@X (for gRefCOCO gIoU, cIoU, ...) in percent, at each picture's own size.
+    """mIoU, oIoU and P@X (of generalised data gIoU, cIoU, ...) in percent, at the pictures' sizes.
 
     Args:
         models: by file name. items: pictures, sentences and true masks. bundle: preprocessing.
     """
     metrics = GeneralizedMetrics() if DATASETS[items.dataset].generalised else Metrics()
     manifest = bundle.manifest
-    results = logits(models, lambda: items.tensors(bundle))
-    for index, (item, z) in enumerate(zip(items.items, results, strict=True)):
+    pre, post = manifest.preprocessing, manifest.postprocessing
+    names = {role: name for role, (name, _) in manifest.interface.image_outputs.items()}
+    sessions = {name: open_model(models[name]) for name in GRAPHS}
+    for index, (item, pair) in enumerate(zip(items.items, items.tensors(bundle), strict=True)):
+        given = run_graphs(sessions, pair)
         true = item.ref.mask()
         height, width = true.shape
         metrics.update(
-            plane_to_mask(
-                z[0, 0], (height, width), manifest.preprocessing, manifest.postprocessing
-            )[0],
+            plane_to_mask(given[names["mask"]][0, 0], (height, width), pre, post)[0],
             true,
             no_target=item.ref.no_target,
+            says_nothing=bool(given[names["no_target"]] > 0) if "no_target" in names else None,
         )
         if progress is not None:
             progress(stage, index + 1, len(items.items))

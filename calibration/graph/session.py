@@ -16,7 +16,7 @@ from tfanet.plugins import ort_library_path
 from tfanet.runtime.backends.session import open_session
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
 
-__all__ = ["OUTSIDE", "Inputs", "Pair", "mask_logits", "open_model"]
+__all__ = ["OUTSIDE", "Inputs", "Pair", "mask_logits", "open_model", "run_graphs"]
 
 # Image, token ids and word mask of one picture with one sentence.
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -80,7 +80,16 @@ def mask_logits(
     pair: Pair,
     switches: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> np.ndarray:
-    """(1, 1, h, w) float32 of one picture with one sentence.
+    """(1, 1, h, w) float32 of one picture with one sentence; see `run_graphs`."""
+    return run_graphs(sessions, pair, switches)["mask_logit"]
+
+
+def run_graphs(
+    sessions: Mapping[str, Any],
+    pair: Pair,
+    switches: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> dict[str, np.ndarray]:
+    """What the image graph gives for one picture with one sentence, by name.
 
     Args:
         sessions: of both graphs, by file name. switches: further inputs of a graph, likewise.
@@ -91,5 +100,5 @@ def mask_logits(
     given = text.run(None, {"token_ids": ids, **more.get(TEXT, {})})
     features = dict(zip(names_of(text.get_outputs()), given, strict=True))
     feed = image_feed(names_of(image.get_inputs()), picture, features, mask)
-    logits: np.ndarray = image.run(None, {**feed, **more.get(IMAGE, {})})[0]
-    return logits
+    values = image.run(None, {**feed, **more.get(IMAGE, {})})
+    return dict(zip(names_of(image.get_outputs()), values, strict=True))
