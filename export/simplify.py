@@ -9,6 +9,10 @@ from onnxscript import optimizer
 
 __all__ = ["simplify"]
 
+# Elements of the largest constant that is stored once where several are equal: masks and indices of
+# attention windows, which are the same in every block.
+SHARED = 2**18
+
 
 def simplify(model: onnx_ir.Model) -> None:
     """Fold constants and shapes, drop what is unused or computed twice.
@@ -18,8 +22,9 @@ def simplify(model: onnx_ir.Model) -> None:
     """
     passes.InlinePass()(model)
     for _ in range(2):
-        optimizer.fold_constants(model)
+        optimizer.fold_constants(model, should_fold=_is_view_of_weight)
         _open_one_axis(model)
+        _join_batch_norms(model)
         passes.CommonSubexpressionEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
     for last in (
@@ -27,12 +32,52 @@ def simplify(model: onnx_ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
-        passes.DeduplicateInitializersPass(),
+        passes.DeduplicateInitializersPass(size_limit=SHARED),
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),
         passes.NameFixPass(),
     ):
         last(model)
+
+
+def _is_view_of_weight(node: onnx_ir.Node) -> bool | None:
+    """A convolution's weight (out, in, 1) that is read as a matrix: stored as that, however large.
+
+    None leaves the decision to the usual limits.
+    """
+    weight = node.inputs[0] if node.op_type == "Squeeze" else None
+    return True if weight is not None and len(weight.uses()) == 1 else None
+
+
+def _join_batch_norms(model: onnx_ir.Model) -> None:
+    """BN(conv(x)) becomes a convolution with a times its weight, and b + a times its bias.
+
+    a = gamma / sqrt(variance + eps) of each output channel, b = beta - mean a, in float64.
+    """
+    for norm in list(model.graph):
+        conv = norm.inputs[0].producer() if norm.op_type == "BatchNormalization" else None
+        if conv is None or conv.op_type != "Conv" or norm.outputs[0].is_graph_output():
+            continue
+        weight, biases = conv.inputs[1], [v for v in conv.inputs[2:] if v is not None]
+        read = [weight, *norm.inputs[1:], *biases]
+        arrays = [None if v is None else onnx_ir.convenience.get_const_tensor(v) for v in read]
+        alone = all(v is not None and len(v.uses()) == 1 for v in (conv.outputs[0], weight))
+        if None in arrays or not alone:
+            continue
+        kernel, gamma, beta, mean, variance, *bias = (a.numpy().astype(np.float64) for a in arrays)
+        scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+        stem = str(weight.name).removesuffix(".weight")
+        conv.resize_inputs(3)
+        for index, name, array in (
+            (1, f"{stem}.normed_weight", kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1))),
+            (2, f"{stem}.normed_bias", beta + (sum(bias) - mean) * scale),
+        ):
+            tensor = onnx_ir.tensor(array.astype(arrays[0].numpy().dtype), name=name)
+            value = onnx_ir.Value(name=name, const_value=tensor)
+            model.graph.register_initializer(value)
+            conv.replace_input_with(index, value)
+        norm.outputs[0].replace_all_uses_with(conv.outputs[0])
+        model.graph.remove(norm, safe=True)
 
 
 def _open_one_axis(model: onnx_ir.Model) -> None:
