@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tfanet.errors import InputError, plain
 
-__all__ = ["choose_level", "load_weights", "read_pth", "read_safetensors", "refuse_misfits"]
+__all__ = [
+    "choose_level",
+    "load_weights",
+    "misfits",
+    "read_pth",
+    "read_safetensors",
+    "refuse_misfits",
+]
 
 State = Mapping[str, Tensor]
 
@@ -24,6 +33,7 @@ _AVERAGED = ("params_ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema
 _USUAL = ("state_dict", "model_state_dict", "model", "params", "net", "generator", "module")
 _MAX_LEVELS, _MAX_DEPTH = 200, 4
 _TRIES = 4
+_SHOWN = 5  # names of one kind in a message
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -36,13 +46,48 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path} is not a readable safetensors file ({error})") from error
 
 
+class _NumpyKind:
+    """What a pickle says of the kind of a NumPy number: its letter and width, and its byte order.
+
+    It stands in for `numpy.dtype`, of which a file could make anything.
+    """
+
+    def __init__(self, kind: str, *_: Any) -> None:
+        self.kind, self.order = kind, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+def _numpy_number(kind: _NumpyKind, data: bytes) -> bool | int | float:
+    """A NumPy number of a pickle, as Python's own."""
+    if kind.kind[0] not in "biuf" or kind.order not in ("<", ">", "=", "|"):
+        raise ValueError(f"a NumPy value of the kind {kind.kind!r:.20} is no number")
+    (number,) = np.frombuffer(data, np.dtype(kind.kind).newbyteorder(kind.order))
+    return number.item()
+
+
+# Beside tensors and Python's own data: the options of a training, and numbers of its log.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    (_NumpyKind, "numpy.dtype"),
+    *((_numpy_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
 def read_pth(path: Path) -> dict[Any, Any]:
-    """The dict in a `.pth` file; nothing but plain data and tensors is read. Raises InputError."""
+    """The dict in a `.pth` file; nothing but plain data and tensors is read.
+
+    An `argparse.Namespace` is plain data too; NumPy's numbers become Python's.
+
+    Raises:
+        InputError: for a file that is damaged or holds anything else.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist: check the path of the checkpoint")
     try:
-        with warnings.catch_warnings():  # of forms that it may not know: then it fails
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):
+            warnings.simplefilter("ignore")  # of forms that it may not know: then it fails
             # Never without weights_only: a pickle is a program.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
@@ -90,29 +135,48 @@ def choose_level(document: Mapping[Any, Any], names: set[str]) -> State:
     return levels[0][1] if levels else {}
 
 
+def misfits(own: State, tensors: State) -> str:
+    """What of a file does not fit a model, the first five of each kind; "" where all of it fits."""
+    shapes = [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+    return _listed(
+        ("lacks", set(own) - set(tensors)),
+        ("has the unknown", set(tensors) - set(own)),
+        ("has another shape for", shapes),
+        (_NO_FRACTIONS, _whole_numbers(own, tensors)),
+    )
+
+
 def refuse_misfits(own: State, tensors: State, path: Path) -> None:
     """Raises InputError where names or shapes are not the same."""
-    _refuse(path, "lacks", sorted(set(own) - set(tensors)))
-    _refuse(path, "has the unknown", sorted(set(tensors) - set(own)))
-    shapes = [name for name in own if own[name].shape != tensors[name].shape]
-    _refuse(path, "has another shape for", sorted(shapes))
-    _refuse_kinds(own, tensors, path)
+    _refuse(path, misfits(own, tensors))
 
 
-def _refuse_kinds(own: State, tensors: State, path: Path) -> None:
+_NO_FRACTIONS = "has no floating-point numbers for"
+
+
+def _whole_numbers(own: State, tensors: State) -> list[str]:
     """Whole numbers for fractions: a quantised checkpoint, whose scales would be lost."""
-    wrong = [
+    return [
         name
         for name, value in tensors.items()
         if name in own and own[name].is_floating_point() and not value.is_floating_point()
     ]
-    _refuse(path, "has no floating-point numbers for", sorted(wrong))
 
 
-def _refuse(path: Path, fault: str, names: list[str]) -> None:
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise InputError(f"{path} {fault} {names[0]}{more}: it is of another model")
+def _listed(*faults: tuple[str, Iterable[str]]) -> str:
+    """Each fault that has names, and the first of them."""
+    parts = []
+    for fault, found in faults:
+        names = sorted(found)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        if names:
+            parts.append(f"{fault} {', '.join(f'{n:.100}' for n in names[:_SHOWN])}{more}")
+    return ", ".join(parts)
+
+
+def _refuse(path: Path, fault: str) -> None:
+    if fault:
+        raise InputError(f"{path} {fault}: it is of another model")
 
 
 def _ranked(document: Mapping[Any, Any], names: set[str]) -> list[tuple[str, State]]:
@@ -195,16 +259,16 @@ def _without(state: State, prefix: str) -> State:
 def _load(model: nn.Module, state: State, path: Path) -> None:
     """With the model's own conversions of old names and shapes, then strictly."""
     own = model.state_dict(keep_vars=True)
-    _refuse_kinds(own, state, path)
+    _refuse(path, _listed((_NO_FRACTIONS, _whole_numbers(own, state))))
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:  # a model's own code may raise anything
         shapes = re.findall(r"size mismatch for ([^\s:]+):", str(error))
-        _refuse(path, "has another shape for", shapes)
+        _refuse(path, _listed(("has another shape for", shapes)))
         raise InputError(
             f"{path} can't be loaded: {type(error).__name__}: {plain(str(error))[:200]}"
         ) from error
     # One parameter under two names is often saved under one.
     loaded = {id(value) for name, value in own.items() if name not in missing}
-    _refuse(path, "lacks", sorted(n for n in missing if id(own.get(n)) not in loaded))
-    _refuse(path, "has the unknown", sorted(unexpected))
+    lacking = [n for n in missing if id(own.get(n)) not in loaded]
+    _refuse(path, _listed(("lacks", lacking), ("has the unknown", unexpected)))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
+import os
+import pathlib
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
-from tfanet.weights import load_weights
+from tfanet.weights import load_weights, read_pth
 
 State = dict[str, Tensor]
 
@@ -152,7 +159,7 @@ MISFITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "nothing": (lambda s: s.clear(), r"holds no weights by name"),
     "another": (
         lambda s: (s.clear(), s.update(a=torch.zeros(1))),
-        r"lacks 0\.bias and 7 more: it is of another model",
+        r"lacks 0\.bias, 0\.weight, (\S+, ){2}\S+ and 3 more, has the unknown a: it is of another",
     ),
 }
 
@@ -176,3 +183,73 @@ def test_a_model_whose_own_loading_fails(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "c.pth")
     with pytest.raises(InputError, match=r"can't be loaded: KeyError: 'old form\\nof 2021'"):
         load_weights(Broken(3, 2), tmp_path / "c.pth")
+
+
+def kept_options(path: Path) -> dict[Any, Any]:
+    options = argparse.Namespace(lr=3e-5, name="best", resume=None, sizes=[480, 416])
+    numbers = {
+        kind: np.dtype(kind).type(1) for kind in ("float64", "float32", "float16", "int64", "uint8")
+    }
+    document = {"model": {"w": torch.ones(2)}, "args": options, "no": np.bool_(False), **numbers}
+    torch.save(document, path)
+    return document
+
+
+def test_options_and_numpy_s_numbers_are_plain_data(tmp_path: Path) -> None:
+    expected = kept_options(tmp_path / "c.pth")
+    read = read_pth(tmp_path / "c.pth")
+    assert type(read["args"]) is argparse.Namespace and read["args"] == expected["args"]
+    assert torch.equal(read["model"]["w"], torch.ones(2))
+    for name in ("float64", "float32", "float16", "int64", "uint8"):
+        assert type(read[name]) is (float if "float" in name else int) and read[name] == 1
+    assert read["no"] is False
+    big_endian = np.dtype(">f8").type(2.5)
+    torch.save({"a": big_endian, "b": np.float64(-73.25)}, tmp_path / "d.pth")
+    assert read_pth(tmp_path / "d.pth") == {"a": 2.5, "b": -73.25}
+
+
+def test_numbers_of_older_numpy_are_read(tmp_path: Path) -> None:
+    """NumPy 1 named its modules otherwise; bytes of protocol 2 come as text."""
+    module = b"numpy.core.multiarray"
+    data = pickle.dumps({"best_iou": np.float64(0.5)}, protocol=2)
+    assert b"numpy._core.multiarray" in data
+    path = tmp_path / "old.pth"
+    torch.save({"best_iou": np.float64(0.5)}, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content.replace(b"numpy._core.multiarray", module))
+    assert module in path.read_bytes()
+    assert read_pth(path) == {"best_iou": 0.5}
+
+
+class Subclass(argparse.Namespace):
+    pass
+
+
+OTHERS: dict[str, Any] = {
+    "a class of options": Subclass(lr=1),
+    "another class": pathlib.PurePosixPath("a"),
+    "a function": os.getcwd,
+    "an array": np.ones(3),
+    "an object": np.dtype("O"),
+    "text of NumPy": np.str_("a"),
+    "a date": np.datetime64("2024-01-01"),
+    "a complex number": np.complex64(1),
+    "a record": np.zeros(1, [("a", "f8")])[0],
+    "a partial call": functools.partial(print, "a"),
+    "within options": argparse.Namespace(path=pathlib.PurePosixPath("a")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nothing_else_is_read(tmp_path: Path, name: str) -> None:
+    torch.save({"model": {"w": torch.ones(2)}, "x": OTHERS[name]}, tmp_path / "c.pth")
+    before = torch.serialization.get_safe_globals()
+    if name == "an object":  # the description of a kind alone is only data that nobody looks at
+        assert not isinstance(read_pth(tmp_path / "c.pth")["x"], np.dtype)
+    else:
+        with pytest.raises(InputError, match=r"not a plain checkpoint of tensors.*not loaded"):
+            read_pth(tmp_path / "c.pth")
+    assert torch.serialization.get_safe_globals() == before

@@ -22,7 +22,7 @@ from tfanet.model.family import (
     find_preset,
     presets,
 )
-from tfanet.weights import choose_level, load_weights, read_pth, read_safetensors, refuse_misfits
+from tfanet.weights import choose_level, load_weights, misfits, read_pth, read_safetensors
 
 __all__ = ["family_of", "load_model", "load_weights", "save_checkpoint"]
 
@@ -110,22 +110,47 @@ def _load_official(path: Path, config: Config | None) -> nn.Module:
     document = read_pth(path)
     family = _recognised(document) if config is None else family_of_config(config)
     chosen = config or family.presets[f"{family.name}-base"]
-    names = set(_outline(family, chosen))
-    tensors = choose_level(document, names | set(family.marks))
-    if config is None and family.official_config is not None:
-        chosen = family.official_config(tensors, chosen)
-    if family.from_official is not None:
-        tensors = family.from_official(tensors, chosen)
+    # Marks of all families: of a file of another one, too, the weights are found.
+    names = set(_outline(family, chosen)).union(*_marks().values())
+    tensors = choose_level(document, names)
+    if _foreign(family, tensors) is None:
+        if config is None and family.official_config is not None:
+            chosen = family.official_config(tensors, chosen)
+        if family.from_official is not None:
+            tensors = family.from_official(tensors, chosen)
     return _fill(family, chosen, tensors, path)
+
+
+def _marks() -> dict[str, set[str]]:
+    """What each family is recognised by, under its name."""
+    return {name: set(find_family(name).marks) for name in FAMILIES}
 
 
 def _recognised(document: Mapping[Any, Any]) -> Family:
     """The family of which most marks are in the file; of none, the first, whose names it lacks."""
+    found = {
+        name: len(marks & set(choose_level(document, marks))) for name, marks in _marks().items()
+    }
+    return find_family(max(FAMILIES, key=found.__getitem__))
 
-    def found(family: Family) -> int:
-        return len(set(family.marks) & set(choose_level(document, set(family.marks))))
 
-    return max(map(find_family, FAMILIES), key=found)
+def _foreign(family: Family, tensors: Mapping[str, Tensor]) -> Family | None:
+    """The family whose marks the weights carry, where they carry none of this one's."""
+    found = {name: len(marks & set(tensors)) for name, marks in _marks().items()}
+    best = max(FAMILIES, key=found.__getitem__)
+    return find_family(best) if found[best] > 0 == found[family.name] else None
+
+
+def _looks_like(family: Family, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Of weights that do not fit: what they are instead, as far as marks and sizes tell."""
+    foreign = _foreign(family, tensors)
+    if foreign is not None:
+        return f"it looks like a checkpoint of {foreign.title}"
+    for mark in family.marks:
+        if mark in own and mark in tensors and own[mark].shape != tensors[mark].shape:
+            theirs, ours = tuple(tensors[mark].shape), tuple(own[mark].shape)
+            return f"its {mark} is {theirs}, not {ours}, so it is {family.title} of another size"
+    return "it is of another model"
 
 
 def _outline(family: Family, config: Config) -> dict[str, Tensor]:
@@ -140,7 +165,10 @@ def _outline(family: Family, config: Config) -> dict[str, Tensor]:
 
 
 def _fill(family: Family, config: Config, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
-    refuse_misfits(_outline(family, config), tensors, path)
+    own = _outline(family, config)
+    fault = misfits(own, tensors)
+    if fault:
+        raise InputError(f"{path} {fault}: {_looks_like(family, own, tensors)}")
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and overwritten
         model = family.network(config.by_sizes())
     model.load_state_dict(tensors)

@@ -25,7 +25,10 @@ FAMILY = Family(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     pad_id=END_ID,
-    marks=("decoder.", "fusion.0.", "backbone.patch_embed.0.weight"),
+    marks=(
+        "backbone.patch_embed.0.weight",
+        "fusion.0.align.image_proj.weight",
+    ),
     # The scan's own parameters decide over thousands of steps.
     full_precision=("A_logs", "Ds", "dt_projs_bias"),
     parts=(
