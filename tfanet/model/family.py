@@ -20,7 +20,8 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["FAMILIES", "Family", "family_of_config", "find_family", "find_preset", "presets"]
 
-FAMILIES = ("tfanet", "asda", "instalign")  # each is a package here, with its `FAMILY` in family.py
+# Each is a package here, with its `FAMILY` in family.py.
+FAMILIES = ("tfanet", "crossvlt", "asda", "instalign")
 TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
 
 

@@ -78,7 +78,7 @@ class BertSelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, T) to (B, h, N, T / h)."""
-        return x.reshape(-1, x.shape[1], self.heads, self.head_width).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, self.head_width).transpose(1, 2)
 
 
 class BertOutput(nn.Module):

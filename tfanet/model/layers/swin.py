@@ -18,6 +18,7 @@ from tfanet.errors import InputError
 from tfanet.model.layers.drop_path import DropPath
 
 __all__ = [
+    "PATCH",
     "PatchEmbed",
     "PatchMerging",
     "SwinBlock",
@@ -126,11 +127,11 @@ class PatchMerging(nn.Module):
         """x (B, H W, C) of `size` (H, W) to (B, ceil(H/2) ceil(W/2), 2C)."""
         height, width = size
         channels = x.shape[-1]
-        x = _padded(x.reshape(-1, height, width, channels), 2)
+        x = _padded(x.reshape(x.shape[0], height, width, channels), 2)
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        x = x.reshape(-1, rows, 2, columns, 2, channels)
+        x = x.reshape(x.shape[0], rows, 2, columns, 2, channels)
         # Official order: (even row, even column), (odd, even), (even, odd), (odd, odd).
-        x = x.permute(0, 1, 3, 4, 2, 5).reshape(-1, rows * columns, 4 * channels)
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(x.shape[0], rows * columns, 4 * channels)
         return self.reduction(self.norm(x))
 
 
@@ -150,14 +151,14 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Windows (B, n, w^2, C) and mask (n, 1, w^2, w^2) or None, to the same shape as x."""
         count, pixels, channels = x.shape[1:]
-        split = (-1, count, pixels, self.heads, channels // self.heads)
+        split = (x.shape[0], count, pixels, self.heads, channels // self.heads)
         q, k, v = (part.reshape(split).transpose(2, 3) for part in self.qkv(x).chunk(3, dim=-1))
         q = q * (channels // self.heads) ** -0.5
         logits = q @ k.transpose(3, 4) + self._bias()  # (B, n, h, w^2, w^2)
         if mask is not None:
             logits = logits + mask
         out = logits.softmax(dim=-1) @ v  # (B, n, h, w^2, C / h)
-        return self.proj(out.transpose(2, 3).reshape(-1, count, pixels, channels))
+        return self.proj(out.transpose(2, 3).reshape(x.shape[0], count, pixels, channels))
 
     def _bias(self) -> Tensor:
         """(h, w^2, w^2): one lookup of rows, which is one node in a graph."""
@@ -213,20 +214,20 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         (height, width), w, channels = size, self.window, x.shape[-1]
-        x = _padded(x.reshape(-1, height, width, channels), w)
+        x = _padded(x.reshape(x.shape[0], height, width, channels), w)
         padded_height, padded_width = x.shape[1:3]
         rows, columns = padded_height // w, padded_width // w
         mask = None
         if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
+            x = x.roll(-self.shift, 1).roll(-self.shift, 2)  # one axis at a time: plain slices
             mask = self._shift_mask(padded_height, padded_width, x)
-        x = x.reshape(-1, rows, w, columns, w, channels).transpose(2, 3)
-        x = self.attn(x.reshape(-1, rows * columns, w * w, channels), mask)
-        x = x.reshape(-1, rows, columns, w, w, channels).transpose(2, 3)
-        x = x.reshape(-1, padded_height, padded_width, channels)
+        x = x.reshape(x.shape[0], rows, w, columns, w, channels).transpose(2, 3)
+        x = self.attn(x.reshape(x.shape[0], rows * columns, w * w, channels), mask)
+        x = x.reshape(x.shape[0], rows, columns, w, w, channels).transpose(2, 3)
+        x = x.reshape(x.shape[0], padded_height, padded_width, channels)
         if self.shift:
-            x = torch.roll(x, (self.shift, self.shift), (1, 2))
-        return x[:, :height, :width].reshape(-1, height * width, channels)
+            x = x.roll(self.shift, 1).roll(self.shift, 2)
+        return x[:, :height, :width].reshape(x.shape[0], height * width, channels)
 
     def _shift_mask(self, height: int, width: int, like: Tensor) -> Tensor:
         """(n, 1, w^2, w^2): 0 between pixels of one region, `SHIFT_MASK` between those of two.
