@@ -55,16 +55,16 @@ def _join_batch_norms(model: onnx_ir.Model) -> None:
     a = gamma / sqrt(variance + eps) of each output channel, b = beta - mean a, in float64.
     """
     for norm in list(model.graph):
-        conv = norm.inputs[0].producer() if norm.op_type == "BatchNormalization" else None
+        source = norm.inputs[0] if norm.op_type == "BatchNormalization" else None
+        conv = None if source is None else source.producer()
         if conv is None or conv.op_type != "Conv" or norm.outputs[0].is_graph_output():
             continue
-        weight, biases = conv.inputs[1], [v for v in conv.inputs[2:] if v is not None]
-        read = [weight, *norm.inputs[1:], *biases]
-        arrays = [None if v is None else onnx_ir.convenience.get_const_tensor(v) for v in read]
-        alone = all(v is not None and len(v.uses()) == 1 for v in (conv.outputs[0], weight))
-        if None in arrays or not alone:
+        read = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
+        arrays = [t for t in map(onnx_ir.convenience.get_const_tensor, read) if t is not None]
+        weight = read[0]
+        if len(arrays) < len(read) or len(weight.uses()) > 1 or len(conv.outputs[0].uses()) > 1:
             continue
-        kernel, gamma, beta, mean, variance, *bias = (a.numpy().astype(np.float64) for a in arrays)
+        kernel, *bias, gamma, beta, mean, variance = (a.numpy().astype(np.float64) for a in arrays)
         scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         stem = str(weight.name).removesuffix(".weight")
         conv.resize_inputs(3)

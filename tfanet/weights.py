@@ -53,7 +53,8 @@ class _NumpyKind:
     """
 
     def __init__(self, kind: str, *_: Any) -> None:
-        self.kind, self.order = kind, "="
+        self.kind = kind
+        self.order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]

@@ -6,8 +6,6 @@ width, h the heads.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +56,7 @@ class Fusion(nn.Module):
         """Pixels (B, N, V), words (B, L, T) and `key_mask` (B, 1, 1, L) to (B, N, V)."""
         q, k = self._split(self.v_q(v)), self._split(self.l_q(words))
         # The words are few: what is small is scaled.
-        k = k * cast(int, k.shape[-1]) ** -0.5
+        k = k * k.shape[-1] ** -0.5
         weights = (q @ k.transpose(2, 3) + mask).softmax(dim=-1)  # (B, h, N, L)
         out = weights @ self._split(self.values_l(words))  # (B, h, N, D / h)
         return self.project_mm(self.w_v(out.transpose(1, 2).flatten(2)) + v)

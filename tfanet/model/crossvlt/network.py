@@ -11,7 +11,7 @@ Image Segmentation" (Cho, Yu and Kang, 2023), as its official code computes it:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +106,16 @@ class CrossVLT(nn.Module):
         (words,) = self.encode_text(token_ids)
         outputs, heard = self._encode(image, words.transpose(1, 2), word_mask)
         pixels = []
-        for stage, output in zip(self.backbone, outputs, strict=True):
+        for stage, output in zip(self._vision_stages(), outputs, strict=True):
             size = output.map.shape[2:]
             pixels.append(stage.layers.proj(output.pixels).transpose(1, 2).unflatten(2, size))
-        stages = (self.lang_stage1, *self._later_stages())
+        stages: Any = (self.lang_stage1, *self._later_stages())
         sentence = [s.proj(w[:, 0]) for s, w in zip(stages, heard, strict=True)]
         z = self.classifier([output.map for output in outputs])
         return TrainingOutputs(_resize(z, image), pixels, sentence)
+
+    def _vision_stages(self) -> list[VisionStage]:
+        return cast(list[VisionStage], list(self.backbone))
 
     def _later_stages(self) -> tuple[LaterStage, LaterStage, LaterStage]:
         return self.lang_stage2, self.lang_stage3, self.lang_stage4
@@ -125,9 +128,10 @@ class CrossVLT(nn.Module):
         check_image_size((height, width))
         size = (height // PATCH, width // PATCH)
         mask = key_mask(word_mask)  # (B, 1, 1, L)
-        x = self.backbone[0].patch_embed(image)
+        vision = self._vision_stages()
+        x: Any = vision[0].patch_embed(image)
         outputs, heard = [], []
-        for stage, language in zip(self.backbone, (None, *self._later_stages()), strict=True):
+        for stage, language in zip(vision, (None, *self._later_stages()), strict=True):
             if language is not None:
                 words = language(words, x, mask)
             output = stage(x, size, words, mask)
