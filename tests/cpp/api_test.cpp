@@ -36,6 +36,7 @@ void results(const tfanet::Runtime& runtime) {
   const tfanet::Sentence sentence = runtime.encode("the red circle");
   const tfanet::Prediction one = runtime.predict(image, sentence);
   CHECK(one.width() == 60 && one.height() == 40 && one.mask().size() == 2400);
+  CHECK(!one.no_target() && !one.instances());  // this model gives neither
   CHECK(one.score() >= 0 && one.score() <= 1 && sentence.dropped() == 0);
   CHECK(equal(one, runtime.predict(image, "the red circle")));
   CHECK(equal(one, runtime.predict_async(image, sentence).get()));

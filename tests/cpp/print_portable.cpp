@@ -1,5 +1,5 @@
 // Prints what the parts compute that are written for one kind of CPU and once more for all: resized
-// pixels and planes as checksums, and the checksums of texts.
+// pixels and planes, averages of areas and probabilities as checksums, and the checksums of texts.
 
 #include <cstdint>
 #include <cstdio>
@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "mask.h"
 #include "resample.h"
 #include "sha256.h"
 
@@ -45,6 +46,23 @@ void resize(int width, int height, int out_width, int out_height, std::mt19937& 
   print("plane", out.data(), out.size() * sizeof(float));
 }
 
+// Of each row alone.
+void average(int width, int out_width, std::mt19937& random) {
+  std::vector<uint8_t> pixels(static_cast<size_t>(4 * width));
+  for (uint8_t& value : pixels) value = static_cast<uint8_t>(random());
+  std::vector<uint64_t> sums(static_cast<size_t>(3 * out_width));
+  const tfanet::AreaFilter across(width, out_width);
+  for (const size_t bytes : {3, 4}) tfanet::add_areas(pixels.data(), bytes, 7, sums.data(), across);
+  print("areas", sums.data(), sums.size() * sizeof(uint64_t));
+}
+
+void probabilities(std::mt19937& random) {
+  std::vector<float> logits(10'007), out(logits.size());
+  for (float& value : logits) value = (static_cast<float>(random()) / 4294967296.0f - 0.5f) * 220;
+  tfanet::to_probabilities(logits.data(), logits.size(), out.data());
+  print("probabilities", out.data(), out.size() * sizeof(float));
+}
+
 }  // namespace
 
 int main() {
@@ -54,8 +72,10 @@ int main() {
     for (const int out_width : sides) {
       resize(width, 40, out_width, 17, random);
       resize(23, width, 30, out_width, random);
+      if (out_width <= width) average(width, out_width, random);
     }
   }
+  probabilities(random);
   std::vector<uint8_t> text(300, 'a');
   for (size_t size = 0; size <= text.size(); ++size) print("text", text.data(), size);
 }

@@ -41,7 +41,7 @@ def emulate(program: Path, *arguments: object, given: bytes = b"") -> bytes:
 
 def test_pictures_and_checksums(compile_parts: Callable[..., Path]) -> None:
     """Resizing gives the bits of this machine."""
-    source, parts = "print_portable.cpp", ("resample", "sha256")
+    source, parts = "print_portable.cpp", ("resample", "sha256", "mask", "letterbox")
     there = compile_parts(source, "-static", *EXACT, parts=parts, compiler=COMPILER)
     here = compile_parts(source, *EXACT, parts=parts)
     expected = subprocess.run([here], stdout=subprocess.PIPE, check=True).stdout

@@ -88,7 +88,11 @@ def test_installing_again_leaves_alone_what_is_mapped(
 def test_every_kind_of_cpu_computes_the_same(compile_parts: Callable) -> None:
     """What is written for x86 gives the bits of what other machines run."""
     outputs = [
-        run(compile_parts("print_portable.cpp", *flags, parts=("resample", "sha256")))
+        run(
+            compile_parts(
+                "print_portable.cpp", *flags, parts=("resample", "sha256", "mask", "letterbox")
+            )
+        )
         for flags in (["-ffp-contract=off"], ["-ffp-contract=off", "-DTFANET_PORTABLE"])
     ]
     assert outputs[0] == outputs[1]

@@ -64,6 +64,7 @@ class Info(Structure):
         ("threshold", c_float), ("dynamic_batch", c_int32), ("engine", c_char_p),
         ("device", c_char_p), ("passed_over", c_char_p), ("min_batch", c_int32),
         ("max_batch", c_int32), ("digest", c_char_p), ("int8", c_char_p),
+        ("logits_width", c_int32), ("logits_height", c_int32), ("family", c_char_p),
     ]  # fmt: skip
 
 
@@ -73,6 +74,14 @@ class Result(Structure):
         ("score", c_float), ("logits_width", c_int32), ("logits_height", c_int32),
         ("logits", POINTER(c_float)), ("preprocess_ms", c_double), ("text_ms", c_double),
         ("image_ms", c_double), ("postprocess_ms", c_double), ("total_ms", c_double),
+        ("no_target", c_float), ("instance_count", c_int32),
+    ]  # fmt: skip
+
+
+class Instance(Structure):
+    _fields_ = [
+        ("size", c_size_t), ("mask", POINTER(c_uint8)), ("relevance", c_float),
+        ("alignment", POINTER(c_float)), ("alignment_length", c_size_t),
     ]  # fmt: skip
 
 
@@ -96,6 +105,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "preprocess": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
     "predict_tensors": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t]),
     "prediction_get": (c_int, [c_void_p, c_void_p]),
+    "prediction_instance": (c_int, [c_void_p, c_size_t, c_void_p]),
     "prediction_free": (None, [c_void_p]),
 }
 
@@ -176,8 +186,27 @@ class Runtime:
         mask = np.ctypeslib.as_array(result.mask, (result.height, result.width)).copy()
         shape = (result.logits_height, result.logits_width)
         logits = np.ctypeslib.as_array(result.logits, shape).copy()
+        instances = None
+        if result.instance_count >= 0:
+            indices = range(result.instance_count)
+            instances = [self._instance(prediction, index, mask.shape) for index in indices]
+        beyond = byref(Instance(size=ctypes.sizeof(Instance)))
+        assert self.api.prediction_instance(prediction, max(0, result.instance_count), beyond) == -1
         self.api.prediction_free(prediction)
-        return SimpleNamespace(mask=mask, logits=logits, score=result.score, result=result)
+        return SimpleNamespace(
+            mask=mask, logits=logits, score=result.score, result=result, instances=instances,
+            no_target=None if result.no_target < 0 else result.no_target,
+        )  # fmt: skip
+
+    def _instance(
+        self, prediction: c_void_p | int | None, index: int, shape: tuple[int, ...]
+    ) -> SimpleNamespace:
+        one, alignment = Instance(size=ctypes.sizeof(Instance)), None
+        assert self.api.prediction_instance(prediction, index, byref(one)) == 0
+        if one.alignment:
+            alignment = np.ctypeslib.as_array(one.alignment, (one.alignment_length,)).copy()
+        mask = np.ctypeslib.as_array(one.mask, shape).copy()
+        return SimpleNamespace(mask=mask, relevance=one.relevance, alignment=alignment)
 
     def preprocess(self, image: Image) -> np.ndarray:
         info = self.info()

@@ -23,6 +23,7 @@ from tfanet.runtime.bundle.contract import (
 from tfanet.runtime.bundle.read import FILES, SCHEMA_VERSION, Manifest, file_facts
 
 TOKENIZER = Path(tfanet.__file__).parent / "assets" / "clip_tokenizer.json"
+WORD_PIECES = TOKENIZER.with_name("bert_tokenizer.json")
 LENGTH, WIDTH, SIZE = 8, 4, (32, 48)
 
 
@@ -135,7 +136,9 @@ def image_model(
         constants["picture_axes"] = np.array([1, 2, 3], np.int64)
         constants["pair"] = np.array([-1, 1], np.int64)
         node("ReduceMean", "image picture_axes", "light", keepdims=1)
-        node("Sub", "light both4", "doubt")
+        constants["strongly"] = np.array(20, np.float32)
+        node("Mul", "light strongly", "lightness")
+        node("Add", "lightness both4", "doubt")
         node("Reshape", "doubt pair", "no_target_logit")
         give("no_target_logit", 1)
     if instances:
@@ -144,7 +147,7 @@ def image_model(
         constants |= {"filters": filters, "plane_axes": np.array([2, 3], np.int64)}
         node("Conv", f"{picture} filters", "planes")
         node("Add", "planes both4", "instance_logits")
-        node("ReduceMean", "instance_logits plane_axes", "mean", keepdims=0)
+        node("ReduceMean", "planes plane_axes", "mean", keepdims=0)
         node("Sigmoid", "mean", "relevance")
         give("instance_logits", instances, *size)
         give("relevance", instances)
@@ -197,13 +200,13 @@ def _values(values: Any) -> list[dict[str, Any]]:
 
 def manifest_of(
     path: Path,
-    text: onnx.ModelProto | None = None,
-    image: onnx.ModelProto | None = None,
+    text_graph: onnx.ModelProto | None = None,
+    image_graph: onnx.ModelProto | None = None,
     **changes: Any,
 ) -> Manifest:
     """The manifest of a folder with the files of these graphs; `changes` are of its fields."""
-    text = text_model() if text is None else text
-    image = image_model() if image is None else image
+    text = text_model() if text_graph is None else text_graph
+    image = image_model() if image_graph is None else image_graph
     length = text.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     roles = [{"role": ROLES[value.name]} for value in image.graph.output]
     facts = {
@@ -239,6 +242,7 @@ def write_bundle(
     image: onnx.ModelProto,
     dynamic_batch: bool = True,
     length: int = LENGTH,
+    tokenizer: Path = TOKENIZER,
     **changes: Any,
 ) -> Path:
     """A bundle in a new folder; `changes` are of its manifest's fields."""
@@ -246,7 +250,7 @@ def write_bundle(
     text = text_model(length)
     onnx.save(text, path / "text.onnx")
     onnx.save(image, path / "image.onnx")
-    shutil.copyfile(TOKENIZER, path / "tokenizer.json")
+    shutil.copyfile(tokenizer, path / "tokenizer.json")
     manifest = manifest_of(path, text, image, dynamic_batch=dynamic_batch, **changes)
     (path / "manifest.json").write_text(manifest.to_json())
     return path
