@@ -14,6 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from tfanet.export.enlarge import convolve_before_enlarging
 from tfanet.export.trace import EXAMPLE_BATCH, IR_VERSION, export_graph
 from tfanet.model.checkpoint import family_of
 from tfanet.plugins import attach, expand_ss2d
@@ -86,6 +87,7 @@ def export_image(
     graph = _export(
         _ImageGraph(model, kept), tuple(feed.values()), feed, names, dynamic_batch, opset
     )
+    convolve_before_enlarging(graph)
     graph = attach(graph if fuse else expand_ss2d(graph), function)
     graph.ir_version = IR_VERSION
     return graph
