@@ -56,10 +56,10 @@ def test_shapes_and_types(source: ReferDataset) -> None:
     shapes |= {"target": (3, 1, 64, 96), "no_target": (3,)}
     assert batch.keys() == {*shapes, "instances"}
     for name, shape in shapes.items():
-        kind = torch.int64 if name == "token_ids" else torch.float32
+        kind = {"token_ids": torch.int64, "no_target": torch.bool}.get(name, torch.float32)
         assert (tuple(batch[name].shape), batch[name].dtype) == (shape, kind), name
     assert set(batch["target"].unique().tolist()) == {0.0, 1.0}
-    assert batch["no_target"].tolist() == [0, 0, 0]
+    assert batch["no_target"].tolist() == [False] * 3
     assert torch.equal(torch.stack(batch["instances"]), batch["target"])
 
 
@@ -167,4 +167,4 @@ def test_what_has_no_pixel_left_is_no_instance(source: ReferDataset) -> None:
     assert 0 in [len(batch["instances"][0]) for batch in tiny]
     for batch in tiny:
         assert batch["target"].any() == bool(len(batch["instances"][0]))
-        assert batch["no_target"].tolist() == [0]
+        assert batch["no_target"].tolist() == [False]

@@ -79,7 +79,7 @@ class _Stream(Dataset[_Item]):
             "word_mask": torch.from_numpy(words[0]),
             "target": torch.from_numpy(kept.max(0, keepdims=True, initial=0)),
             "instances": torch.from_numpy(kept),
-            "no_target": torch.tensor(float(ref.no_target)),
+            "no_target": torch.tensor(ref.no_target),
         }
 
 
@@ -122,9 +122,9 @@ def make_loader(
 ) -> DataLoader[dict[str, Any]]:
     """Loader of the batches `first_step` to `steps` - 1 of process `rank` out of `processes`.
 
-    Each batch, float32 but for the ids: image (B, 3, H, W), token_ids (B, L) int64, word_mask
-    (B, L), target (B, 1, H, W) in {0, 1}, which is the union of instances, a list of (n, H, W), one
-    for each annotation that has a pixel left at this size, and no_target (B,) in {0, 1}.
+    Each batch: image (B, 3, H, W) float32, token_ids (B, L) int64, word_mask (B, L) float32, target
+    (B, 1, H, W) float32 in {0, 1}, which is the union of instances, a list of (n, H, W), one for
+    each annotation that has a pixel left at this size, and no_target (B,) bool.
     """
     stream = _Stream(source, preprocessing, tokenizer, seed, all_sentences, by_picture)
     positions = _Positions(batch, first_step, steps, rank, processes)

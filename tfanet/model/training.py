@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 __all__ = ["Batch", "Recipe", "Training"]
 
-# By name: image (B, 3, H, W), token_ids (B, L) int64, word_mask (B, L), target (B, 1, H, W) in
-# {0, 1}: the union of `instances`, a list of B tensors (n_i, H, W) in {0, 1} of what is meant;
-# no_target (B,) in {0, 1}, 1 where that is nothing. All of floats but the ids.
+# By name: image (B, 3, H, W), token_ids (B, L) int64, word_mask (B, L); target (B, 1, H, W) in
+# {0, 1}, the union of instances, a list of B tensors (n, H, W) in {0, 1} of what is meant;
+# no_target (B,) bool, whether that is nothing. Floats are float32.
 Batch = Mapping[str, Any]
 
 
