@@ -87,7 +87,7 @@ def describe(config: Config, image_size: tuple[int, int] | None = None) -> dict[
     family.check_image_size(config, size)
     counter, reader = _ScanCounter(), _Reader()
     with torch.device("meta"):
-        model: Any = family.network(config.by_sizes()).eval()
+        model: Any = family.network(config.by_sizes()).eval().requires_grad_(False)
         token_ids = torch.empty(1, config.text_length, dtype=torch.int64)
         image, word_mask = torch.empty(1, 3, *size), torch.empty(1, config.text_length)
         with torch.no_grad(), counter, reader:

@@ -62,8 +62,10 @@ FAMILY = Family(
     training=Training(
         loss=loss,
         recipes={
-            # The official one, whose rate falls as a polynomial of power 0.9, here as a cosine.
-            "crossvlt-base": Recipe(epochs=40.0, batch=12, lr=3e-5, weight_decay=1e-2),
+            # The official one, there of two processes with 6 samples each.
+            "crossvlt-base": Recipe(
+                epochs=40.0, batch=12, lr=3e-5, weight_decay=1e-2, schedule="polynomial"
+            ),
             "crossvlt-tiny": Recipe(
                 epochs=12.0, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
             ),
