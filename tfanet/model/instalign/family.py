@@ -9,8 +9,11 @@ from torch import Tensor
 from tfanet.model.config import Config
 from tfanet.model.family import Family
 from tfanet.model.instalign.config import PRESETS, InstAlignConfig
+from tfanet.model.instalign.loss import loss
 from tfanet.model.instalign.network import PAD_ID, InstAlign
+from tfanet.model.instalign.published import PUBLISHED
 from tfanet.model.layers.swin import without_position_index
+from tfanet.model.training import Recipe, Training
 from tfanet.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["FAMILY"]
@@ -69,5 +72,20 @@ FAMILY = Family(
         "sem_seg_head.pixel_decoder.transformer.encoder.layers.?",
         "sem_seg_head.predictor.transformer_ffn_layers.?",
         "sem_seg_head.predictor.decoder_norm",
+    ),
+    published=PUBLISHED,
+    training=Training(
+        loss=loss,
+        recipes={
+            # AdamW, batch and epochs [paper]; rates and decay [Mask2Former].
+            "instalign-base": Recipe(
+                epochs=20.0, batch=32, lr=1e-4, pretrained_scale=0.1, weight_decay=0.05, clip=0.01
+            ),
+            "instalign-tiny": Recipe(
+                epochs=12.0, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+            ),
+        },
+        no_decay=("relative_position_bias_table", "query_feat.weight", "query_embed.weight"),
+        pretrained=("backbone.", "text_encoder."),
     ),
 )

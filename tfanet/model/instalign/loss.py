@@ -1,0 +1,160 @@
+"""InstAlign's training loss: the merged mask, the instances at each layer, whether any is meant.
+
+    L = merged + sum_k instances_k + no_target
+
+The parts and how queries are matched to instances are [paper]; the weights, which it does not give,
+are the ancestors' where they have them. N are the queries, n the instances of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tfanet.model.instalign.predictor import Predictor, State
+from tfanet.model.layers.losses import dice_loss
+from tfanet.model.training import Batch
+
+__all__ = ["loss", "match", "match_cost", "phrase_distance"]
+
+SCORE, MASK, DICE = 2.0, 5.0, 5.0  # [Mask2Former], [VATEX]
+UNMATCHED = 0.1  # weight of the score of queries without an instance [Mask2Former]
+PHRASE, NO_TARGET = 1.0, 2.0  # [ours]
+CLASS_WEIGHTS = (0.9, 1.1)  # background and meant, and something and nothing meant [ReLA]
+# Of the points at which a mask's loss looks, so many are the least certain ones among three times
+# as many random ones [Mask2Former].
+UNCERTAIN, CANDIDATES = 0.75, 3
+
+
+def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scalar loss of an `InstAlign` on a batch, and its logit z (B, 1, H, W)."""
+    network: Any = model
+    predictor: Predictor = network.sem_seg_head.predictor
+    mask, target, nothing = batch["word_mask"], batch["target"], batch["no_target"] > 0.5
+    (words,) = network.encode_text(batch["token_ids"])
+    pixels, states = network.states(batch["image"], words, mask)
+    instances, points = batch["instances"], network.config.loss_points
+    total = torch.stack(
+        [_layer_loss(predictor, pixels.features, s, mask, instances, points) for s in states]
+    ).sum()
+
+    state = states[-1]
+    relevance = torch.sigmoid(predictor.relevance_logit(state.queries))
+    masks = predictor.instance_logits(state.queries, pixels.features)
+    merged = predictor.merged_logit(relevance, masks)
+    size = (target.shape[2], target.shape[3])
+    merged = F.interpolate(merged, size, mode="bilinear", align_corners=False)
+    weight = torch.where(target > 0, CLASS_WEIGHTS[1], CLASS_WEIGHTS[0])
+    entropy = F.binary_cross_entropy_with_logits(merged, target, weight, reduction="sum")
+    total = total + MASK * entropy / weight.sum()
+    meant = ~nothing
+    if meant.any():  # Dice says nothing of a mask that should be empty
+        total = total + DICE * dice_loss(merged[meant], target[meant])
+    logits = predictor.no_target_logits(relevance, state, mask)
+    class_weights = logits.new_tensor(CLASS_WEIGHTS)
+    return total + NO_TARGET * F.cross_entropy(logits, nothing.long(), class_weights), merged
+
+
+def phrase_distance(predictor: Predictor, state: State, word_mask: Tensor) -> Tensor:
+    """1 - cos(Q, P), with P = R T what each query takes of the words [paper]: (B, N)."""
+    phrase = predictor.alignment(state, word_mask) @ state.words
+    return 1 - F.cosine_similarity(state.queries, phrase, dim=2)
+
+
+def match_cost(score: Tensor, logits: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
+    """What it costs to take a query for an instance [paper]: (N, n).
+
+    Args:
+        score: (N) logits of the relevance. logits: (N, P) of the masks, at P points.
+        distance: (N), `phrase_distance`. masks: (n, P), the instances at the same points.
+    """
+    inside = F.softplus(-logits) @ masks.T  # -log(sigmoid) where the instance is
+    outside = F.softplus(logits) @ (1 - masks).T
+    p = logits.sigmoid()
+    dice = 1 - (2 * p @ masks.T + 1) / (p.sum(1)[:, None] + masks.sum(1) + 1)
+    alone = SCORE * F.softplus(-score) + PHRASE * distance
+    return alone[:, None] + MASK * (inside + outside) / masks.shape[1] + DICE * dice
+
+
+def match(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The queries and instances, one to one, whose costs (N, n) add up to the least."""
+    from scipy.optimize import linear_sum_assignment  # of the extra `train`: export needs no SciPy
+
+    # A loss that is not a number is told by training; the solver would stop with its own words.
+    finite = cost.detach().double().nan_to_num(1e9).cpu().numpy()
+    queries, instances = linear_sum_assignment(finite)
+    device = cost.device
+    return torch.as_tensor(queries, device=device), torch.as_tensor(instances, device=device)
+
+
+def _layer_loss(
+    predictor: Predictor,
+    features: Tensor,
+    state: State,
+    word_mask: Tensor,
+    instances: Sequence[Tensor],
+    points: int,
+) -> Tensor:
+    """Of the instances, at one layer: scores of all queries, masks and phrases of matched ones."""
+    scores = predictor.relevance_logit(state.queries)  # (B, N)
+    distances = phrase_distance(predictor, state, word_mask)  # (B, N)
+    embedded = predictor.mask_embed(state.queries)  # (B, N, C)
+    matched = torch.zeros_like(scores)
+    phrases, logits, targets = [], [], []
+    for b, masks in enumerate(instances):
+        if not len(masks):
+            continue
+        seen, there = _at_shared_points(features[b], masks, points)
+        with torch.no_grad():
+            cost = match_cost(scores[b], embedded[b] @ seen, distances[b], there)
+        queries, order = match(cost)
+        matched[b, queries] = 1
+        phrases.append(distances[b, queries])
+        if points:
+            full = torch.einsum("nc,chw->nhw", embedded[b, queries], features[b])
+            at = _uncertain_points(full.detach(), points)
+            logits.append(_read(full, at))
+            targets.append(_read(masks[order], at))
+        else:
+            logits.append(embedded[b, queries] @ seen)
+            targets.append(there[order])
+    weight = torch.where(matched > 0, 1.0, UNMATCHED)
+    entropy = F.binary_cross_entropy_with_logits(scores, matched, weight, reduction="sum")
+    total = SCORE * entropy / weight.sum()
+    if logits:
+        x, t = torch.cat(logits), torch.cat(targets)
+        total = total + PHRASE * torch.cat(phrases).mean()
+        total = total + MASK * F.binary_cross_entropy_with_logits(x, t) + DICE * dice_loss(x, t)
+    return total
+
+
+def _at_shared_points(features: Tensor, masks: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Features (C, P) and instances (n, P) at random points, or at all pixels of the features."""
+    if not points:
+        size = (features.shape[1], features.shape[2])
+        return features.flatten(1), F.interpolate(masks[None], size, mode="area")[0].flatten(1)
+    at = torch.rand(1, points, 2, device=features.device)
+    return _read(features, at.expand(len(features), -1, -1)), _read(
+        masks, at.expand(len(masks), -1, -1)
+    )
+
+
+def _uncertain_points(logits: Tensor, points: int) -> Tensor:
+    """For masks (n, h, w), points (n, P, 2), most of them where the logit is near 0."""
+    count = len(logits)
+    candidates = torch.rand(count, CANDIDATES * points, 2, device=logits.device)
+    near = int(UNCERTAIN * points)
+    nearest = _read(logits, candidates).abs().topk(near, dim=1, largest=False).indices
+    chosen = candidates.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2))
+    rest = torch.rand(count, points - near, 2, device=logits.device)
+    return torch.cat([chosen, rest], 1)
+
+
+def _read(maps: Tensor, at: Tensor) -> Tensor:
+    """Maps (n, h, w) at points (n, P, 2), x and y from 0 to 1 over the picture: (n, P)."""
+    got = F.grid_sample(maps.unsqueeze(1), 2 * at.unsqueeze(1) - 1, align_corners=False)
+    return got[:, 0, 0]
