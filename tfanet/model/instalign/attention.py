@@ -57,22 +57,19 @@ class Attention(nn.Module):
         Args:
             blocked: (B, Q or 1, N) bool, what is not to be seen; for each query something is left.
         """
-        parts = zip(
-            (query, key, value),
-            self.in_proj_weight.chunk(3),
-            self.in_proj_bias.chunk(3),
-            strict=True,
-        )
-        q, k, v = (self._split(F.linear(x, weight, bias)) for x, weight, bias in parts)
+        q, k, v = (self._project(x, n) for n, x in enumerate((query, key, value)))
         logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # (B, h, Q, N)
         if blocked is not None:
             logits = torch.where(blocked.unsqueeze(1), BLOCKED, logits)
         out = logits.softmax(dim=-1) @ v  # (B, h, Q, C / h)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def _split(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, h, N, C / h)."""
-        return x.reshape(-1, x.shape[1], self.heads, x.shape[2] // self.heads).transpose(1, 2)
+    def _project(self, x: Tensor, part: int) -> Tensor:
+        """(B, N, C) to (B, h, N, C / h), by part 0 (query), 1 (key) or 2 (value) of the weights."""
+        dim = x.shape[2]
+        rows = slice(part * dim, (part + 1) * dim)  # which a graph folds, as it doesn't chunks
+        x = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return x.reshape(-1, x.shape[1], self.heads, dim // self.heads).transpose(1, 2)
 
 
 class MLP(nn.Module):
