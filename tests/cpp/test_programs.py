@@ -50,8 +50,8 @@ def test_library(sdk: Path) -> None:
     assert exported == set(re.findall(r"^TFANET_API .*?(tfanet_\w+)\(", header, flags=re.M))
     needed = re.findall(r"NEEDED +(\S+)", run("objdump", "-p", library))
     assert all(name.startswith(("libc.", "libm.", "ld-linux")) for name in needed)
-    assert library.stat().st_size < 2_000_000
-    assert header.count("\n") <= 260
+    assert library.stat().st_size < 2_100_000
+    assert header.count("\n") <= 280
 
 
 def test_memory_that_runs_out_at_every_place(

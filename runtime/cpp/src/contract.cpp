@@ -5,6 +5,7 @@
 #include <iterator>
 #include <limits>
 #include <set>
+#include <string_view>
 
 #include "error.h"
 
@@ -26,6 +27,10 @@ std::string quoted(const Json& value, size_t characters) {
   return first_characters(repr(value), characters);
 }
 
+bool is_text(const Json& value, std::string_view text) {
+  return value.is_string() && value.get_ref<const std::string&>() == text;
+}
+
 // A list of that many finite numbers.
 bool are_numbers(const Json& values, size_t count) {
   return values.is_array() && values.size() == count &&
@@ -40,8 +45,10 @@ bool are_integers(const Json& values, size_t count) {
                      [](const Json& value) { return value.is_number_integer(); });
 }
 
+// What is too large for 64 bits with a sign is below all that are asked for.
 bool within(const Json& integer, int64_t lowest, int64_t highest) {
-  return integer >= lowest && integer <= highest;
+  const auto value = integer.get<int64_t>();
+  return value >= lowest && value <= highest;
 }
 
 int64_t clamped(const Json& integer) {
@@ -91,8 +98,9 @@ bool names_both_graphs(const Json& values) {
 
 Role role_of(const Json& output) {
   const Json& name = member(output, "role");
-  const auto* found = std::find_if(std::begin(kRoleFacts), std::end(kRoleFacts),
-                                   [&](const RoleFacts& facts) { return name == facts.name; });
+  const auto* found =
+      std::find_if(std::begin(kRoleFacts), std::end(kRoleFacts),
+                   [&](const RoleFacts& facts) { return is_text(name, facts.name); });
   must(found != std::end(kRoleFacts));
   return static_cast<Role>(found - std::begin(kRoleFacts));
 }
@@ -181,7 +189,8 @@ Preprocessing read_preprocessing(const Json& data, const std::string& path) {
   pre.height = size[0].get<int32_t>();
   pre.width = size[1].get<int32_t>();
   if (!are_numbers(mean, 3) || !are_numbers(std, 3) ||
-      std::find(std.begin(), std.end(), Json(0)) != std.end()) {
+      std::any_of(std.begin(), std.end(),
+                  [](const Json& value) { return value.get<double>() == 0; })) {
     fail(TFANET_BAD_BUNDLE, path, ": preprocessing.mean and std must be three numbers each");
   }
   for (size_t c = 0; c < 3; ++c) {
@@ -189,11 +198,12 @@ Preprocessing read_preprocessing(const Json& data, const std::string& path) {
     pre.std[c] = std[c].get<double>();
   }
   const Json& resize = member(data, "resize");
-  if ((resize != kStretch && resize != kLetterbox) || member(data, "color") != "RGB") {
+  if (!(is_text(resize, kStretch) || is_text(resize, kLetterbox)) ||
+      !is_text(member(data, "color"), "RGB")) {
     fail(TFANET_BAD_BUNDLE, path, ": preprocessing is not RGB with the resize ", kStretch, " or ",
          kLetterbox);
   }
-  pre.letterbox = resize == kLetterbox;
+  pre.letterbox = is_text(resize, kLetterbox);
   const Json& padding = member(data, "padding");
   const bool colour = are_integers(padding, 3) &&
                       std::all_of(padding.begin(), padding.end(),
@@ -214,8 +224,8 @@ Tokenization read_tokenization(const Json& data, const std::string& path) {
     fail(TFANET_BAD_BUNDLE, path, ": text lacks length, pad_id, sos_id or eos_id");
   }
   const Json &tokenizer = member(data, "tokenizer"), &truncation = member(data, "truncation");
-  if (!(tokenizer == "clip-bpe" || tokenizer == "bert-wordpiece") ||
-      !(truncation == "keep-end" || truncation == "cut") || data.size() != 6) {
+  if (!(is_text(tokenizer, "clip-bpe") || is_text(tokenizer, "bert-wordpiece")) ||
+      !(is_text(truncation, "keep-end") || is_text(truncation, "cut")) || data.size() != 6) {
     fail(TFANET_BAD_BUNDLE, path, ": text.tokenizer is ", quoted(tokenizer, 40),
          " with the truncation ", quoted(truncation, 40),
          ", expected clip-bpe or bert-wordpiece with keep-end or cut, and nothing else");
@@ -227,8 +237,8 @@ Tokenization read_tokenization(const Json& data, const std::string& path) {
 Postprocessing read_postprocessing(const Json& data, const std::string& path) {
   const Json &value = member(data, "value"), &threshold = member(data, "threshold");
   Postprocessing post;
-  post.probability = value == "probability";
-  if (!(post.probability || value == "logit") || !are_numbers(Json::array({threshold}), 1) ||
+  post.probability = is_text(value, "probability");
+  if (!(post.probability || is_text(value, "logit")) || !are_numbers(Json::array({threshold}), 1) ||
       data.size() != 2) {
     fail(TFANET_BAD_BUNDLE, path, ": postprocessing is ", quoted(value, 40), " above ",
          quoted(threshold, 40), ", expected logit or probability above a finite number");
