@@ -78,7 +78,7 @@ def test_stopping_and_resuming_changes_no_bit(shapes: Path, tmp_path: Path, ema:
 
 def test_training_is_this_plain_loop(shapes: Path, tmp_path: Path) -> None:
     """Nothing of the general loop changes a bit of TFANet's weights."""
-    chosen = options(shapes, tmp_path, clip=0.5)
+    chosen = options(shapes, tmp_path, clip=0.5, steps=2)
     train(chosen)
     torch.manual_seed(1)
     config = replace(PRESETS["tfanet-tiny"], image_size=(64, 64))
@@ -93,14 +93,14 @@ def test_training_is_this_plain_loop(shapes: Path, tmp_path: Path) -> None:
         tokenizer=family.make_tokenizer(config),
         batch=2,
         first_step=0,
-        steps=4,
+        steps=2,
         seed=1,
         by_picture=True,
     )
     for step, batch in enumerate(loader):
         torch.manual_seed(1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, 4, chosen.filled())
+            group["lr"] = learning_rate_at(step, 2, chosen.filled())
         logit = model(batch["image"], batch["token_ids"], batch["word_mask"])
         segmentation_loss(logit, batch["target"]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
