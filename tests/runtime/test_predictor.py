@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
+from hand_made import SIZE, image_model
 from PIL import Image
 
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.runtime import BundleError, Predictor, Sentence, TextError
 
-SIZE = (32, 48)  # of the bundles that conftest.py makes
 SENTENCES = ["the red one", "a blue square", "left of the star", "big", "small green ring"]
 
 
@@ -158,7 +157,9 @@ def test_bad_options(shared_bundle):
 
 
 def test_an_onnx_file_that_is_garbage(make_bundle):
-    path = make_bundle(image=onnx.ModelProto(producer_name="garbage"))
+    garbage = image_model()
+    del garbage.graph.node[:]  # nothing gives its outputs
+    path = make_bundle(image=garbage)
     with pytest.raises(InputError, match=r"image\.onnx cannot be loaded"):
         Predictor(path)
 
