@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from decimal import Decimal, getcontext
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hand_made import SIZE, image_model, write_bundle
+from hand_made import SIZE, as_version_1, image_model, write_bundle
 
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle.contract import (
@@ -26,6 +25,8 @@ from tfanet.runtime.bundle.manifest import Manifest
 from tfanet.runtime.letterbox import Letterbox
 from tfanet.runtime.preprocess import logits_to_mask, plane_to_mask, probability
 
+import onnxruntime
+
 PATH = Path("manifest.json")
 
 
@@ -34,22 +35,11 @@ def document(tmp_path) -> dict[str, Any]:
     return json.loads((write_bundle(tmp_path / "b", image_model()) / PATH).read_text())
 
 
-def version_1(document: dict[str, Any]) -> dict[str, Any]:
-    """The same bundle as the first version wrote it."""
-    old = copy.deepcopy(document)
-    old["schema_version"] = 1
-    old["threshold"] = old.pop("postprocessing")["threshold"]
-    del old["preprocessing"]["padding"], old["model"]["family"]
-    del old["text"]["tokenizer"], old["text"]["truncation"]
-    del old["outputs"]["image.onnx"][0]["role"]
-    return old
-
-
 def test_a_bundle_of_version_1_opens_and_gives_the_same_mask(tmp_path, document):
     path = tmp_path / "b"
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     expected = Predictor(path)(image, "red")
-    (path / PATH).write_text(json.dumps(version_1(document)))
+    (path / PATH).write_text(json.dumps(as_version_1(document)))
     opened = Bundle.open(path)
     assert opened.manifest.to_dict() == Manifest.from_dict(document, PATH).to_dict()
     result = Predictor(path)(image, "red")
@@ -60,7 +50,7 @@ def test_a_bundle_of_version_1_opens_and_gives_the_same_mask(tmp_path, document)
 
 @pytest.mark.parametrize("threshold", [0.25, -3, 10**400])
 def test_the_threshold_of_version_1_is_a_logit_s(document, threshold):
-    old = version_1(document) | {"threshold": threshold}
+    old = as_version_1(document) | {"threshold": threshold}
     if threshold == 10**400:
         with pytest.raises(BundleError, match="finite"):
             Manifest.from_dict(old, PATH)
@@ -265,3 +255,36 @@ def test_a_plane_of_another_size_is_resized_at_once():
 
 def test_a_probability_has_a_logit():
     assert Postprocessing("probability", 0.35).logit_threshold == pytest.approx(-0.6190392)
+
+
+@pytest.mark.parametrize("lightness", [0, 255])
+def test_objects_and_what_means_nothing(tmp_path, lightness):
+    """By role, from what a session of the graph gives, counted one by one."""
+    model = image_model(no_target=True, instances=6)
+    predictor = Predictor(write_bundle(tmp_path / "b", model))
+    rng = np.random.default_rng(3)
+    image = np.clip(rng.integers(-60, 60, (50, 70, 3)) + lightness, 0, 255).astype(np.uint8)
+    result, again = predictor(image, ["red", "a blue square"])
+    tensor, size = predictor.preprocess(image)
+    encoded = predictor.encode_text("red")
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    feed = {"image": tensor[None], **encoded.features, "word_mask": encoded.mask}
+    names = [output.name for output in session.get_outputs()]
+    raw = dict(zip(names, session.run(None, feed), strict=True))
+
+    nothing = 1 / (1 + math.exp(-raw["no_target_logit"][0, 0]))
+    assert result.no_target == pytest.approx(nothing, abs=1e-7)
+    assert (nothing > 0.5) == bool(lightness)  # a light picture shows nothing, here
+    mask = logits_to_mask(raw["mask_logit"][0, 0], size)[0]
+    assert mask.any() and np.array_equal(result.mask, mask & (not lightness))
+    if lightness:
+        assert result.score == 0
+
+    relevance = raw["relevance"][0]
+    meant = [n for n in range(6) if relevance[n] >= 0.5]
+    order = sorted(meant, key=lambda n: (-relevance[n], n))
+    assert result.instances is not None and again.instances is not None
+    assert [one.relevance for one in result.instances] == [float(relevance[n]) for n in order]
+    for one, n in zip(result.instances, order, strict=True):
+        assert np.array_equal(one.mask, logits_to_mask(raw["instance_logits"][0, n], size)[0])
+        assert one.alignment is not None and np.array_equal(one.alignment, raw["alignment"][0, n])
