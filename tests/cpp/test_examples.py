@@ -225,6 +225,8 @@ DECLARED = """
 struct Frame { const uint8_t* pixels; int32_t width, height; int64_t stride; };
 void show(tfanet::Span<const uint8_t>, float);
 void die(const char*);
+void report(const char*);
+extern tfanet::Prediction prediction;
 void use(const uint8_t*, int32_t, int32_t);
 using Video = std::vector<Frame>;
 extern float *device_pictures, *device_logits;
@@ -246,7 +248,7 @@ def test_code_in_the_documentation_compiles(sdk: Path, tmp_path: Path) -> None:
         blocks += re.findall(r"^```cpp\n(.*?)^```", page.read_text(), flags=re.M | re.S)
     header = (sdk / "include" / "tfanet.h").read_text()
     blocks.append("\n".join(re.findall(r"^ \*   (.*)$", header.split("*/")[0], flags=re.M)))
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     code = [block.replace('#include "tfanet.hpp"\n', "") for block in blocks]
     source = tmp_path / "blocks.cpp"
     source.write_text(DECLARED + "".join(FUNCTION % one for one in enumerate(code)))
