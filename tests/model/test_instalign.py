@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from official_weights import GOLDEN, golden_image, read_names, weights_by_rule
+from small_instalign import SMALL
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as theirs
@@ -17,25 +18,13 @@ from tfanet.calibration.graph.session import open_model
 from tfanet.errors import InputError
 from tfanet.export.graphs import export_image, export_text
 from tfanet.model.checkpoint import load_model, save_checkpoint
-from tfanet.model.instalign.config import PRESETS, InstAlignConfig, TextConfig
+from tfanet.model.instalign.config import PRESETS, InstAlignConfig
 from tfanet.model.instalign.family import FAMILY
 from tfanet.model.instalign.network import InstAlign
 from tfanet.model.instalign.pixel_decoder import DecodedPixels, PixelDecoder
 from tfanet.model.instalign.predictor import Predictor
 
 TINY = PRESETS["instalign-tiny"]
-SMALL = replace(
-    TINY,
-    image_size=(64, 64),
-    width=8,
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32, vocabulary=50, positions=16),
-    text_length=8,
-    queries=5,
-    decoder_dim=32,
-    decoder_inner=32,
-    pixel_inner=32,
-)
 
 
 def randomise(module: nn.Module) -> None:

@@ -9,24 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from small_instalign import SMALL
 from torch.nn import functional as F
 
-from tfanet.model.instalign.config import PRESETS, TextConfig
 from tfanet.model.instalign.loss import loss, match, match_cost
 from tfanet.model.instalign.network import InstAlign
-
-SMALL = replace(
-    PRESETS["instalign-tiny"],
-    image_size=(64, 64),
-    width=8,
-    depths=(1, 1, 1, 1),
-    text=TextConfig(width=16, layers=1, heads=2, intermediate=32, vocabulary=50, positions=16),
-    text_length=8,
-    queries=5,
-    decoder_dim=32,
-    decoder_inner=32,
-    pixel_inner=32,
-)
 
 
 def batch(size: int = 64) -> dict[str, Any]:

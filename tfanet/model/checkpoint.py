@@ -20,6 +20,7 @@ from tfanet.model.family import (
     family_of_config,
     find_family,
     find_preset,
+    is_preset,
     presets,
 )
 from tfanet.weights import choose_level, load_weights, misfits, read_pth, read_safetensors
@@ -74,7 +75,7 @@ def load_model(source: str | Path, *, config: Config | None = None) -> Any:
         InputError: where the file is missing, damaged, or does not fit its configuration.
     """
     name = str(source)
-    if name in presets():
+    if is_preset(name):
         shipped = resources.files("tfanet") / "assets" / f"{name}.safetensors"
         if shipped.is_file():
             with resources.as_file(shipped) as path:

@@ -16,6 +16,8 @@ __all__ = [
     "Config",
     "check_image_size",
     "check_kinds",
+    "check_text",
+    "check_text_length",
     "number",
     "tuples",
     "whole",
@@ -87,6 +89,24 @@ def check_image_size(size: tuple[int, int], stride: int = 32) -> None:
     """Raises InputError unless (H, W) are positive multiples of the network's stride."""
     if len(size) != 2 or any(side <= 0 or side % stride for side in size):
         raise InputError(f"image size is {tuple(size)}: give (H, W), both multiples of {stride}")
+
+
+def check_text(text: Any) -> None:
+    """Check the sizes that every encoder of sentences has: widths, heads, vocabulary, positions.
+
+    Raises InputError, naming one that no network can have.
+    """
+    for name in ("width", "heads", "intermediate", "positions"):
+        whole(f"text.{name}", getattr(text, name), 1, MAX_WIDTH)
+    whole("text.vocabulary", text.vocabulary, 1, MAX_ENTRIES)
+    if text.width % text.heads:
+        raise InputError(f"text.width {text.width} is not a multiple of text.heads {text.heads}")
+
+
+def check_text_length(length: int, positions: int) -> None:
+    """Raises InputError unless a sentence of `length` tokens has a word and finds room."""
+    if not 3 <= length <= positions:
+        raise InputError(f"text_length is {length}: give 3 to {positions} tokens")
 
 
 def whole(name: str, value: Any, low: int, high: int) -> None:

@@ -18,7 +18,15 @@ from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing, Tokeni
 from tfanet.runtime.bundle.graphs import image_feed
 from tfanet.runtime.tokenizer import TextTokenizer
 
-__all__ = ["FAMILIES", "Family", "family_of_config", "find_family", "find_preset", "presets"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "family_of_config",
+    "find_family",
+    "find_preset",
+    "is_preset",
+    "presets",
+]
 
 # Each is a package here, with its `FAMILY` in family.py.
 FAMILIES = ("tfanet", "crossvlt", "asda", "instalign")
@@ -156,9 +164,15 @@ def presets() -> dict[str, Config]:
     return {name: config for f in FAMILIES for name, config in find_family(f).presets.items()}
 
 
+def is_preset(name: str) -> bool:
+    """Whether a preset has this name; its family alone is imported."""
+    family = name.partition("-")[0]
+    return family in FAMILIES and name in find_family(family).presets
+
+
 def find_preset(name: str) -> tuple[Family, Config]:
     """A preset's family and configuration. Raises InputError, naming all presets."""
-    family = name.partition("-")[0]
-    if family in FAMILIES and name in find_family(family).presets:
-        return find_family(family), find_family(family).presets[name]
+    if is_preset(name):
+        family = find_family(name.partition("-")[0])
+        return family, family.presets[name]
     raise InputError(f"preset {name!r:.80} is unknown: choose one of {', '.join(presets())}")

@@ -7,19 +7,16 @@ from dataclasses import dataclass, field
 from tfanet.errors import InputError
 from tfanet.model.config import (
     MAX_DEPTH,
-    MAX_ENTRIES,
     MAX_WIDTH,
-    Config,
-    check_image_size,
     check_kinds,
-    number,
+    check_text,
+    check_text_length,
     tuples,
     whole,
 )
+from tfanet.model.layers.swin_config import SwinConfig
 
 __all__ = ["PRESETS", "CrossVLTConfig", "TextConfig"]
-
-MAX_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -39,77 +36,44 @@ class TextConfig:
     types: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "intermediate", "positions", "types"):
-            whole(f"text.{name}", getattr(self, name), 1, MAX_WIDTH)
-        whole("text.vocabulary", self.vocabulary, 1, MAX_ENTRIES)
+        check_text(self)
+        whole("text.types", self.types, 1, MAX_WIDTH)
         tuples(self, ("layers", 4, 0, MAX_DEPTH))
-        if self.width % self.heads:
-            raise InputError(
-                f"text.width {self.width} is not a multiple of text.heads {self.heads}"
-            )
 
 
 @dataclass(frozen=True)
-class CrossVLTConfig(Config):
+class CrossVLTConfig(SwinConfig):
     """Everything that determines CrossVLT's parameters and their shapes.
 
-    Attributes:
+    Attributes, besides those of `SwinConfig`:
         name: the preset it started from.
         image_size: (H, W) in pixels, the default for training and export; multiples of 32.
-        width: C_0, Swin's channels after the patch embedding; they double from stage to stage.
-        depths, heads: Swin's blocks and attention heads per stage. window: side of its windows.
         text, text_length: the language encoder, and L, the tokens per sentence.
         head_width: of the fusion's attention heads, where its width is a multiple of it.
         decoder_dim: the decoder's width.
         align_dim: the width in which the alignment loss compares pixels and the sentence.
-        drop_path: largest drop rate of a residual branch of Swin, in training.
     """
 
     name: str = "crossvlt-base"
     image_size: tuple[int, int] = (480, 480)
-    width: int = 128
-    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
-    heads: tuple[int, int, int, int] = (4, 8, 16, 32)
-    window: int = 12
     text: TextConfig = field(default_factory=TextConfig)
     text_length: int = 21
     head_width: int = 64
     decoder_dim: int = 512
     align_dim: int = 256
-    drop_path: float = 0.3
 
     def __post_init__(self) -> None:
-        tuples(
-            self,
-            ("image_size", 2, 32, MAX_WIDTH),
-            ("depths", 4, 0, MAX_DEPTH),
-            ("heads", 4, 1, MAX_WIDTH),
-        )
-        check_image_size(self.image_size)
-        for name in ("width", "text_length", "head_width", "decoder_dim", "align_dim"):
+        super().__post_init__()
+        for name in ("text_length", "head_width", "decoder_dim", "align_dim"):
             whole(name, getattr(self, name), 1, MAX_WIDTH)
-        whole("window", self.window, 1, MAX_WINDOW)
-        number("drop_path", self.drop_path, 0, 0.999)
         check_kinds(self, name=str, text=TextConfig)
-        for dim, heads in zip(self.dims, self.heads, strict=True):
-            if dim % heads:
-                raise InputError(f"a stage of {dim} channels can't be split into {heads} heads")
         for dim in {2 * self.width, *self.dims[1:]}:
             if dim % self.fusion_heads(dim):
                 raise InputError(
                     f"head_width {self.head_width} splits {dim} channels into "
                     f"{self.fusion_heads(dim)} unequal heads"
                 )
-        if not 3 <= self.text_length <= self.text.positions:
-            raise InputError(
-                f"text_length is {self.text_length}: give 3 to {self.text.positions} tokens"
-            )
-
-    @property
-    def dims(self) -> tuple[int, int, int, int]:
-        """C_0 to C_3, the channels of Swin's stages."""
-        c = self.width
-        return c, 2 * c, 4 * c, 8 * c
+        check_text_length(self.text_length, self.text.positions)
 
     def fusion_heads(self, dim: int) -> int:
         """Attention heads of a fusion that is `dim` wide inside."""

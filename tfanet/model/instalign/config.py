@@ -14,17 +14,15 @@ from tfanet.model.config import (
     MAX_DEPTH,
     MAX_ENTRIES,
     MAX_WIDTH,
-    Config,
-    check_image_size,
     check_kinds,
-    number,
-    tuples,
+    check_text,
+    check_text_length,
     whole,
 )
+from tfanet.model.layers.swin_config import SwinConfig
 
 __all__ = ["PRESETS", "InstAlignConfig", "TextConfig"]
 
-MAX_WINDOW = 64
 MAX_QUERIES = 4096
 
 # What the paper leaves open, what is built here first, and what else its code may turn out to do.
@@ -52,25 +50,18 @@ class TextConfig:
     types: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "intermediate", "positions", "types"):
-            whole(f"text.{name}", getattr(self, name), 1, MAX_WIDTH)
+        check_text(self)
+        whole("text.types", self.types, 1, MAX_WIDTH)
         whole("text.layers", self.layers, 0, MAX_DEPTH)
-        whole("text.vocabulary", self.vocabulary, 1, MAX_ENTRIES)
-        if self.width % self.heads:
-            raise InputError(
-                f"text.width {self.width} is not a multiple of text.heads {self.heads}"
-            )
 
 
 @dataclass(frozen=True)
-class InstAlignConfig(Config):
+class InstAlignConfig(SwinConfig):
     """Everything that determines InstAlign's parameters and their shapes.
 
-    Attributes:
+    Attributes, besides those of `SwinConfig`:
         name: the preset it started from.
         image_size: (H, W) in pixels, the default for training and export; multiples of 32 [paper].
-        width: C_0, Swin's channels after the patch embedding; they double from stage to stage.
-        depths, heads: Swin's blocks and attention heads per stage. window: side of its windows.
         text, text_length: the language encoder, and L, the tokens per sentence [ReLA].
         queries, decoder_layers: N and K [paper].
         decoder_dim, decoder_heads, decoder_inner: of the masked decoder: its width C, which the
@@ -80,7 +71,6 @@ class InstAlignConfig(Config):
             [Mask2Former].
         loss_points: points that the losses of instance masks look at; 0: every pixel of the mask's
             map [Mask2Former].
-        drop_path: largest drop rate of a residual branch of Swin, in training.
         words_enter: where words meet the picture: in the "decoder" [ours].
         query_start: Q_0 is "learned" [Mask2Former].
         class_embed: the relevance is the sigmoid of "one-row" [ours]; a file with two rows is read
@@ -95,10 +85,6 @@ class InstAlignConfig(Config):
 
     name: str = "instalign-base"
     image_size: tuple[int, int] = (480, 480)
-    width: int = 128
-    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
-    heads: tuple[int, int, int, int] = (4, 8, 16, 32)
-    window: int = 12
     text: TextConfig = field(default_factory=TextConfig)
     text_length: int = 20
     queries: int = 100
@@ -111,7 +97,6 @@ class InstAlignConfig(Config):
     points: int = 4
     groups: int = 32
     loss_points: int = 12544
-    drop_path: float = 0.3
     words_enter: str = "decoder"
     query_start: str = "learned"
     class_embed: str = "one-row"
@@ -121,26 +106,15 @@ class InstAlignConfig(Config):
     text_attention: str = "beside-masked"
 
     def __post_init__(self) -> None:
-        tuples(
-            self,
-            ("image_size", 2, 32, MAX_WIDTH),
-            ("depths", 4, 0, MAX_DEPTH),
-            ("heads", 4, 1, MAX_WIDTH),
-        )
-        check_image_size(self.image_size)
+        super().__post_init__()
         sizes = ("decoder_dim", "decoder_heads", "decoder_inner", "pixel_inner", "points", "groups")
-        for name in ("width", "text_length", *sizes):
+        for name in ("text_length", *sizes):
             whole(name, getattr(self, name), 1, MAX_WIDTH)
-        whole("window", self.window, 1, MAX_WINDOW)
         whole("queries", self.queries, 1, MAX_QUERIES)
         whole("loss_points", self.loss_points, 0, MAX_ENTRIES)
         for name in ("decoder_layers", "pixel_layers"):
             whole(name, getattr(self, name), 0, MAX_DEPTH)
-        number("drop_path", self.drop_path, 0, 0.999)
         check_kinds(self, name=str, text=TextConfig)
-        for dim, heads in zip(self.dims, self.heads, strict=True):
-            if dim % heads:
-                raise InputError(f"a stage of {dim} channels can't be split into {heads} heads")
         # Half of a position is for the row, half of that for sines.
         divisors = {"decoder_heads ": self.decoder_heads, "groups ": self.groups, "": 4}
         for name, divisor in divisors.items():
@@ -148,10 +122,7 @@ class InstAlignConfig(Config):
                 raise InputError(
                     f"decoder_dim {self.decoder_dim} is not a multiple of {name}{divisor}"
                 )
-        if not 3 <= self.text_length <= self.text.positions:
-            raise InputError(
-                f"text_length is {self.text_length}: give 3 to {self.text.positions} tokens"
-            )
+        check_text_length(self.text_length, self.text.positions)
         self._check_open_points()
 
     def _check_open_points(self) -> None:
@@ -165,12 +136,6 @@ class InstAlignConfig(Config):
                     f"this reconstruction knows {built!r} only"
                 )
             raise InputError(f"{name} is {shown(value)}: choose {built!r}")
-
-    @property
-    def dims(self) -> tuple[int, int, int, int]:
-        """C_0 to C_3, the channels of Swin's stages."""
-        c = self.width
-        return c, 2 * c, 4 * c, 8 * c
 
 
 PRESETS = {

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from tfanet.errors import InputError, shown
 from tfanet.model.config import (
     MAX_DEPTH,
-    MAX_ENTRIES,
     MAX_WIDTH,
     Config,
     check_image_size,
     check_kinds,
+    check_text,
+    check_text_length,
     number,
     tuples,
     whole,
@@ -41,14 +42,8 @@ class TextConfig:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "intermediate", "positions"):
-            whole(f"text.{name}", getattr(self, name), 1, MAX_WIDTH)
+        check_text(self)
         whole("text.layers", self.layers, 0, MAX_DEPTH)
-        whole("text.vocabulary", self.vocabulary, 1, MAX_ENTRIES)
-        if self.width % self.heads:
-            raise InputError(
-                f"text.width {self.width} is not a multiple of text.heads {self.heads}"
-            )
         if self.pretrained is not None and not isinstance(self.pretrained, str):
             raise InputError(f"text.pretrained is {shown(self.pretrained)}: give a name or None")
 
@@ -107,10 +102,7 @@ class TFANetConfig(Config):
             )
         number("drop_path", self.drop_path, 0, 0.999)
         check_kinds(self, name=str, cfsm=bool, wfdm=bool, text=TextConfig)
-        if not 3 <= self.text_length <= self.text.positions:
-            raise InputError(
-                f"text_length is {self.text_length}: give 3 to {self.text.positions} tokens"
-            )
+        check_text_length(self.text_length, self.text.positions)
         if self.alignment not in ALIGNMENTS:
             raise InputError(f"alignment is {shown(self.alignment)}: choose one of {ALIGNMENTS}")
 
