@@ -17,7 +17,7 @@ from tfanet.export.graphs import export_image, export_text
 from tfanet.export.parity.check import check_graphs, file_backends
 from tfanet.export.trace import check_options, graph_interface
 from tfanet.model.checkpoint import family_of, load_model
-from tfanet.model.family import Family, presets
+from tfanet.model.family import Family, is_preset
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
@@ -78,7 +78,7 @@ def export_bundle(
     """
     check_target(output, overwrite=overwrite)
     check_options(function, opset)
-    source = "preset" if str(model) in presets() else "checkpoint"
+    source = "preset" if is_preset(str(model)) else "checkpoint"
     network: Any = (model if isinstance(model, nn.Module) else load_model(model)).eval()
     family, config = family_of(network), network.config
     size = image_size or config.image_size
@@ -132,11 +132,11 @@ def _write(
     tokens = family.tokenization(config, work / "tokenizer.json")
     dynamic_batch = graph["dynamic_batch"]
     report("exporting text.onnx", 0)
-    text = export_text(network, dynamic_batch=dynamic_batch, opset=graph["opset"])
+    text = export_text(network, tokens=tokens, dynamic_batch=dynamic_batch, opset=graph["opset"])
     interface = {TEXT: _save(text, work / TEXT)}
     del text
     report("exporting image.onnx", 1)
-    image = export_image(network, size, **graph)
+    image = export_image(network, size, tokens=tokens, **graph)
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
     interface[IMAGE] = _save(image, work / IMAGE)
     del image
@@ -148,6 +148,7 @@ def _write(
         network,
         file_backends(work / TEXT, work / IMAGE),
         size,
+        tokens=tokens,
         dynamic_batch=dynamic_batch,
     )
     report("writing", 3)

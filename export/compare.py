@@ -12,7 +12,13 @@ import numpy as np
 from tfanet.errors import GateError
 from tfanet.runtime.backends.choose import GraphRunner
 from tfanet.runtime.bundle.contract import Tokenization
-from tfanet.runtime.bundle.graphs import image_feed, names_of, random_tokens, text_features
+from tfanet.runtime.bundle.graphs import (
+    image_feed,
+    names_of,
+    random_tokens,
+    run_graph,
+    text_features,
+)
 
 __all__ = [
     "MAX_PIXEL_SHARE",
@@ -71,8 +77,7 @@ def run_case(text: GraphRunner, image: GraphRunner, case: Case) -> np.ndarray:
 
 def run_outputs(text: GraphRunner, image: GraphRunner, case: Case) -> dict[str, np.ndarray]:
     """All that the image graph gives for a case, by name."""
-    values = image.run(None, case_feed(text, names_of(image.get_inputs()), case))
-    return dict(zip(names_of(image.get_outputs()), values, strict=True))
+    return run_graph(image, case_feed(text, names_of(image.get_inputs()), case))
 
 
 def case_feed(text: GraphRunner, inputs: Iterable[str], case: Case) -> dict[str, np.ndarray]:

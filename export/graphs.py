@@ -49,10 +49,19 @@ def _example_tokens(tokens: Tokenization, batch: int) -> Tensor:
     return torch.from_numpy(ids).expand(batch, -1)
 
 
-def export_text(model: Any, *, dynamic_batch: bool = True, opset: int = 20) -> ModelProto:
-    """text.onnx: token_ids (batch, L) int64 to the family's features of words and sentence."""
+def export_text(
+    model: Any,
+    *,
+    tokens: Tokenization | None = None,
+    dynamic_batch: bool = True,
+    opset: int = 20,
+) -> ModelProto:
+    """text.onnx: token_ids (batch, L) int64 to the family's features of words and sentence.
+
+    `tokens` are the bundle's; by default those of the shipped tokenizer.
+    """
     family = family_of(model)
-    tokens = family.tokenization(model.config)
+    tokens = tokens or family.tokenization(model.config)
     ids = _example_tokens(tokens, EXAMPLE_BATCH if dynamic_batch else 1)
     names = ("token_ids",)
     return _export(_TextGraph(model), (ids,), names, family.text_outputs, dynamic_batch, opset)
@@ -62,6 +71,7 @@ def export_image(
     model: Any,
     size: tuple[int, int],
     *,
+    tokens: Tokenization | None = None,
     outputs: Iterable[str] = ("mask", "no_target"),
     function: str = "sequential",
     fuse: bool = True,
@@ -71,12 +81,13 @@ def export_image(
     """image.onnx: image, text features and word mask to mask_logit (batch, 1, h, w) and others.
 
     Args:
-        size: (H, W), fixed in the graph. outputs: roles of what it gives, those of them that the
-            family has. function: the scan's body, see `tfanet.plugins.attach`. fuse: one
-            tfanet::SS2D node per 2-D scan, else its parts around tfanet::SelectiveScan.
+        size: (H, W), fixed in the graph. tokens: as for `export_text`. outputs: roles of what it
+            gives, those of them that the family has. function: the scan's body, see
+            `tfanet.plugins.attach`. fuse: one tfanet::SS2D node per 2-D scan, else its parts around
+            tfanet::SelectiveScan.
     """
     family = family_of(model)
-    tokens = family.tokenization(model.config)
+    tokens = tokens or family.tokenization(model.config)
     batch = EXAMPLE_BATCH if dynamic_batch else 1
     with torch.no_grad():
         features = family.run_text(model, _example_tokens(tokens, batch))

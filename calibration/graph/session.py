@@ -14,7 +14,7 @@ from tfanet.calibration.graph.index import without_constants
 from tfanet.errors import MissingDependencyError
 from tfanet.plugins import ort_library_path
 from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
+from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of, run_graph
 
 __all__ = ["OUTSIDE", "Inputs", "Pair", "mask_logits", "open_model", "run_graphs"]
 
@@ -97,8 +97,6 @@ def run_graphs(
     picture, ids, mask = pair
     more = switches or {}
     text, image = sessions[TEXT], sessions[IMAGE]
-    given = text.run(None, {"token_ids": ids, **more.get(TEXT, {})})
-    features = dict(zip(names_of(text.get_outputs()), given, strict=True))
+    features = run_graph(text, {"token_ids": ids, **more.get(TEXT, {})})
     feed = image_feed(names_of(image.get_inputs()), picture, features, mask)
-    values = image.run(None, {**feed, **more.get(IMAGE, {})})
-    return dict(zip(names_of(image.get_outputs()), values, strict=True))
+    return run_graph(image, {**feed, **more.get(IMAGE, {})})

@@ -35,6 +35,7 @@ from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import MAX_BATCH, Options, Running, open_graphs
 from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
+from tfanet.runtime.bundle.contract import Tokenization
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
@@ -107,13 +108,15 @@ def check_graphs(
     backends: Mapping[str, Backend],
     size: tuple[int, int],
     *,
+    tokens: Tokenization | None = None,
     dynamic_batch: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare backends with the model, all that can run here.
 
     Args:
-        model: in evaluation mode. backends: by name. size: (H, W) of the image graph.
+        model: in evaluation mode. backends: by name. size: (H, W) of the image graph. tokens: of
+            the bundle; by default those of the shipped tokenizer.
 
     Returns:
         max_rel_error of any output, pixels_changed and pixels over all cases that do not round;
@@ -124,7 +127,7 @@ def check_graphs(
         GateError: where a limit is exceeded, or a logit is not finite.
     """
     family = family_of(model)
-    cases = make_cases(family.tokenization(model.config), size, dynamic_batch)
+    cases = make_cases(tokens or family.tokenization(model.config), size, dynamic_batch)
     threshold = family.postprocessing.logit_threshold
     expected = [_run_torch(model, case) for case in cases]
     results: list[dict[str, Any]] = []
@@ -177,6 +180,7 @@ def check_bundle(
         load_reference(opened, checkpoint),
         bundle_backends(opened),
         opened.manifest.preprocessing.size,
+        tokens=opened.manifest.text,
         dynamic_batch=opened.manifest.dynamic_batch,
         progress=progress,
     )

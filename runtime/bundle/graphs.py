@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["GRAPHS", "IMAGE", "TEXT", "image_feed", "names_of", "random_tokens", "text_features"]
+__all__ = [
+    "GRAPHS",
+    "IMAGE",
+    "TEXT",
+    "image_feed",
+    "names_of",
+    "random_tokens",
+    "run_graph",
+    "text_features",
+]
 
 TEXT, IMAGE = "text.onnx", "image.onnx"
 GRAPHS = (TEXT, IMAGE)
@@ -22,10 +31,14 @@ def names_of(values: Iterable[Any]) -> list[str]:
     return [value.name for value in values]
 
 
+def run_graph(graph: Any, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A graph's outputs by name, of its inputs by name."""
+    return dict(zip(names_of(graph.get_outputs()), graph.run(None, feed), strict=True))
+
+
 def text_features(graph: Any, token_ids: np.ndarray) -> dict[str, np.ndarray]:
     """What the text graph gives for token ids (B, L) int64, by name."""
-    values = graph.run(None, {"token_ids": token_ids})
-    return dict(zip(names_of(graph.get_outputs()), values, strict=True))
+    return run_graph(graph, {"token_ids": token_ids})
 
 
 def image_feed(
