@@ -1,6 +1,7 @@
 """What FP16 and BF16 cost in accuracy: a bundle's graphs, rounded as an engine would round.
 
-python benchmarks/precision.py BUNDLE --data DIR [--split val] [--range-split testA] [--limit N]
+python benchmarks/precision.py BUNDLE --data DIR [--dataset shapes] [--split val]
+                               [--range-split testA] [--limit N]
 
 The graphs are those that `tfanet engine` builds from, in the form that computes in FP32 and rounds
 what an engine stores in the low type, so that ONNX Runtime on a CPU shows the engine's masks.
@@ -27,6 +28,8 @@ from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.read import MANIFEST, file_facts
 
 SAMPLES = 32
+# The first is what precision must hold; which there are depends on the dataset.
+SHOWN = ("mIoU", "oIoU", "P@0.9", "gIoU", "cIoU", "N-acc", "T-acc")
 
 
 def rounded_bundle(bundle: Bundle, precision: str, feeds: dict[str, list[dict]], to: Path) -> int:
@@ -48,16 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--dataset", default="shapes")
     parser.add_argument("--split", default="val")
     parser.add_argument("--range-split", default="testA", help="pictures that show what overflows")
     parser.add_argument("--limit", type=int)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
-    dataset = ReferDataset(args.data, split=args.range_split)
+    dataset = ReferDataset(args.data, args.dataset, split=args.range_split)
     chosen = dataset[:: max(1, len(dataset) // SAMPLES)][:SAMPLES]
     feeds = sample_feeds(bundle, [(sample.image_path, sample.sentence) for sample in chosen])
     nothing: dict[str, list[dict]] = {name: [] for name in feeds}
-    print(f"{'graph':22} {'kept in FP32':>12} {'mIoU':>7} {'oIoU':>7} {'P@0.9':>7}")
     for name, precision, inputs in (
         ("fp32", "", nothing),
         ("fp16", "fp16", feeds),
@@ -69,10 +72,13 @@ def main() -> None:
             if precision:
                 path = Path(folder) / "bundle"
                 kept = str(rounded_bundle(bundle, precision, inputs, path))
-            found = evaluate(path, args.data, split=args.split, limit=args.limit)["metrics"]
-        print(
-            f"{name:22} {kept:>12} {found['mIoU']:7.2f} {found['oIoU']:7.2f} {found['P@0.9']:7.2f}"
-        )
+            found = evaluate(path, args.data, args.dataset, split=args.split, limit=args.limit)
+        metrics = {
+            metric: found["metrics"][metric] for metric in SHOWN if metric in found["metrics"]
+        }
+        if not precision:
+            print(f"{'graph':22} {'kept in FP32':>12}", *(f"{metric:>7}" for metric in metrics))
+        print(f"{name:22} {kept:>12}", *(f"{value:7.2f}" for value in metrics.values()), flush=True)
 
 
 if __name__ == "__main__":
