@@ -1,10 +1,11 @@
 from .bundle import Bundle as Bundle
 from .bundle import BundleError as BundleError
 from .bundle import Manifest as Manifest
-from .predictor import Instance as Instance
-from .predictor import Prediction as Prediction
+from .prediction import Instance as Instance
+from .prediction import Prediction as Prediction
+from .prediction import Sentence as Sentence
+from .prediction import Word as Word
 from .predictor import Predictor as Predictor
-from .predictor import Sentence as Sentence
 from .preprocess import ImageError as ImageError
 from .preprocess import image_to_tensor as image_to_tensor
 from .preprocess import load_image as load_image

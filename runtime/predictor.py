@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,6 +21,7 @@ from tfanet.runtime.backends.session import check_interface
 from tfanet.runtime.bundle.contract import Postprocessing
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
 from tfanet.runtime.bundle.read import FILES, Bundle, BundleError
+from tfanet.runtime.prediction import Instance, Prediction, Sentence, words_of
 from tfanet.runtime.preprocess import (
     load_image,
     picture_to_tensor,
@@ -29,74 +30,12 @@ from tfanet.runtime.preprocess import (
 )
 from tfanet.runtime.tokenizer import check_text, listed, tokenizer_of
 
-__all__ = ["Instance", "Prediction", "Predictor", "Sentence"]
+__all__ = ["Predictor"]
 
 RELEVANT = 0.5  # an instance is meant from here on
 INSTANCE = Postprocessing("logit", 0.0)
 BATCH = 4  # sentences that run together: a larger batch is no faster and takes more memory
 Picture = str | Path | Image.Image | np.ndarray
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """An encoded sentence, usable on any number of pictures.
-
-    Attributes:
-        features: by name what the text graph gives, such as word_features (1, T, L) float32.
-        mask: (1, L) float32, the word mask.
-    """
-
-    features: Mapping[str, np.ndarray]
-    mask: np.ndarray
-
-    @property
-    def words(self) -> np.ndarray:
-        """The features of the words, (1, T, L)."""
-        return self.features["word_features"]
-
-    @property
-    def sentence(self) -> np.ndarray | None:
-        """The feature of the whole sentence, (1, S); None of a model that has none."""
-        return self.features.get("sentence_feature")
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One object that a sentence means, of a model that tells them apart.
-
-    Attributes:
-        mask: (H, W) bool, at the picture's own size.
-        relevance: how likely it is that the sentence means it, 0.5 to 1.
-        alignment: (L,) float32, what share of its attention each token of the sentence has; None
-            where the bundle does not give it.
-    """
-
-    mask: np.ndarray
-    relevance: float
-    alignment: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a sentence means in a picture.
-
-    Attributes:
-        mask: (H, W) bool, at the picture's own size; empty where `no_target` is above 0.5.
-        score: mean probability of the mask's pixels, 0 to 1; 0 where the mask is empty.
-        logits: (h, w) float32 as the model gives them; probability = sigmoid(logit).
-        timings: milliseconds of preprocess, text (near 0 when cached), image, postprocess, total.
-        no_target: how likely it is that the sentence means nothing in the picture, 0 to 1; None
-            where the model does not say.
-        instances: the objects that are meant, the most relevant first; None where the bundle does
-            not give them.
-    """
-
-    mask: np.ndarray
-    score: float
-    logits: np.ndarray
-    timings: dict[str, float]
-    no_target: float | None = None
-    instances: tuple[Instance, ...] | None = None
 
 
 class Predictor:
@@ -209,7 +148,8 @@ class Predictor:
                 self._cache.move_to_end(text)
                 return known
         ids, mask = self._tokenizer(text)
-        encoded = Sentence(self._call(TEXT, {"token_ids": ids}), mask)
+        features = self._call(TEXT, {"token_ids": ids})
+        encoded = Sentence(features, mask, self._tokenizer.words(text))
         for array in (*encoded.features.values(), mask):
             array.flags.writeable = False  # it may serve other threads from the cache
         with self._lock:
@@ -290,7 +230,10 @@ class Predictor:
                 {role: values[row] for role, values in found.items()} for row in range(len(part))
             ]
         ran = time.perf_counter()
-        results = [self._result(found, size) for found in outputs]
+        results = [
+            self._result(found, sentence, size)
+            for found, sentence in zip(outputs, sentences, strict=True)
+        ]
         done = time.perf_counter()
         timings = {
             "preprocess": prepared - started,
@@ -302,7 +245,9 @@ class Predictor:
         milliseconds = {name: 1e3 * value for name, value in timings.items()}
         return [replace(result, timings=milliseconds) for result in results]
 
-    def _result(self, found: Mapping[str, np.ndarray], size: tuple[int, int]) -> Prediction:
+    def _result(
+        self, found: Mapping[str, np.ndarray], sentence: Sentence, size: tuple[int, int]
+    ) -> Prediction:
         """A prediction of the image graph's outputs for one sentence, by role."""
         manifest = self.bundle.manifest
         pre, post = manifest.preprocessing, manifest.postprocessing
@@ -315,11 +260,13 @@ class Predictor:
                 mask = np.zeros_like(mask)
         if "instances" in found:
             order = np.argsort(-found["relevance"], kind="stable")
+            alignments = found.get("alignment", [None] * len(order))
             instances = tuple(
                 Instance(
                     plane_to_mask(found["instances"][index], size, pre, INSTANCE)[0],
                     float(found["relevance"][index]),
-                    found["alignment"][index] if "alignment" in found else None,
+                    alignments[index],
+                    words_of(sentence, alignments[index]),
                 )
                 for index in order
                 if found["relevance"][index] >= RELEVANT

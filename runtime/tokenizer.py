@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class TextTokenizer:
     ) -> None:
         if kind not in KINDS:
             raise InputError(f"the tokenizer is {shown(kind)}: choose {' or '.join(KINDS)}")
-        fixed = KINDS[kind]
+        self._kind = fixed = KINDS[kind]
         truncation = fixed.truncation if truncation is None else truncation
         if truncation not in TRUNCATIONS:
             raise InputError(
@@ -110,12 +111,7 @@ class TextTokenizer:
         ids = np.full((len(sentences), self.length), self.pad_id, np.int64)
         mask = np.zeros((len(sentences), self.length), np.float32)
         for row, sentence in enumerate(map(check_text, sentences)):
-            encoding = self._tokenizer.encode(sentence, add_special_tokens=False)
-            if not encoding.ids:
-                raise TextError(
-                    "the sentence has nothing but accents and control characters: say what to "
-                    "segment"
-                )
+            encoding = self._encode(sentence)
             if len(encoding.ids) > self._room:
                 self._warn_of_dropped(sentence, encoding, self._room)
             words = encoding.ids[: self._room]
@@ -123,6 +119,32 @@ class TextTokenizer:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
+
+    def words(self, text: str | bytes) -> tuple[tuple[str, int], ...]:
+        """The words of a sentence in order, each with how many of the sentence's tokens it has.
+
+        Words are what the tokenizer takes apart into tokens; a punctuation mark is one too. They
+        are written as it reads them, in small letters, BERT's without accents, and so are those
+        that it does not know. Words for which there is no room are left out; where there is room
+        for the first tokens of one, these are counted.
+
+        Raises:
+            TextError: as when it is called.
+        """
+        sentence = check_text(text)
+        encoding = self._encode(sentence)
+        words = self._kind.words(self._tokenizer, sentence, encoding)
+        counts = Counter(encoding.word_ids[: self._room]).values()
+        return tuple(zip(words, counts, strict=False))  # the last words may have no room
+
+    def _encode(self, sentence: str) -> Encoding:
+        """All tokens of a sentence but start and end."""
+        encoding = self._tokenizer.encode(sentence, add_special_tokens=False)
+        if not encoding.ids:
+            raise TextError(
+                "the sentence has nothing but accents and control characters: say what to segment"
+            )
+        return encoding
 
     def _warn_of_dropped(self, sentence: str, encoding: Encoding, room: int) -> None:
         """Warns as `warnings.warn` does at the first caller outside of tfanet.

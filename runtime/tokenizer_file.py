@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders
 from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import NFC, BertNormalizer, Lowercase, Replace
 from tokenizers.normalizers import Sequence as Normalizers
@@ -130,6 +130,7 @@ class Kind:
         start, end, pad: the tokens at both ends, and the one behind a sentence unless told.
         truncation: what becomes of a longer sentence unless told; see `TextTokenizer`.
         settings: what a file of it says. build: makes it of a vocabulary and merges.
+        words: the words of a sentence that it has encoded, as it reads them.
     """
 
     owner: str
@@ -140,6 +141,7 @@ class Kind:
     truncation: str
     settings: dict[str, str]
     build: Callable[[dict[str, int], Merges, str | Path], Tokenizer]
+    words: Callable[[Tokenizer, str, Encoding], list[str]]
 
 
 def read_tokenizer(path: str | Path, content: bytes, kind: str) -> Tokenizer:
@@ -322,6 +324,22 @@ def bert_wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
+def _byte_pair_words(tokenizer: Tokenizer, sentence: str, encoding: Encoding) -> list[str]:
+    """Joined from their tokens, which hold every byte."""
+    words: dict[int | None, str] = {}
+    for index, token in zip(encoding.word_ids, encoding.tokens, strict=True):
+        words[index] = words.get(index, "") + token
+    decoder = decoders.ByteLevel()
+    return [decoder.decode([word.removesuffix(_SUFFIX)]) for word in words.values()]
+
+
+def _word_piece_words(tokenizer: Tokenizer, sentence: str, encoding: Encoding) -> list[str]:
+    """Before they become tokens, since [UNK] does not say what it stands for."""
+    assert tokenizer.normalizer is not None and tokenizer.pre_tokenizer is not None
+    text = tokenizer.normalizer.normalize_str(sentence)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
 KINDS = {
     "clip-bpe": Kind(
         owner="CLIP",
@@ -332,6 +350,7 @@ KINDS = {
         truncation="keep-end",
         settings=_CLIP,
         build=_clip_bpe,
+        words=_byte_pair_words,
     ),
     "bert-wordpiece": Kind(
         owner="BERT",
@@ -342,5 +361,6 @@ KINDS = {
         truncation="cut",
         settings=_BERT,
         build=_checked_wordpiece,
+        words=_word_piece_words,
     ),
 }

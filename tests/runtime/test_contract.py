@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hand_made import SIZE, as_version_1, image_model, write_bundle
+from hand_made import SIZE, WORD_PIECES, as_version_1, image_model, write_bundle
 
 from tfanet.runtime import Bundle, Predictor
 from tfanet.runtime.bundle.contract import (
@@ -288,3 +288,32 @@ def test_objects_and_what_means_nothing(tmp_path, lightness):
     for one, n in zip(result.instances, order, strict=True):
         assert np.array_equal(one.mask, logits_to_mask(raw["instance_logits"][0, n], size)[0])
         assert one.alignment is not None and np.array_equal(one.alignment, raw["alignment"][0, n])
+
+
+@pytest.mark.parametrize("kind", ["clip-bpe", "bert-wordpiece"])
+def test_the_words_that_objects_align_with(tmp_path, kind):
+    """Each has the shares of its tokens, added one to the other in float32."""
+    facts: dict[str, Any] = {}
+    words = {"unbelievably": 1, "café": 1, "🙂": 1, "qqxy": 2}
+    if kind == "bert-wordpiece":
+        facts = {
+            "tokenizer": WORD_PIECES,
+            "text": Tokenization(8, 0, 101, 102, kind, "cut"),
+        }
+        words = {"unbelievably": 5, "cafe": 1, "🙂qqxy": 1}
+    predictor = Predictor(write_bundle(tmp_path / "b", image_model(instances=6), **facts))
+    image = np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8)
+    result = predictor(image, ["a", "Unbelievably Café 🙂qqxy"])[1]
+    assert predictor.encode_text("Unbelievably Café 🙂qqxy").word_tokens == tuple(words.items())
+    assert result.instances
+    for one in result.instances:
+        assert one.alignment is not None and one.words is not None
+        assert [word.text for word in one.words] == list(words)
+        at = 1
+        for word, count in zip(one.words, words.values(), strict=True):
+            total = np.float32(0)
+            for n in range(at, at + count):
+                total = np.float32(total + one.alignment[n])
+            assert word == (word.text, float(total))
+            assert word.share == pytest.approx(one.alignment[at : at + count].sum(), abs=1e-6)
+            at += count

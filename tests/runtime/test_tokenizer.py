@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,49 @@ def test_the_dropped_words_are_named_by_what_has_room():
 
 def clip(length: int, **rules: Any) -> TextTokenizer:
     return TextTokenizer(ASSET, length, **rules)
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_words_are_the_whole_text_and_count_every_token(kind):
+    """By the marks that the tokens bear, and by the groups of the library, file read by itself."""
+    oracle = Tokenizer.from_file(str(BERT if kind == "bert" else ASSET))
+    oracle.encode_special_tokens = kind == "bert"
+    tokenizer, split = bert(512) if kind == "bert" else clip(77), 0
+    for text in random_texts(random.Random(kind)):
+        encoding = oracle.encode(text, add_special_tokens=False)
+        if len(encoding.ids) > tokenizer.length - 2:
+            continue
+        counts: list[int] = []
+        begins = True
+        for token in encoding.tokens:
+            if kind == "bert":
+                begins = not token.startswith("##")
+            counts += [0] if begins else []
+            counts[-1] += 1
+            begins = token.endswith("</w>") or token == "<|endoftext|>"
+        words = tokenizer.words(text)
+        assert [count for _, count in words] == counts, text
+        assert counts == list(Counter(encoding.word_ids).values())
+        assert "".join(word for word, _ in words) == "".join(
+            oracle.normalizer.normalize_str(text).split()
+        )
+        split += max(counts) > 1
+    assert split > 50
+
+
+def test_known_words():
+    """Unknown ones are read, too; of what is cut there are only the tokens that have room."""
+    text = "Unbelievably Café, 🙂x"
+    short = bert(8)  # room for 7
+    assert short.words(text) == (("unbelievably", 5), ("cafe", 1), (",", 1))
+    assert short.words(text.replace(",", "")) == (("unbelievably", 5), ("cafe", 1), ("🙂x", 1))
+    assert bert(6, truncation="keep-end").words(text) == (("unbelievably", 4),)
+    other = clip(6)  # room for 4
+    assert other.words(text.encode()) == (("unbelievably", 1), ("café", 1), (",", 1), ("🙂", 1))
+    assert other.words("a<|endoftext|>\0") == (("a", 1), ("<|endoftext|>", 1), ("\0", 1))
+    for bad in ("", "\u0301", b"\xff"):
+        with pytest.raises(TextError):
+            short.words(bad)
 
 
 def test_other_pad_ids():
