@@ -72,6 +72,7 @@ static void null_arguments(tfanet_runtime* runtime) {
   CHECK(tfanet_preprocess(runtime, &image, numbers, 8) == TFANET_INVALID_ARGUMENT && SAYS("count"));
   CHECK(tfanet_prediction_get(NULL, NULL) == TFANET_INVALID_ARGUMENT);
   CHECK(tfanet_prediction_instance(NULL, 0, NULL) == TFANET_INVALID_ARGUMENT);
+  CHECK(tfanet_prediction_word(NULL, 0, 0, NULL) == TFANET_INVALID_ARGUMENT);
 
   CHECK(tfanet_encode(runtime, "a", 1, &sentence) == TFANET_OK);
   CHECK(tfanet_predict_async(runtime, &image, sentence, NULL, NULL) == TFANET_INVALID_ARGUMENT);

@@ -3,8 +3,9 @@
 //   print_tokens tokenizer.json KIND LENGTH PAD_ID TRUNCATION < texts  as the model reads them
 //
 // A text is its number of bytes on a line of its own, then the bytes. A line of the second form is
-// the number of tokens before the cut, the ids, and how many of them the mask counts; or what is
-// wrong with the text. Where a tokenizer cannot be made, the reason is all that is printed.
+// the number of tokens before the cut, the ids, how many of them the mask counts, and each word's
+// bytes and number of tokens; or what is wrong with the text. Where a tokenizer cannot be made, the
+// reason is all that is printed.
 
 #include <fstream>
 #include <iostream>
@@ -20,7 +21,7 @@ namespace {
 
 void print_tokens(const tfanet::Tokenizer& tokenizer, const std::string& text) {
   const char* between = "";
-  for (const int token : tokenizer.tokens(tfanet::from_utf8(text))) {
+  for (const int token : tokenizer.tokens(tfanet::from_utf8(text)).ids) {
     std::cout << between << token;
     between = " ";
   }
@@ -29,9 +30,15 @@ void print_tokens(const tfanet::Tokenizer& tokenizer, const std::string& text) {
 void print_encoded(const tfanet::Tokenizer& tokenizer, const std::string& text) {
   std::vector<int64_t> ids(tokenizer.length());
   std::vector<float> mask(ids.size());
-  std::cout << tokenizer.encode(text, ids.data(), mask.data());
+  std::vector<tfanet::WordTokens> words;
+  std::cout << tokenizer.encode(text, ids.data(), mask.data(), &words);
   for (const int64_t id : ids) std::cout << ' ' << id;
   std::cout << ' ' << std::accumulate(mask.begin(), mask.end(), 0.0f);
+  for (const auto& [word, count] : words) {
+    std::cout << ' ';
+    for (const unsigned char byte : word) std::cout << int{byte} << '.';
+    std::cout << ':' << count;
+  }
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
-from ctypes import byref, c_void_p
+from ctypes import byref, c_float, c_int64, c_void_p
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,12 @@ from tfanet.runtime.preprocess import probability
 TEXT = "the red circle left of"
 HANGS = 3600  # seconds: a guard against waiting for ever, not a measure of anything
 HALVES: dict[str, Any] = {"half": True}
+OF_WORD_PIECES: dict[str, Any] = {
+    "tokenizer": WORD_PIECES,
+    "text": Tokenization(
+        LENGTH, pad_id=0, sos_id=101, eos_id=102, tokenizer="bert-wordpiece", truncation="cut"
+    ),
+}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "boxed": ({}, {"preprocessing": BOXED}),
     "probabilities": ({}, {"postprocessing": PROBABILITIES}),
@@ -44,22 +50,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"preprocessing": BOXED, "postprocessing": PROBABILITIES},
     ),
     "halves above a logit": (HALVES, {"postprocessing": replace(LOGITS, threshold=-0.25)}),
-    "word pieces": (
-        {"takes": ("word_features", "word_mask")},
-        {
-            "tokenizer": WORD_PIECES,
-            "text": Tokenization(
-                LENGTH,
-                pad_id=0,
-                sos_id=101,
-                eos_id=102,
-                tokenizer="bert-wordpiece",
-                truncation="cut",
-            ),
-        },
-    ),
+    "word pieces": ({"takes": ("word_features", "word_mask")}, OF_WORD_PIECES),
     "no target": ({"no_target": True, "takes": ("word_features", "word_mask")}, {}),
     "instances": (HALVES | {"instances": 6, "no_target": True}, {}),
+    "instances of word pieces": ({"instances": 6}, OF_WORD_PIECES),
     "boxed instances": ({"instances": 4, "alignment": False}, {"preprocessing": BOXED}),
 }
 # (width, height): as the model's input, thin, long, smaller, larger, with an odd rest.
@@ -97,6 +91,7 @@ def assert_equal(native: SimpleNamespace, python: Any) -> None:
         assert (ours.alignment is None) == (theirs.alignment is None)
         if ours.alignment is not None:
             np.testing.assert_array_equal(ours.alignment, theirs.alignment)
+        assert ours.words == (theirs.words and list(theirs.words))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +128,35 @@ def test_equal_to_python(kind: str, bundles: dict[str, Path], open_runtime: Call
     assert info.family == b"tfanet"
     expected = python.bundle.manifest.postprocessing.logit_threshold
     assert info.threshold == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["instances", "instances of word pieces"])
+@pytest.mark.filterwarnings("ignore:the sentence has")
+def test_words_of_instances(kind: str, bundles: dict[str, Path], open_runtime: Callable) -> None:
+    """As long as the sentence is, cut within a word too, and whatever its characters are."""
+    runtime, python = open_runtime(bundles[kind]), Predictor(bundles[kind], threads=1)
+    pixels, seen = picture((48, 32)), set()
+    for text in (
+        "A", "Café unbelievably", "a red umbrella unbelievably", "the one of the two on it, left",
+        "🙂x 犬 x\0y", "y" * 101, "<|endoftext|> [SEP]", "\x1b[1mred",
+    ):  # fmt: skip
+        native, expected = runtime.encode(text), python(as_pillow(pixels), text)
+        found = runtime.predict(make_image(pixels, "RGB"), native)
+        runtime.api.sentence_free(native)
+        assert_equal(found, expected)
+        for one in found.instances:
+            assert sum(share for _, share in one.words) <= 1 + 1e-6
+            seen.add(tuple(word for word, _ in one.words))
+    bert = kind != "instances"
+    assert ("cafe" if bert else "café", "unbelievably") in seen
+    assert ("y" * 101,) in seen
+    ids = (c_int64 * LENGTH)(*runtime.tokenize(b"a red dog")[0])
+    mask, tokens = (c_float * LENGTH)(*[1.0] * LENGTH), c_void_p()
+    runtime.check(runtime.api.encode_tokens(runtime.handle, ids, mask, LENGTH, byref(tokens)))
+    found = runtime.predict(make_image(pixels, "RGB"), tokens)
+    runtime.api.sentence_free(tokens)
+    assert [one.words for one in found.instances] == [None] * len(found.instances)
+    assert found.instances and all(one.alignment.any() for one in found.instances)
 
 
 def test_equally_relevant_instances_keep_their_order(

@@ -282,7 +282,11 @@ def test_rules_and_refusals_are_those_of_python(
             except TextError as error:
                 yield str(error)
             else:
-                yield " ".join(map(str, [count, *ids[0].tolist(), int(mask.sum())]))
+                words = [
+                    "".join(f"{byte}." for byte in word.encode()) + f":{tokens}"
+                    for word, tokens in tokenizer.words(text)
+                ]
+                yield " ".join(map(str, [count, *ids[0].tolist(), int(mask.sum()), *words]))
 
     rules = (length, "" if pad_id is None else pad_id, truncation or "")
     lines = lines_of(program, asset, kind, corpus, *rules)

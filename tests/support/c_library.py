@@ -81,7 +81,13 @@ class Result(Structure):
 class Instance(Structure):
     _fields_ = [
         ("size", c_size_t), ("mask", POINTER(c_uint8)), ("relevance", c_float),
-        ("alignment", POINTER(c_float)), ("alignment_length", c_size_t),
+        ("alignment", POINTER(c_float)), ("alignment_length", c_size_t), ("word_count", c_int32),
+    ]  # fmt: skip
+
+
+class Word(Structure):
+    _fields_ = [
+        ("size", c_size_t), ("text", c_void_p), ("bytes", c_size_t), ("share", c_float),
     ]  # fmt: skip
 
 
@@ -106,6 +112,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "predict_tensors": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t]),
     "prediction_get": (c_int, [c_void_p, c_void_p]),
     "prediction_instance": (c_int, [c_void_p, c_size_t, c_void_p]),
+    "prediction_word": (c_int, [c_void_p, c_size_t, c_size_t, c_void_p]),
     "prediction_free": (None, [c_void_p]),
 }
 
@@ -190,8 +197,9 @@ class Runtime:
         if result.instance_count >= 0:
             indices = range(result.instance_count)
             instances = [self._instance(prediction, index, mask.shape) for index in indices]
-        beyond = byref(Instance(size=ctypes.sizeof(Instance)))
-        assert self.api.prediction_instance(prediction, max(0, result.instance_count), beyond) == -1
+        end, instance = max(0, result.instance_count), Instance(size=ctypes.sizeof(Instance))
+        assert self.api.prediction_instance(prediction, end, byref(instance)) == -1
+        assert self.api.prediction_word(prediction, end, 0, byref(Word(ctypes.sizeof(Word)))) == -1
         self.api.prediction_free(prediction)
         return SimpleNamespace(
             mask=mask, logits=logits, score=result.score, result=result, instances=instances,
@@ -201,12 +209,23 @@ class Runtime:
     def _instance(
         self, prediction: c_void_p | int | None, index: int, shape: tuple[int, ...]
     ) -> SimpleNamespace:
-        one, alignment = Instance(size=ctypes.sizeof(Instance)), None
+        one, alignment, words = Instance(size=ctypes.sizeof(Instance)), None, None
         assert self.api.prediction_instance(prediction, index, byref(one)) == 0
         if one.alignment:
             alignment = np.ctypeslib.as_array(one.alignment, (one.alignment_length,)).copy()
         mask = np.ctypeslib.as_array(one.mask, shape).copy()
-        return SimpleNamespace(mask=mask, relevance=one.relevance, alignment=alignment)
+        word = Word(size=ctypes.sizeof(Word))
+        if one.word_count >= 0:
+            words = []
+            for place in range(one.word_count):
+                assert self.api.prediction_word(prediction, index, place, byref(word)) == 0
+                text = ctypes.string_at(word.text, word.bytes + 1)
+                assert text[-1] == 0
+                words.append((text[:-1].decode(), word.share))
+        beyond = max(0, one.word_count)
+        assert self.api.prediction_word(prediction, index, beyond, byref(word)) == -1
+        assert self.api.prediction_word(prediction, index, 0, None) == -1
+        return SimpleNamespace(mask=mask, relevance=one.relevance, alignment=alignment, words=words)
 
     def preprocess(self, image: Image) -> np.ndarray:
         info = self.info()

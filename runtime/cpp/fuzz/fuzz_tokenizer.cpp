@@ -45,7 +45,8 @@ void require(bool condition) {
 void check(const tfanet::Tokenizer& tokenizer, int64_t max_id, std::string_view sentence) {
   int64_t ids[kLength];
   float mask[kLength];
-  const size_t count = tokenizer.encode(sentence, ids, mask);
+  std::vector<tfanet::WordTokens> words;
+  const size_t count = tokenizer.encode(sentence, ids, mask, &words);
   const size_t used = std::min(count + 2, kLength);
   const bool ends = count + 2 <= kLength || tokenizer.room() + 2 == kLength;
   require(count > 0 && ids[0] == tokenizer.sos_id());
@@ -55,6 +56,12 @@ void check(const tfanet::Tokenizer& tokenizer, int64_t max_id, std::string_view 
     require(mask[i] == (i < used ? 1.0f : 0.0f));
     require(i < used || ids[i] == 7);
   }
+  size_t counted = 0;
+  for (const tfanet::WordTokens& word : words) {
+    require(word.count > 0 && !tfanet::from_utf8(word.text).empty());
+    counted += word.count;
+  }
+  require(counted == std::min(count, tokenizer.room()));
 }
 
 }  // namespace

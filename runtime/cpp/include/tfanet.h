@@ -151,7 +151,17 @@ typedef struct tfanet_instance {
   /* What share of its attention each token of the sentence has; NULL: the model does not say. */
   const float* alignment;
   size_t alignment_length; /* info.text_length, or 0 */
+  /* See tfanet_prediction_word; -1: there is no alignment, or the sentence came as tokens. */
+  int32_t word_count;
 } tfanet_instance;
+
+/* A word of the sentence, with what an instance makes of it. */
+typedef struct tfanet_word {
+  size_t size;      /* sizeof(tfanet_word) */
+  const char* text; /* as the tokenizer reads it: in small letters, BERT's without accents */
+  size_t bytes;     /* of the text, whose UTF-8 ends with a zero byte that is not counted */
+  float share;      /* of the instance's attention, 0 to 1; the sum of its tokens' */
+} tfanet_word;
 
 /* A size that says: the string ends at its first zero byte. */
 #define TFANET_STRLEN SIZE_MAX
@@ -269,6 +279,12 @@ TFANET_API tfanet_status tfanet_prediction_get(const tfanet_prediction* predicti
  * live as long as the prediction. The caller sets instance->size. */
 TFANET_API tfanet_status tfanet_prediction_instance(const tfanet_prediction* prediction,
                                                     size_t index, tfanet_instance* instance);
+
+/* One of the instance.word_count words of the sentence, in order; those that the model has no room
+ * for are left out. The start and end token may have a share too, so that words need not add up to
+ * 1. The text lives as long as the prediction. The caller sets word->size. */
+TFANET_API tfanet_status tfanet_prediction_word(const tfanet_prediction* prediction,
+                                                size_t instance, size_t index, tfanet_word* word);
 
 /* NULL is ignored. */
 TFANET_API void tfanet_prediction_free(tfanet_prediction* prediction);

@@ -101,11 +101,18 @@ class Sentence {
   std::unique_ptr<tfanet_sentence, Free> handle_;
 };
 
+// A word of the sentence; see tfanet_word. It lives as long as its prediction.
+struct Word {
+  std::string_view text;
+  float share = 0;
+};
+
 // One object that a sentence means; see tfanet_instance. It lives as long as its prediction.
 struct Instance {
   Span<const uint8_t> mask;  // as that of the prediction
   float relevance = 0;
   Span<const float> alignment;  // of each token; empty: the model does not say
+  std::vector<Word> words;      // of the sentence, in order; empty: they are not known
 };
 
 class Prediction {
@@ -140,7 +147,8 @@ class Prediction {
       if (status != TFANET_OK) throw Exception(status, "the instance cannot be read");
       out[index] = {{one.mask, area(result_.width, result_.height)},
                     one.relevance,
-                    {one.alignment, one.alignment_length}};
+                    {one.alignment, one.alignment_length},
+                    words(index, one.word_count)};
     }
     return out;
   }
@@ -152,6 +160,18 @@ class Prediction {
   };
   static size_t area(int32_t width, int32_t height) {
     return static_cast<size_t>(width) * static_cast<size_t>(height);
+  }
+  std::vector<Word> words(size_t instance, int32_t count) const {
+    std::vector<Word> out;
+    for (int32_t index = 0; index < count; ++index) {
+      tfanet_word one{};
+      one.size = sizeof one;
+      const tfanet_status status =
+          tfanet_prediction_word(handle_.get(), instance, static_cast<size_t>(index), &one);
+      if (status != TFANET_OK) throw Exception(status, "the word cannot be read");
+      out.push_back({{one.text, one.bytes}, one.share});
+    }
+    return out;
   }
   std::unique_ptr<tfanet_prediction, Free> handle_;
   tfanet_result result_;

@@ -354,7 +354,22 @@ tfanet_status tfanet_prediction_instance(const tfanet_prediction* prediction, si
   facts.relevance = from.relevance;
   facts.alignment = from.alignment.empty() ? nullptr : from.alignment.data();
   facts.alignment_length = from.alignment.size();
+  facts.word_count = from.shares.empty() ? -1 : static_cast<int32_t>(from.shares.size());
   return caught([&] { give(facts, instance, "instance"); }, [](tfanet_status, const char*) {});
+}
+
+tfanet_status tfanet_prediction_word(const tfanet_prediction* prediction, size_t instance,
+                                     size_t index, tfanet_word* word) {
+  if (prediction == nullptr || word == nullptr) return TFANET_INVALID_ARGUMENT;
+  const Prediction& from = prediction->prediction;
+  if (!from.instances || instance >= from.instances->size()) return TFANET_INVALID_ARGUMENT;
+  const std::vector<float>& shares = (*from.instances)[instance].shares;
+  if (index >= shares.size()) return TFANET_INVALID_ARGUMENT;
+  tfanet_word facts{};
+  facts.text = (*from.words)[index].text.c_str();
+  facts.bytes = (*from.words)[index].text.size();
+  facts.share = shares[index];
+  return caught([&] { give(facts, word, "word"); }, [](tfanet_status, const char*) {});
 }
 
 void tfanet_prediction_free(tfanet_prediction* prediction) { delete prediction; }

@@ -145,34 +145,37 @@ void Predictor::fail_to_fit(const char* file, const char* name, const Shape& giv
        name, "', the manifest says floats ", shape_text(expected), ": export the model again");
 }
 
-SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
+Sentence Predictor::encode_ids(const int64_t* ids, const float* mask) const {
   const auto length = static_cast<int64_t>(tokenizer_->length());
   const std::vector<NamedShape>& features = manifest().interface.text_outputs;
   std::vector<Output> outputs;
   for (const NamedShape& one : features) outputs.push_back({one.name.c_str(), {}, {}, nullptr});
   running_.text->run({{kTokenIds, kInt64, ids, {1, length}}}, outputs, nullptr);
-  auto sentence = std::make_shared<Sentence>();
+  Sentence sentence;
   for (size_t i = 0; i < features.size(); ++i) {
     const Shape expected = batched(1, features[i].shape);
     if (outputs[i].shape != expected) {
       fail_to_fit(kText, outputs[i].name, outputs[i].shape, expected);
     }
-    sentence->features.push_back({features[i].name, std::move(outputs[i].data)});
+    sentence.features.push_back({features[i].name, std::move(outputs[i].data)});
   }
-  sentence->mask.assign(mask, mask + length);
+  sentence.mask.assign(mask, mask + length);
   return sentence;
+}
+
+SharedSentence Predictor::encode(const int64_t* ids, const float* mask) const {
+  return std::make_shared<Sentence>(encode_ids(ids, mask));
 }
 
 SharedSentence Predictor::encode(std::string_view text) const {
   std::vector<int64_t> ids(tokenizer_->length());
   std::vector<float> mask(ids.size());
-  const size_t tokens = tokenizer_->encode(text, ids.data(), mask.data());
-  const SharedSentence encoded = encode(ids.data(), mask.data());
-  const size_t room = tokenizer_->room();
-  if (tokens <= room) return encoded;
-  auto cut = std::make_shared<Sentence>(*encoded);
-  cut->dropped = tokens - room;
-  return cut;
+  std::vector<WordTokens> words;
+  const size_t tokens = tokenizer_->encode(text, ids.data(), mask.data(), &words);
+  const auto sentence = std::make_shared<Sentence>(encode_ids(ids.data(), mask.data()));
+  sentence->dropped = tokens - std::min(tokens, tokenizer_->room());
+  sentence->words = std::make_shared<const std::vector<WordTokens>>(std::move(words));
+  return sentence;
 }
 
 SharedSentence Predictor::encode_cached(std::string_view text) {
@@ -248,7 +251,8 @@ Found Predictor::run_graph(const Tensors& tensors, const Sentence* const* senten
   return found;
 }
 
-Prediction Predictor::result(const Found& found, size_t place, Size picture) const {
+Prediction Predictor::result(const Found& found, const Sentence& sentence, size_t place,
+                             Size picture) const {
   const Preprocessing& pre = manifest().preprocessing;
   const Interface& interface = manifest().interface;
   // The numbers of a role, or null where the graph does not give it.
@@ -276,7 +280,7 @@ Prediction Predictor::result(const Found& found, size_t place, Size picture) con
   }
   if (const float* planes = values_of(Role::kInstances)) {
     const Shape& shape = interface.output(Role::kInstances)->shape;
-    const float *relevance = values_of(Role::kRelevance), *shares = values_of(Role::kAlignment);
+    const float *relevance = values_of(Role::kRelevance), *alignments = values_of(Role::kAlignment);
     std::vector<size_t> order;
     for (size_t i = 0; i < static_cast<size_t>(shape[0]); ++i) {
       if (relevance[i] >= kRelevant) order.push_back(i);
@@ -287,11 +291,21 @@ Prediction Predictor::result(const Found& found, size_t place, Size picture) con
     const size_t plane = numbers_in({shape[1], shape[2]});
     const auto length = static_cast<size_t>(manifest().text.length);
     out.instances.emplace();
+    out.words = sentence.words;
     for (const size_t i : order) {
       Instance& one = out.instances->emplace_back();
       one.mask = plane_to_mask(planes + i * plane, size, pre, Postprocessing(), picture).pixels;
       one.relevance = relevance[i];
-      if (shares != nullptr) one.alignment.assign(shares + i * length, shares + (i + 1) * length);
+      if (alignments == nullptr) continue;
+      one.alignment.assign(alignments + i * length, alignments + (i + 1) * length);
+      if (out.words == nullptr) continue;
+      size_t at = 1;  // behind the start token
+      for (const WordTokens& word : *out.words) {
+        // The sentence may come from another bundle, with more tokens.
+        const size_t end = std::min(at + word.count, length);
+        float& share = one.shares.emplace_back(0.0f);
+        for (; at < end; ++at) share += one.alignment[at];
+      }
     }
   }
   return out;
@@ -302,7 +316,7 @@ Prediction Predictor::predict(const Prepared& prepared, const Sentence& sentence
   const Sentence* sentences[] = {&sentence};
   const Found found = run_graph({prepared.tensor.data()}, sentences, 1, false, nullptr, nullptr);
   const double image = watch.lap();
-  Prediction out = result(found, 0, {prepared.width, prepared.height});
+  Prediction out = result(found, sentence, 0, {prepared.width, prepared.height});
   out.timings.preprocess = prepared.milliseconds;
   out.timings.image = image;
   out.timings.postprocess = watch.lap();
@@ -349,7 +363,7 @@ std::vector<Prediction> Predictor::predict_batch(
     all.image += watch.lap();
     for (size_t i = 0; i < size; ++i) {
       const tfanet_image& image = images[image_count > 1 ? begin + i : 0];
-      out[begin + i] = result(found, i, {image.width, image.height});
+      out[begin + i] = result(found, *part[i], i, {image.width, image.height});
     }
     all.postprocess += watch.lap();
   }

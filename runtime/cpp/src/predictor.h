@@ -21,6 +21,8 @@
 
 namespace tfanet {
 
+using SharedWords = std::shared_ptr<const std::vector<WordTokens>>;
+
 struct Sentence {
   struct Feature {
     std::string name;
@@ -29,6 +31,7 @@ struct Sentence {
   std::vector<Feature> features;  // what the text graph gives
   std::vector<float> mask;        // (length)
   size_t dropped = 0;             // tokens that found no room
+  SharedWords words;              // null where it came as tokens
 
   // Of a feature, or the word mask; null for any other name.
   const std::vector<float>* values(const std::string& name) const;
@@ -44,6 +47,7 @@ struct Instance {
   std::vector<uint8_t> mask;  // as Mask::pixels
   float relevance = 0;
   std::vector<float> alignment;  // of each token; empty where the model does not give it
+  std::vector<float> shares;     // of each of Prediction::words in that
 };
 
 struct Prediction {
@@ -53,6 +57,7 @@ struct Prediction {
   int32_t logits_width = 0, logits_height = 0;
   std::optional<float> no_target;                  // none: the model does not say
   std::optional<std::vector<Instance>> instances;  // the same
+  SharedWords words;                               // of the sentence; null: it came as tokens
   Timings timings;
 };
 
@@ -121,8 +126,9 @@ class Predictor {
   // `masks_only`: only the first output is asked for.
   Found run_graph(const Tensors& tensors, const Sentence* const* sentences, size_t batch,
                   bool masks_only, float* device_logits, void* stream) const;
-  // Of a sentence's place in a batch; all but the timings.
-  Prediction result(const Found& found, size_t place, Size picture) const;
+  Sentence encode_ids(const int64_t* ids, const float* mask) const;
+  // Of a sentence and its place in a batch; all but the timings.
+  Prediction result(const Found& found, const Sentence& sentence, size_t place, Size picture) const;
   [[noreturn]] void fail_to_fit(const char* file, const char* name, const Shape& given,
                                 const Shape& expected) const;
 

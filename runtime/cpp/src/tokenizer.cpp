@@ -1,6 +1,7 @@
 #include "tokenizer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "error.h"
 #include "python_text.h"
@@ -39,8 +40,10 @@ Tokenizer::Tokenizer(const std::string& path, const char* data, size_t size,
   }
 }
 
-size_t Tokenizer::encode(std::string_view sentence, int64_t* ids, float* mask) const {
-  const std::vector<int32_t> all = tokens(check_text(sentence));
+size_t Tokenizer::encode(std::string_view sentence, int64_t* ids, float* mask,
+                         std::vector<WordTokens>* words) const {
+  Tokens found = tokens(check_text(sentence));
+  const std::vector<int32_t>& all = found.ids;
   if (all.empty()) {
     fail(TFANET_BAD_TEXT, "the sentence has nothing but accents and control characters: say what ",
          "to segment");
@@ -53,6 +56,16 @@ size_t Tokenizer::encode(std::string_view sentence, int64_t* ids, float* mask) c
   if (count == kept + 2) ids[kept + 1] = eos_id_;
   std::fill(mask, mask + count, 1.0f);
   std::fill(mask + count, mask + length_, 0.0f);
+  if (words != nullptr) {
+    words->clear();
+    size_t left = kept;
+    for (WordTokens& word : found.words) {
+      if (left == 0) break;
+      word.count = std::min(word.count, left);
+      left -= word.count;
+      words->push_back(std::move(word));
+    }
+  }
   return all.size();
 }
 

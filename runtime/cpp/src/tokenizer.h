@@ -25,11 +25,23 @@ struct TokenizerRules {
   std::string truncation;
 };
 
-// The part in which the kinds differ: a text's tokens, without start and end.
+// A word as the tokenizer reads it, whether or not it knows it, and how many tokens it has.
+struct WordTokens {
+  std::string text;
+  size_t count;
+};
+
+// A text's tokens without start and end, and the words that they make up, both in order.
+struct Tokens {
+  std::vector<int32_t> ids;
+  std::vector<WordTokens> words;
+};
+
+// The part in which the kinds differ.
 class Pieces {
  public:
   virtual ~Pieces() = default;
-  virtual std::vector<int32_t> tokens(const CodePoints& text) const = 0;
+  virtual Tokens tokens(const CodePoints& text) const = 0;
 };
 
 class Tokenizer {
@@ -39,12 +51,14 @@ class Tokenizer {
   Tokenizer(const std::string& path, const char* data, size_t size, const TokenizerRules& rules);
 
   // All tokens of a text of any length, without start and end.
-  std::vector<int32_t> tokens(const CodePoints& text) const { return pieces_->tokens(text); }
+  Tokens tokens(const CodePoints& text) const { return pieces_->tokens(text); }
 
   // Token ids and word mask of `length` places each; returns the number of tokens before the cut,
   // of which there is room for `room`. Throws BAD_TEXT, in Python's words, where the sentence is
-  // empty or holds no word, is too long or not UTF-8.
-  size_t encode(std::string_view sentence, int64_t* ids, float* mask) const;
+  // empty or holds no word, is too long or not UTF-8. `words`, where not null, are those that have
+  // room, with the tokens that have.
+  size_t encode(std::string_view sentence, int64_t* ids, float* mask,
+                std::vector<WordTokens>* words = nullptr) const;
 
   size_t length() const { return length_; }
   size_t room() const { return room_; }

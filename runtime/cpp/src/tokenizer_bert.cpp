@@ -35,9 +35,9 @@ CodePoints normalized(const CodePoints& text) {
 BertPieces::BertPieces(TokenizerFile file)
     : file_(std::move(file)), unknown_(*file_.vocabulary.find("[UNK]")) {}
 
-std::vector<int32_t> BertPieces::tokens(const CodePoints& raw) const {
+Tokens BertPieces::tokens(const CodePoints& raw) const {
   const CodePoints text = normalized(raw);
-  std::vector<int32_t> out;
+  Tokens out;
   const char32_t* const end = text.data() + text.size();
   for (const char32_t* at = text.data(); at < end;) {
     const char32_t* const begin = at;
@@ -50,8 +50,15 @@ std::vector<int32_t> BertPieces::tokens(const CodePoints& raw) const {
   return out;
 }
 
-void BertPieces::add_word(const char32_t* begin, const char32_t* end,
-                          std::vector<int32_t>& out) const {
+void BertPieces::add_word(const char32_t* begin, const char32_t* end, Tokens& out) const {
+  const size_t before = out.ids.size();
+  add_pieces(begin, end, out.ids);
+  WordTokens& word = out.words.emplace_back(WordTokens{{}, out.ids.size() - before});
+  for (const char32_t* at = begin; at < end; ++at) append_utf8(word.text, *at);
+}
+
+void BertPieces::add_pieces(const char32_t* begin, const char32_t* end,
+                            std::vector<int32_t>& out) const {
   if (static_cast<size_t>(end - begin) > kMaxWord) {
     out.push_back(unknown_);
     return;

@@ -12,10 +12,11 @@ class BertPieces final : public Pieces {
   explicit BertPieces(TokenizerFile file);
 
   // No token is special: "[SEP]" is a word between brackets.
-  std::vector<int32_t> tokens(const CodePoints& text) const override;
+  Tokens tokens(const CodePoints& text) const override;
 
  private:
-  void add_word(const char32_t* begin, const char32_t* end, std::vector<int32_t>& out) const;
+  void add_word(const char32_t* begin, const char32_t* end, Tokens& out) const;
+  void add_pieces(const char32_t* begin, const char32_t* end, std::vector<int32_t>& out) const;
 
   TokenizerFile file_;
   int32_t unknown_;

@@ -94,10 +94,10 @@ ClipPieces::ClipPieces(const std::string& path, const TokenizerFile& file)
   }
 }
 
-std::vector<int32_t> ClipPieces::tokens(const CodePoints& text) const {
+Tokens ClipPieces::tokens(const CodePoints& text) const {
   // Start and end tokens are found first, in the text as it came; what lies between them is
   // normalised part by part.
-  std::vector<int32_t> out;
+  Tokens out;
   const char32_t* const end = text.data() + text.size();
   const char32_t* begin = text.data();
   for (const char32_t* at = begin; at < end;) {
@@ -107,8 +107,10 @@ std::vector<int32_t> ClipPieces::tokens(const CodePoints& text) const {
       continue;
     }
     add_words(CodePoints(begin, at), out);
-    out.push_back(start ? sos_id_ : eos_id_);
-    at += std::string_view(start ? kStartToken : kEndToken).size();
+    const std::string_view token = start ? kStartToken : kEndToken;
+    out.ids.push_back(start ? sos_id_ : eos_id_);
+    out.words.push_back({std::string(token), 1});
+    at += token.size();
     begin = at;
   }
   add_words(CodePoints(begin, end), out);
@@ -117,7 +119,7 @@ std::vector<int32_t> ClipPieces::tokens(const CodePoints& text) const {
 
 // Words are runs of letters, single digits, the endings after an apostrophe, and runs of all else
 // but white space.
-void ClipPieces::add_words(const CodePoints& raw, std::vector<int32_t>& out) const {
+void ClipPieces::add_words(const CodePoints& raw, Tokens& out) const {
   const CodePoints text = lower_case(nfc(raw));
   const char32_t* const end = text.data() + text.size();
   std::string bytes;
@@ -150,7 +152,7 @@ void ClipPieces::add_words(const CodePoints& raw, std::vector<int32_t>& out) con
 }
 
 // Joins neighbours by the rank of their merge, the leftmost first among equals.
-void ClipPieces::add_word(std::string_view bytes, std::vector<int32_t>& out) const {
+void ClipPieces::add_word(std::string_view bytes, Tokens& out) const {
   struct Symbol {
     int32_t token, before, after;  // places of the neighbours; -1: none. Token -1: joined away
   };
@@ -190,7 +192,9 @@ void ClipPieces::add_word(std::string_view bytes, std::vector<int32_t>& out) con
     consider(symbol.before);
     consider(best.place);
   }
-  for (int32_t at = 0; at >= 0; at = symbols[at].after) out.push_back(symbols[at].token);
+  const size_t before = out.ids.size();
+  for (int32_t at = 0; at >= 0; at = symbols[at].after) out.ids.push_back(symbols[at].token);
+  out.words.push_back({std::string(bytes), out.ids.size() - before});
 }
 
 }  // namespace tfanet

@@ -34,11 +34,11 @@ class ClipPieces final : public Pieces {
   // Throws BAD_BUNDLE where a byte or a merge has no token. `path` is for messages.
   ClipPieces(const std::string& path, const TokenizerFile& file);
 
-  std::vector<int32_t> tokens(const CodePoints& text) const override;
+  Tokens tokens(const CodePoints& text) const override;
 
  private:
-  void add_words(const CodePoints& text, std::vector<int32_t>& out) const;
-  void add_word(std::string_view bytes, std::vector<int32_t>& out) const;
+  void add_words(const CodePoints& text, Tokens& out) const;
+  void add_word(std::string_view bytes, Tokens& out) const;
 
   int32_t sos_id_, eos_id_;
   std::array<int32_t, 256> inner_{}, last_{};  // token of a byte inside a word, and at its end
