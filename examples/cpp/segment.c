@@ -10,6 +10,21 @@
 #include "picture.h"
 #include "tfanet.h"
 
+/* The objects that are meant, each with the words of the sentence and their shares in it. */
+static void print_instances(const tfanet_prediction* prediction, int32_t count) {
+  for (int32_t i = 0; i < count; ++i) { /* not at all, where the model does not tell them apart */
+    tfanet_instance instance = {.size = sizeof instance};
+    if (tfanet_prediction_instance(prediction, (size_t)i, &instance) != TFANET_OK) return;
+    printf("object, relevance %g", instance.relevance);
+    for (int32_t j = 0; j < instance.word_count; ++j) {
+      tfanet_word word = {.size = sizeof word};
+      if (tfanet_prediction_word(prediction, (size_t)i, (size_t)j, &word) != TFANET_OK) return;
+      printf(", %s %g", word.text, word.share);
+    }
+    puts("");
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc < 5 || argc > 7) {
     fprintf(stderr, "usage: %s BUNDLE PICTURE TEXT MASK.png [BACKEND [DIGEST]]\n", argv[0]);
@@ -51,6 +66,7 @@ int main(int argc, char** argv) {
     } else {
       printf("%s: score %.3f, %.1f ms, bundle %s\n", argv[4], result.score, result.total_ms,
              info.digest);
+      print_instances(prediction, result.instance_count);
     }
   }
 

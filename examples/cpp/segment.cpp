@@ -38,6 +38,13 @@ void segment(const char* bundle, const char* from, const char* text, const char*
   check(picture_write_grey(to, prediction.mask().data(), prediction.width(), prediction.height()));
   std::cout << to << ": score " << prediction.score() << ", " << prediction.result().total_ms
             << " ms, bundle " << runtime.info().digest << "\n";
+  const auto instances = prediction.instances();  // none, where the model does not tell them apart
+  if (!instances) return;
+  for (const tfanet::Instance& one : *instances) {
+    std::cout << "object, relevance " << one.relevance;
+    for (const tfanet::Word& word : one.words) std::cout << ", " << word.text << ' ' << word.share;
+    std::cout << "\n";
+  }
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from c_library import ort_library
+from hand_made import image_model, write_bundle
 from PIL import Image
 
 from tfanet.runtime import Predictor
@@ -83,6 +84,23 @@ def test_masks_equal_those_of_python(
         assert (found != expected).mean() <= (0.002 if file.suffix == ".jpg" else 0), file
         mixed += bool(expected.any() and not expected.all())
     assert mixed == len(files) - 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_objects_and_their_words_equal_those_of_python(
+    program: str, segment: Callable, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", image_model(instances=6))
+    picture().save(tmp_path / "good.png")
+    text = "the umbrella, Unbelievably"
+    result = segment(program, bundle, tmp_path / "good.png", text, tmp_path / "mask.png")
+    assert result.returncode == 0, result.stderr
+    expected = Predictor(bundle, threads=1)(tmp_path / "good.png", text).instances
+    lines = result.stdout.splitlines()[1:]
+    assert expected
+    for line, one in zip(lines, expected, strict=True):
+        parts = [("object, relevance", one.relevance), *one.words]
+        assert line == ", ".join(f"{name} {value:g}" for name, value in parts)
 
 
 def test_operator_library_is_installed_beside(
@@ -224,6 +242,7 @@ DECLARED = """
 #include "tfanet.hpp"
 struct Frame { const uint8_t* pixels; int32_t width, height; int64_t stride; };
 void show(tfanet::Span<const uint8_t>, float);
+void list(std::string_view, float);
 void die(const char*);
 void report(const char*);
 extern tfanet::Prediction prediction;
