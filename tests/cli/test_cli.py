@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from hand_made import image_model, write_bundle
+from PIL import Image
 
 from tfanet.cli import main
 from tfanet.cli.output import table
+from tfanet.runtime import Predictor
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -133,6 +138,35 @@ def test_info_prints_the_ablation_rows(capsys):
     assert code == 0
     for paper in ("248.00", "262.98", "268.46", "201.55", "207.60", "311.30"):
         assert paper in out
+
+
+def test_predict_tells_the_words_that_objects_align_with(capsys, tmp_path):
+    bundle = write_bundle(tmp_path / "b", image_model(instances=6))
+    picture, text = tmp_path / "p.png", "the Red umbrella \x1b"
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8)).save(picture)
+    argv = ["predict", "--bundle", str(bundle), "--image", str(picture), "--text", text]
+    argv += ["--output", str(tmp_path / "mask.png")]
+    expected = Predictor(bundle)(picture, text).instances
+    assert expected
+    code, out, _ = run(capsys, *argv, "--json")
+    assert code == 0
+    for found, one in zip(json.loads(out)["instances"], expected, strict=True):
+        words = [(word["text"], word["share"]) for word in found.pop("words")]
+        assert words == list(one.words) and len(words) == 4
+        assert found == {"relevance": one.relevance, "pixels": int(one.mask.sum())}
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    lines = [line for line in out.splitlines() if line.startswith("an object of")]
+    for line, one in zip(lines, expected, strict=True):
+        told = re.findall(r"'([^']*)' \((\d+)%\)", line.partition("aligned with")[2])
+        shares = {word.text.replace("\x1b", "\\x1b"): word.share for word in one.words}
+        even = sum(shares.values()) / 4
+        assert {name for name, _ in told} == {name for name in shares if shares[name] >= even}
+        assert [shares[name] for name, _ in told] == sorted(
+            (share for share in shares.values() if share >= even), reverse=True
+        )
+        assert all(round(100 * shares[name]) == int(percent) for name, percent in told)
 
 
 def test_a_reader_that_stops_is_no_error():

@@ -15,7 +15,7 @@ from tfanet.cli.output import (
     progress_line,
     table,
 )
-from tfanet.errors import InputError
+from tfanet.errors import InputError, plain
 
 __all__ = ["add_verbs"]
 
@@ -131,7 +131,11 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
     instances = None
     if prediction.instances is not None:
         instances = [
-            {"relevance": one.relevance, "pixels": int(one.mask.sum())}
+            {
+                "relevance": one.relevance,
+                "pixels": int(one.mask.sum()),
+                "words": one.words and [word._asdict() for word in one.words],
+            }
             for one in prediction.instances
         ]
     result = {
@@ -156,7 +160,16 @@ def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
         text += f"\nthe sentence means nothing in the picture: {prediction.no_target:.0%} likely"
     for one in instances or ():
         text += f"\nan object of {one['pixels']} pixels, {one['relevance']:.0%} relevant"
+        if one["words"]:
+            text += f", aligned with {_strongest(one['words'])}"
     return result, text
+
+
+def _strongest(words: list[dict[str, Any]]) -> str:
+    """The words with an even share or more of what all of them have, most first."""
+    even = sum(word["share"] for word in words) / len(words)
+    strongest = sorted((word for word in words if word["share"] >= even), key=lambda w: -w["share"])
+    return ", ".join(f"'{plain(word['text'])}' ({word['share']:.0%})" for word in strongest)
 
 
 def run_bench(args: argparse.Namespace) -> tuple[Any, str]:
