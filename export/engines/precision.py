@@ -42,6 +42,14 @@ POLICY = {
     "Softplus": "exponentials",
     "Softmax": "exponentials",
 }
+# Operators that decide: next to the threshold a rounded value takes the other way, and a rounded
+# index, such as every second integer above 2048 in FP16, is another place.
+COORDINATES = "coordinates"
+_COMPARES = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ArgMax", "ArgMin", "TopK")
+_ROUNDS = ("Floor", "Ceil", "Round")
+_INTEGERS = {
+    getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)
+}
 # Where the time goes: these stay only for a reason of their own.
 _WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TYPED_BY_ATTRIBUTE = ("Cast", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform")
@@ -228,6 +236,7 @@ def _keep(
         )
     for value in model.graph.output:
         _keep_logits(graph, value.name, reasons)
+    _keep_decisions(graph, reasons)
     _keep_between(graph, reasons)
     return reasons
 
@@ -249,6 +258,44 @@ def _keep_logits(graph: _TypedGraph, name: str, reasons: _Reasons) -> None:
         if any(i in graph.initializers and i in graph.floats for i in node.input):
             return
         name = node.input[0]
+
+
+def _keep_decisions(graph: _TypedGraph, reasons: _Reasons) -> None:
+    """From each node that decides back to the last layers, those of its operands included.
+
+    Of coordinates also what is computed from them alone, such as where between two pixels one lies.
+    """
+    coordinates = set()
+    for n, node in enumerate(graph.nodes):
+        why = _decision(node)
+        if why is None or not any(name in graph.floats for name in node.input):
+            continue
+        waiting = [n]
+        while waiting:
+            one = waiting.pop()
+            if one in reasons and one != n:
+                continue
+            reasons.setdefault(one, (why, None))
+            if graph.nodes[one].op_type not in _WORK:
+                sources = [name for name in graph.nodes[one].input if name in graph.floats]
+                waiting += [graph.maker[name] for name in sources if name in graph.maker]
+        if why == COORDINATES:
+            coordinates.add(n)
+    for n, node in enumerate(graph.nodes):  # each behind what it reads
+        makers = {graph.maker[i] for i in node.input if i in graph.floats and i in graph.maker}
+        if makers & coordinates and makers <= reasons.keys() and node.op_type not in _WORK:
+            reasons.setdefault(n, (COORDINATES, None))
+            coordinates.add(n)
+
+
+def _decision(node: NodeProto) -> str | None:
+    """What a node decides, if it does."""
+    if node.op_type in _COMPARES:
+        return "a comparison decides"
+    if node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return "indices" if to in _INTEGERS else None
+    return COORDINATES if node.op_type in _ROUNDS else None
 
 
 def _keep_between(graph: _TypedGraph, reasons: _Reasons) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tfanet.errors import InputError
 from tfanet.export.engines.magnitudes import measure_magnitudes
@@ -126,6 +126,85 @@ def test_infinite_values_and_weights_stay_in_fp32(tmp_path):
     assert "layer2/Relu" in kept
     heavy = {row.node: row.why for row in cast_graph(chain("MatMul", weight=1e6), "fp16")[1]}
     assert heavy["layer0/MatMul"].startswith("weights beyond")
+
+
+def model_of(
+    nodes: list[NodeProto], weights: dict[str, np.ndarray], output: list[int]
+) -> ModelProto:
+    """x (4, 8) through nodes, of which the last makes y."""
+    graph = helper.make_graph(
+        nodes,
+        "decides",
+        [helper.make_tensor_value_info("x", F, [4, 8])],
+        [helper.make_tensor_value_info("y", F, output)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_an_index_that_a_layer_computes_is_exact():
+    """As in deformable attention: a place of thousands, looked up in a table, and a share of it."""
+    node = helper.make_node
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": rng.standard_normal((8, 3)).astype(np.float32),
+        "wide": np.float32(900),
+        "table": rng.standard_normal((9000, 5)).astype(np.float32),
+        "last": np.eye(5, dtype=np.float32),
+        "highest": np.float32(8999),
+        "zero": np.float32(0),
+    }
+    model = model_of(
+        [
+            node("MatMul", ["x", "w"], ["offsets"]),
+            node("Mul", ["offsets", "wide"], ["wider"]),
+            node("Abs", ["wider"], ["distance"]),
+            node("Clip", ["distance", "zero", "highest"], ["place"]),
+            node("Floor", ["place"], ["left"]),
+            node("Sub", ["place", "left"], ["right_share"]),
+            node("Cast", ["left"], ["row"], to=TensorProto.INT64),
+            node("Gather", ["table", "row"], ["read"]),
+            node("Unsqueeze", ["right_share", "axis"], ["share"]),
+            node("Mul", ["read", "share"], ["shared"]),
+            node("MatMul", ["shared", "last"], ["y"]),
+        ],
+        weights | {"axis": np.array([-1])},
+        [4, 3, 5],
+    )
+    x = rng.standard_normal((4, 8)).astype(np.float32)
+    exact = run(model, {"x": x})
+    for emulate in (False, True):
+        typed, kept = cast_graph(onnx.shape_inference.infer_shapes(model), "fp16", emulate=emulate)
+        assert {"MatMul", "Clip", "Floor", "Sub"} <= {row.op for row in kept}
+        assert not {"Gather"} & {row.op for row in kept}
+        np.testing.assert_allclose(run(typed, {"x": x}), exact, rtol=0, atol=4e-3)
+
+
+def test_what_a_comparison_decides_is_decided_in_fp32():
+    """The sum of a few large numbers is a small one: FP16 would take it for 0."""
+    node = helper.make_node
+    weights = {
+        "w": np.array([[1.0], [1.0], [-1.0], *5 * [[0.0]]], np.float32),
+        "zero": np.float32(0),
+        "last": np.ones((8, 8), np.float32),
+    }
+    model = model_of(
+        [
+            node("MatMul", ["x", "w"], ["score"]),
+            node("Less", ["zero", "score"], ["meant"]),
+            node("Where", ["meant", "x", "zero"], ["chosen"]),
+            node("MatMul", ["chosen", "last"], ["y"]),
+        ],
+        weights,
+        [4, 8],
+    )
+    x = np.ones((4, 8), np.float32)
+    x[:, :3] = [1000.0, 0.01, 1000.0]
+    x[2:, 1] = -0.01
+    exact = run(model, {"x": x})
+    assert (exact[:2] != 0).all() and (exact[2:] == 0).all()
+    typed, _ = cast_graph(onnx.shape_inference.infer_shapes(model), "fp16")
+    np.testing.assert_allclose(run(typed, {"x": x}), exact, rtol=1e-3)
 
 
 def test_patterns_keep_nodes_and_must_fit_one():

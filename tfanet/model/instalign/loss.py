@@ -105,22 +105,24 @@ def _layer_loss(
     embedded = predictor.mask_embed(state.queries)  # (B, N, C)
     matched = torch.zeros_like(scores)
     phrases, logits, targets = [], [], []
-    for b, masks in enumerate(instances):
+    # Of each sample. Unbound once: the gradient of `features[b]` is as large as all features.
+    parts = zip(features.unbind(), embedded.unbind(), instances, strict=True)
+    for b, (pixels, embeddings, masks) in enumerate(parts):
         if not len(masks):
             continue
-        seen, there = _at_shared_points(features[b], masks, points)
+        seen, there = _at_shared_points(pixels, masks, points)
         with torch.no_grad():
-            cost = match_cost(scores[b], embedded[b] @ seen, distances[b], there)
+            cost = match_cost(scores[b], embeddings @ seen, distances[b], there)
         queries, order = match(cost)
         matched[b, queries] = 1
         phrases.append(distances[b, queries])
         if points:
-            full = torch.einsum("nc,chw->nhw", embedded[b, queries], features[b])
+            full = torch.einsum("nc,chw->nhw", embeddings[queries], pixels)
             at = _uncertain_points(full.detach(), points)
             logits.append(_read(full, at))
             targets.append(_read(masks[order], at))
         else:
-            logits.append(embedded[b, queries] @ seen)
+            logits.append(embeddings[queries] @ seen)
             targets.append(there[order])
     weight = torch.where(matched > 0, 1.0, UNMATCHED)
     entropy = F.binary_cross_entropy_with_logits(scores, matched, weight, reduction="sum")
