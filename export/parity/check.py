@@ -8,7 +8,7 @@ it may change 1 pixel in 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from tfanet.export.compare import (
     relative_error,
     run_outputs,
 )
+from tfanet.export.parity.choices import choices_of, chosen, in_words, recorded
 from tfanet.model.checkpoint import family_of, load_model
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
@@ -120,8 +121,9 @@ def check_graphs(
 
     Returns:
         max_rel_error of any output, pixels_changed and pixels over all cases that do not round;
-        the limits; cases: name, backend, batch, max_rel_error, pixels_changed, pixels; skipped:
-        backends that cannot run here, why.
+        the limits; cases: name, backend, batch, max_rel_error, pixels_changed, pixels; choices: by
+        the case, for each of its pictures, what PyTorch chose; skipped: backends that cannot run
+        here, why.
 
     Raises:
         GateError: where a limit is exceeded, or a logit is not finite.
@@ -129,7 +131,8 @@ def check_graphs(
     family = family_of(model)
     cases = make_cases(tokens or family.tokenization(model.config), size, dynamic_batch)
     threshold = family.postprocessing.logit_threshold
-    expected = [_run_torch(model, case) for case in cases]
+    runs = [_run_torch(model, case) for case in cases]
+    choices = {case.name: made for case, (_, made) in zip(cases, runs, strict=True) if any(made)}
     results: list[dict[str, Any]] = []
     exact: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
@@ -141,14 +144,14 @@ def check_graphs(
             skipped[name] = str(error)
             continue
         low, high = running.batches
-        for case, wanted in zip(cases, expected, strict=True):
+        for case, (wanted, _) in zip(cases, runs, strict=True):
             if low <= case.image.shape[0] <= high:
                 got = run_outputs(running.text, running.image, case)
                 mask = wanted["mask_logit"], got["mask_logit"]
                 results.append(compare_logits(case, name, *mask, threshold))
                 errors = [relative_error(got[output], wanted[output]) for output in got]
                 results[-1]["max_rel_error"] = max(errors)
-                _gate(results[-1], backend)
+                _gate(results[-1], backend, choices.get(case.name, []))
                 exact += [] if backend.rounds else results[-1:]
         running.close()
         del running
@@ -162,6 +165,7 @@ def check_graphs(
         "pixels": sum(result["pixels"] for result in exact),
         "limits": {"max_rel_error": MAX_REL_ERROR, "pixel_share": MAX_PIXEL_SHARE},
         "cases": results,
+        "choices": choices,
         "skipped": skipped,
     }
 
@@ -212,23 +216,30 @@ def load_reference(bundle: Bundle, checkpoint: str | Path | None) -> Any:
     return model
 
 
-def _run_torch(model: nn.Module, case: Case) -> dict[str, np.ndarray]:
-    """All that the model's two methods give for a case, by name."""
-    family = family_of(model)
+def _run_torch(
+    model: nn.Module, case: Case
+) -> tuple[dict[str, np.ndarray], list[list[dict[str, Any]]]]:
+    """All that the model's two methods give for a case, by name; what it chose for each picture."""
+    family, choices = family_of(model), choices_of(model)
     image, ids, mask = map(torch.from_numpy, (case.image, case.token_ids, case.word_mask))
-    with torch.no_grad():
+    scores: dict[str, np.ndarray] = {}
+    with torch.no_grad(), recorded(model, [choice.scores for choice in choices], scores):
         given = family.run_image(model, image, family.run_text(model, ids), mask)
-    return {name: value.numpy() for name, value in given.items()}
+    made = [chosen(choices, scores, sample) for sample in range(len(ids))]
+    return {name: value.numpy() for name, value in given.items()}, made
 
 
-def _gate(case: Mapping[str, Any], backend: Backend) -> None:
+def _gate(
+    case: Mapping[str, Any], backend: Backend, choices: Sequence[Sequence[Mapping[str, Any]]]
+) -> None:
     error_limit, share_limit = backend.limits
     share = case["pixels_changed"] / case["pixels"]
     if case["max_rel_error"] > error_limit or share > share_limit:
+        made = "".join(f" (PyTorch chose {in_words(one)})" for one in choices)
         raise GateError(
             f"parity failed: {case['backend']}, case {case['name']!r}: largest relative "
             f"error {case['max_rel_error']:.1e} (limit {error_limit:.0e}), "
             f"{case['pixels_changed']} of {case['pixels']} pixels changed (limit "
             f"{share_limit:.0e} of them): the graph does not compute what these weights "
-            "do in PyTorch"
+            f"do in PyTorch{made}"
         )

@@ -6,8 +6,7 @@ import base64
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -28,7 +27,9 @@ from tfanet.export.compare import Case, case_feed, run_case
 from tfanet.export.engines.build import load_graph
 from tfanet.export.engines.typed import typed_graphs
 from tfanet.export.parity.check import bundle_backends, load_reference
+from tfanet.export.parity.choices import choices_of, chosen, in_words, recorded
 from tfanet.model.checkpoint import family_of
+from tfanet.model.family import Choice
 from tfanet.plugins import ort_library_path
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
@@ -39,7 +40,7 @@ from tfanet.runtime.overlay import overlay
 from tfanet.runtime.preprocess import load_image, picture_to_tensor, plane_to_mask
 from tfanet.runtime.tokenizer import tokenizer_of
 
-__all__ = ["stage_outputs", "write_report"]
+__all__ = ["stages_of", "write_report"]
 
 # log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin.
 BINS = np.arange(-8, 0.5, 0.5)
@@ -57,6 +58,8 @@ class _Sample:
 class _Reference:
     logits: list[np.ndarray]  # of each sample, (h, w)
     stages: list[dict[str, np.ndarray]]
+    choices: tuple[Choice, ...]
+    made: list[list[dict[str, Any]]]  # of these, for each sample
 
 
 def write_report(
@@ -78,7 +81,9 @@ def write_report(
         relative error of the logits, changed pixels and the IoU with PyTorch's mask (in percent),
         and a histogram of errors; stages: for the graphs, and for each engine of lower precision
         its graphs with the same rounding, the largest relative error behind each part of the
-        model; skipped: backends that cannot run here, and why.
+        model; skipped: backends that cannot run here, and why. Where the model chooses, a picture
+        has choices: for each what `chosen` gives of PyTorch, and turned: which of those graphs
+        took another option.
 
     Raises:
         InputError: without pictures, for a bad one, and as `load_reference` does.
@@ -109,13 +114,17 @@ def write_report(
         backends[name], masks[name] = _differences(opened, samples, reference, logits)
         if progress is not None:
             progress(f"running {name}", index + 1, len(candidates))
+    stages, choices = _compare_stages(opened, samples, reference, progress)
     report = {
         "bundle": opened.path.name,
         "model": opened.manifest.model["preset"],
-        "pictures": [{"file": Path(p).name, "sentence": sentence} for p, sentence in pictures],
+        "pictures": [
+            {"file": sample.case.name, "sentence": sample.sentence, "choices": made}
+            for sample, made in zip(samples, choices, strict=True)
+        ],
         "bins": BINS.tolist(),
         "backends": backends,
-        "stages": _stage_errors(opened, samples, reference, progress),
+        "stages": stages,
         "skipped": skipped,
     }
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
@@ -126,14 +135,14 @@ def write_report(
     return report
 
 
-def stage_outputs(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network whose outputs are compared, by name."""
-    parts = family_of(model).parts
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(fnmatchcase(name, pattern) for pattern in parts)
-    }
+def stages_of(model: nn.Module) -> list[str]:
+    """Names of the modules whose outputs are compared: parts, and those that it chooses by."""
+    patterns = (*family_of(model).parts, *(choice.scores for choice in choices_of(model)))
+    return [
+        name
+        for name, _ in model.named_modules()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
 
 
 def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
@@ -144,35 +153,18 @@ def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
 
 
 def _reference(model: nn.Module, samples: list[_Sample]) -> _Reference:
-    """PyTorch's logits, and what its parts give, for each sample."""
+    """PyTorch's logits, what its parts give and what it chose, for each sample."""
     logits, stages = [], []
     for sample in samples:
         found: dict[str, np.ndarray] = {}
-        with _recorded(model, found), torch.no_grad():
+        with recorded(model, stages_of(model), found), torch.no_grad():
             values = (sample.case.image, sample.case.token_ids, sample.case.word_mask)
             z = model(*map(torch.from_numpy, values))
         logits.append(z[0, 0].numpy())
         stages.append(found)
-    return _Reference(logits, stages)
-
-
-@contextmanager
-def _recorded(model: nn.Module, found: dict[str, np.ndarray]) -> Iterator[None]:
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, result: Any) -> None:
-            first = result[0] if isinstance(result, tuple) else result
-            found[name] = first.numpy(force=True)
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(keep(name)) for name, module in stage_outputs(model).items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    choices = choices_of(model)
+    made = [chosen(choices, found) for found in stages]
+    return _Reference(logits, stages, choices, made)
 
 
 def _mask(bundle: Bundle, sample: _Sample, logits: np.ndarray) -> np.ndarray:
@@ -204,10 +196,13 @@ def _differences(
     return {"pictures": rows, "histogram": counts.tolist()}, masks
 
 
-def _stage_errors(
+def _compare_stages(
     bundle: Bundle, samples: list[_Sample], reference: _Reference, progress: Progress | None
-) -> dict[str, dict[str, float]]:
-    """For each variant of the image graph, the largest relative error behind each stage."""
+) -> tuple[dict[str, dict[str, float]], list[list[dict[str, Any]]]]:
+    """For each variant of the image graph, the largest relative error behind each stage.
+
+    Also what PyTorch chose for each sample, with the variants where it turned.
+    """
     variants: dict[str, Callable[[], dict[str, ModelProto]]] = {
         "onnxruntime": lambda: {n: load_graph(bundle.file(n), bundle.read(n)) for n in GRAPHS}
     }
@@ -217,16 +212,20 @@ def _stage_errors(
                 typed_graphs(bundle, record, emulate=True)
             )
     errors = {}
+    choices = [[{**one, "turned": []} for one in made] for made in reference.made]
     for index, (name, make) in enumerate(variants.items()):
-        errors[name] = _errors_by_stage(make(), samples, reference)
+        errors[name], turned = _errors_by_stage(make(), samples, reference)
+        for sample, at in turned:
+            choices[sample][at]["turned"].append(name)
         if progress is not None:
             progress(f"stages of {name}", index + 1, len(variants))
-    return errors
+    return errors, choices
 
 
 def _errors_by_stage(
     graphs: dict[str, ModelProto], samples: list[_Sample], reference: _Reference
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[tuple[int, int]]]:
+    """The largest relative error behind each stage; choices unlike PyTorch's: sample, place."""
     shapes = {name: value.shape[1:] for name, value in reference.stages[0].items()}
     places = _places(graphs[IMAGE], shapes)
     for value in places.values():
@@ -239,7 +238,12 @@ def _errors_by_stage(
             sessions.append(open_session(path, ort_library_path()))
             path.unlink()
     largest = dict.fromkeys([*places, "mask_logit"], 0.0)
-    for sample, stages, logits in zip(samples, reference.stages, reference.logits, strict=True):
+    # Of one option a graph has no scores.
+    at_places = [i for i, choice in enumerate(reference.choices) if choice.scores in places]
+    turned = []
+    for index, (sample, stages, logits) in enumerate(
+        zip(samples, reference.stages, reference.logits, strict=True)
+    ):
         case = sample.case
         taken = names_of(sessions[1].get_inputs())
         feed = case_feed(sessions[0], taken, case)
@@ -249,7 +253,14 @@ def _errors_by_stage(
         for name, (value, wanted) in pairs.items():
             error = float(np.abs(value - wanted).max() / np.abs(wanted).max())
             largest[name] = max(largest[name], error)
-    return largest
+        scores = dict(zip(places, got[1:], strict=True))
+        made = chosen([reference.choices[i] for i in at_places], scores)
+        turned += [
+            (index, i)
+            for i, one in zip(at_places, made, strict=True)
+            if one["chosen"] != reference.made[index][i]["chosen"]
+        ]
+    return largest, turned
 
 
 def _places(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
@@ -286,10 +297,12 @@ def _page(
         pictures = [
             (name, _png(overlay(sample.picture, found[index]))) for name, found in masks.items()
         ]
-        rows.append((sample.sentence, [("picture", _png(sample.picture)), *pictures]))
+        facts = report["pictures"][index]
+        rows.append((facts, [("picture", _png(sample.picture)), *pictures]))
     source = (resources.files("tfanet.export.parity") / "report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(report=report, rows=rows)
+    page = environment.from_string(source)
+    return page.render(report=report, rows=rows, in_words=in_words)
 
 
 def _png(picture: Image.Image) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfanet.cli import main
 from tfanet.errors import InputError
-from tfanet.export.parity.report import BINS, stage_outputs, write_report
+from tfanet.export.parity.report import BINS, stages_of, write_report
 from tfanet.model.checkpoint import save_checkpoint
 from tfanet.runtime import Predictor
 
@@ -60,7 +60,7 @@ def test_the_report_says_where_precision_is_lost(
     assert list(stages) == ["onnxruntime", rounded]
     # Every part is found in the graph, in the order of computation, and computes what it does.
     order = list(stages["onnxruntime"])
-    assert set(order) == {*stage_outputs(model), "mask_logit"}
+    assert set(order) == {*stages_of(model), "mask_logit"}
     assert order[:3] == ["backbone.patch_embed", "backbone.layers.0.blocks", "fusion.0.align"]
     assert order[-2:] == ["decoder", "mask_logit"]
     assert max(stages["onnxruntime"].values()) < 1e-4

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from official_weights import GOLDEN, golden_image, read_names, weights_by_rule
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from tfanet.errors import InputError
-from tfanet.export.trace import EXAMPLE_BATCH, export_graph
+from tfanet.cli import main
+from tfanet.errors import GateError, InputError
+from tfanet.export import export_bundle
+from tfanet.export.compare import make_cases
+from tfanet.export.parity.check import check_bundle
+from tfanet.export.parity.report import write_report
+from tfanet.export.trace import EXAMPLE_BATCH
 from tfanet.model.asda.attention import sine_positions
 from tfanet.model.asda.config import PRESETS, ASDAConfig
 from tfanet.model.asda.family import FAMILY
@@ -22,6 +32,10 @@ from tfanet.model.asda.loss import focal_loss, loss
 from tfanet.model.asda.network import ASDA
 from tfanet.model.asda.official import from_clip, from_official, official_config
 from tfanet.model.checkpoint import load_model, save_checkpoint
+from tfanet.runtime import Bundle
+from tfanet.runtime.bundle.graphs import GRAPHS
+from tfanet.runtime.preprocess import load_image, picture_to_tensor
+from tfanet.runtime.tokenizer import tokenizer_of
 
 import onnxruntime
 
@@ -489,42 +503,110 @@ def test_the_tiny_checkpoint_keeps_under_6_mb(tmp_path):
     assert torch.equal(again.vis_select.weight, model.vis_select.weight)
 
 
-class Method(nn.Module):
-    """A method of a network as a module's forward."""
-
-    def __init__(self, model: ASDA, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...] | Tensor:
-        return getattr(self.model, self.name)(*values)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ASDA, Path, Bundle]:
+    """A network, the file of its weights and its bundle; exporting takes most of the time."""
+    model = fresh(replace(SMALL, layers=3, low=(0, 1), mid=(2,), encoder_layers=1))
+    folder = tmp_path_factory.mktemp("asda")
+    save_checkpoint(folder / "small.safetensors", model)
+    return model, folder / "small.safetensors", export_bundle(model, folder / "bundle")
 
 
-def test_both_graphs_are_standard_and_open_in_the_batch():
-    model = fresh(replace(SMALL, layers=3, low=(0, 1), mid=(1, 2), encoder_layers=1))
+def test_both_graphs_are_standard_and_open_in_the_batch(exported):
+    model, _, bundle = exported
     image, ids = torch.randn(EXAMPLE_BATCH, 3, 32, 48), token_ids(EXAMPLE_BATCH)
     ids[0, 2] = END
-    with torch.no_grad():
-        features = model.encode_text(ids)
-    opened = ({0: "batch"},)
-    texts = FAMILY.text_outputs
-    text = export_graph(Method(model, "encode_text"), (ids,), ["token_ids"], texts, (opened,), 20)
-    inputs = FAMILY.image_inputs
-    whole = Method(model, "segment"), (image, *features), inputs, ["mask_logit"]
-    graph = export_graph(*whole, (opened * 3,), 20)
-    for exported in (text, graph):
-        assert not exported.functions
-        assert {node.domain for node in exported.graph.node} == {""}
-        kinds = {node.op_type for node in exported.graph.node}
+    for name in GRAPHS:
+        graph = onnx.load(bundle.file(name))
+        assert not graph.functions
+        assert {node.domain for node in graph.graph.node} == {""}
+        kinds = {node.op_type for node in graph.graph.node}
         assert not kinds & {"ArgMax", "TopK", "GatherND", "Split", "If", "Loop", "Scan"}
-    run_text = onnxruntime.InferenceSession(text.SerializeToString())
-    run_image = onnxruntime.InferenceSession(graph.SerializeToString())
+    run_text, run_image = (onnxruntime.InferenceSession(bundle.file(name)) for name in GRAPHS)
     for batch in (1, EXAMPLE_BATCH):
         with torch.no_grad():
             expected = model.encode_text(ids[:batch])
             logit = model.segment(image[:batch], *expected)
         words, sentence = run_text.run(None, {"token_ids": ids[:batch].numpy()})
-        fed = dict(zip(inputs, (image[:batch].numpy(), words, sentence), strict=True))
+        given = (image[:batch].numpy(), words, sentence)
+        fed = dict(zip(FAMILY.image_inputs, given, strict=True))
         found = words, sentence, run_image.run(None, fed)[0]
         for got, wanted in zip(found, (*expected, logit), strict=True):
             assert np.abs(got - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
+
+
+def noise(folder: Path, count: int) -> list[Path]:
+    """Picture files."""
+    rng, paths = np.random.default_rng(0), [folder / f"{n}.png" for n in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(path)
+    return paths
+
+
+def selected(model: ASDA, image: np.ndarray, ids: np.ndarray) -> tuple[str, str, float]:
+    """Of the low group of a sample: the block, the other one, and by how much it is behind."""
+    with torch.no_grad():
+        sentence = model.encode_text(torch.from_numpy(ids))[1]
+        scores = model.selection(torch.from_numpy(image), sentence)["low"][0].tolist()
+    first = int(scores[1] > scores[0])
+    return f"block {first}", f"block {1 - first}", abs(scores[1] - scores[0])
+
+
+def test_the_report_tells_which_layers_were_selected_and_by_how_much(exported, tmp_path, capsys):
+    model, checkpoint, bundle = exported
+    manifest = bundle.manifest
+    texts = ("red circle", "a <b>star</b> left", "cat")
+    pictures = list(zip(noise(tmp_path, 3), texts, strict=True))
+    words = ("parity", "--bundle", str(bundle.path), "--report", str(tmp_path / "r"))
+    named = [word for path, text in pictures for word in ("--picture", str(path), text)]
+    assert main([*words, "--checkpoint", str(checkpoint), *named]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "r" / "parity.json").read_text())
+    page = (tmp_path / "r" / "report.html").read_text()
+    blocks = set()
+    for (path, text), row in zip(pictures, report["pictures"], strict=True):
+        image = picture_to_tensor(load_image(path), manifest.preprocessing)[None]
+        block, other, margin = selected(model, image, tokenizer_of(bundle)(text)[0])
+        low, mid = row["choices"]
+        shown = low.pop("margin")
+        assert shown == pytest.approx(margin, rel=0.05)
+        assert low == {"group": "low", "chosen": block, "second": other, "turned": []}
+        assert mid == {
+            "group": "mid", "chosen": "block 2", "second": None, "margin": None, "turned": [],
+        }  # fmt: skip
+        line = f"low: {block}, {shown:g} ahead of {other}; mid: block 2"
+        assert f"{path.name}, {text}: {line}\n" in printed and f"PyTorch chose {line}." in page
+        blocks.add(block)
+    assert len(blocks) == 2 and "another in" not in page
+    assert report["stages"]["onnxruntime"]["feature_selector_l"] < 1e-4
+    # The export compared its own cases so.
+    cases = {case.name: case for case in make_cases(manifest.text, (32, 48), True)}
+    assert list(manifest.parity["choices"]) == list(cases)
+    for name, found in manifest.parity["choices"].items():
+        case = cases[name]
+        for n, (low, _) in enumerate(found):
+            block, _, margin = selected(model, case.image[n : n + 1], case.token_ids[n : n + 1])
+            assert low["chosen"] == block and low["margin"] == pytest.approx(margin, rel=0.05)
+            assert f"{name}, chosen in PyTorch: low: {block}, " in printed
+        assert len(found) == len(case.image)
+
+
+def test_a_selection_that_turns_is_told_apart_from_a_rounding_error(exported, tmp_path):
+    model, _, bundle = exported
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.feature_selector_l.weight.neg_()
+    save_checkpoint(tmp_path / "other.safetensors", other)
+    paths = noise(tmp_path, 1)
+    out, weights = tmp_path / "r", tmp_path / "other.safetensors"
+    report = write_report(bundle.path, out, [(paths[0], "cat")], checkpoint=weights)
+    image = picture_to_tensor(load_image(paths[0]), bundle.manifest.preprocessing)[None]
+    block, other_block, _ = selected(model, image, tokenizer_of(bundle)("cat")[0])
+    low, mid = report["pictures"][0]["choices"]
+    assert (low["chosen"], low["second"]) == (other_block, block)
+    assert low["turned"] == ["onnxruntime"] and mid["turned"] == []
+    assert "low: another in onnxruntime." in (out / "report.html").read_text()
+    with pytest.raises(
+        GateError, match=r"\(PyTorch chose low: block ., .* ahead of block .; mid: "
+    ):
+        check_bundle(bundle.path, checkpoint=weights)

@@ -234,8 +234,7 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
     text = parity_table(report)
     if args.report:
-        _write_report(args)
-        text += f"\n\n{args.report}/report.html"
+        text += f"\n\n{_write_report(args)}"
     return report, text
 
 
@@ -256,8 +255,10 @@ def _recheck(args: argparse.Namespace) -> tuple[Any, str]:
     return checked, text
 
 
-def _write_report(args: argparse.Namespace) -> None:
+def _write_report(args: argparse.Namespace) -> str:
+    """Where it is, and what was chosen for its pictures."""
     from tfanet.data import ReferDataset, make_shapes
+    from tfanet.export.parity.choices import in_words
     from tfanet.export.parity.report import write_report
 
     with tempfile.TemporaryDirectory() as folder:
@@ -267,10 +268,16 @@ def _write_report(args: argparse.Namespace) -> None:
             refs = ReferDataset(folder).refs
             first = {ref.image_path: ref.sentences[0] for ref in reversed(refs)}
             pictures = sorted(first.items())
-        write_report(
+        report = write_report(
             args.bundle,
             args.report,
             pictures,
             checkpoint=args.checkpoint,
             progress=progress_line(),
         )
+    lines = [f"{args.report}/report.html"]
+    for picture in report["pictures"]:
+        if picture["choices"]:
+            made = in_words(picture["choices"])
+            lines.append(f"{picture['file']}, {picture['sentence']}: {made}")
+    return "\n".join(lines)

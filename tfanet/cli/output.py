@@ -58,12 +58,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def parity_table(report: dict[str, Any]) -> str:
-    """The parity report as a table, one row per backend and case."""
+    """The parity report as a table, one row per backend and case, and below it what was chosen."""
+    from tfanet.export.parity.choices import in_words
+
     rows = [
         (case["name"], case["backend"], f"{case['max_rel_error']:.1e}", case["pixels_changed"])
         for case in report["cases"]
     ]
-    return table(("case", "backend", "largest relative error", "pixels changed"), rows)
+    text = table(("case", "backend", "largest relative error", "pixels changed"), rows)
+    made = [
+        f"{case}, chosen in PyTorch: {in_words(one)}"
+        for case, pictures in report["choices"].items()
+        for one in pictures
+    ]
+    return "\n".join([text, *([""] if made else []), *made])
 
 
 def progress_line() -> Progress:

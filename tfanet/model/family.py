@@ -20,6 +20,7 @@ from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = [
     "FAMILIES",
+    "Choice",
     "Family",
     "family_of_config",
     "find_family",
@@ -31,6 +32,23 @@ __all__ = [
 # Each is a package here, with its `FAMILY` in family.py.
 FAMILIES = ("tfanet", "crossvlt", "asda", "instalign")
 TOKENIZER_FILES = {"clip-bpe": "clip_tokenizer.json", "bert-wordpiece": "bert_tokenizer.json"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a network takes one of, for each picture: the option of the largest score.
+
+    Of equal scores the first is taken. A small lead may turn where a backend rounds, so parity
+    reports tell it.
+
+    Attributes:
+        group: what is chosen. options: names of the K that there are.
+        scores: name of the module that gives their scores, (B, K, ...).
+    """
+
+    group: str
+    options: tuple[str, ...]
+    scores: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,7 @@ class Family:
         marks: parameters that no other family has, by which a file is recognised.
         full_precision: ends of names of parameters that stay float32 in a half checkpoint.
         parts: patterns of module names whose outputs a parity report compares.
+        choices: of a configuration, what its network chooses. None: nothing, as most.
         published: what its authors report. training: how it is trained; None: not here.
     """
 
@@ -84,6 +103,7 @@ class Family:
     official_config: Callable[[Mapping[str, Tensor], Any], Config] | None = None
     full_precision: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    choices: Callable[[Any], tuple[Choice, ...]] | None = None
     published: Published | None = None
     training: Training | None = None
 

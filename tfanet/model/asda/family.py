@@ -7,10 +7,23 @@ from tfanet.model.asda.loss import loss
 from tfanet.model.asda.network import ASDA
 from tfanet.model.asda.official import from_official, official_config
 from tfanet.model.asda.published import PUBLISHED
-from tfanet.model.family import Family
+from tfanet.model.family import Choice, Family
 from tfanet.model.training import Recipe, Training
 
 __all__ = ["FAMILY"]
+
+
+def _choices(config: ASDAConfig) -> tuple[Choice, ...]:
+    """The layers of the vision tower that the sentence selects."""
+
+    def blocks(numbers: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(f"block {number}" for number in numbers)
+
+    return (
+        Choice("low", blocks(config.low), "feature_selector_l"),
+        Choice("mid", blocks(config.mid), "feature_selector_m"),
+    )
+
 
 FAMILY = Family(
     name="asda",
@@ -49,6 +62,7 @@ FAMILY = Family(
         "lang_tf_enc",
         "proj?",
     ),
+    choices=_choices,
     published=PUBLISHED,
     training=Training(
         loss=loss,
