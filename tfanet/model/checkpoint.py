@@ -109,12 +109,15 @@ def _load_safetensors(path: Path) -> nn.Module:
 
 def _load_official(path: Path, config: Config | None) -> nn.Module:
     document = read_pth(path)
-    family = _recognised(document) if config is None else family_of_config(config)
-    chosen = config or family.presets[f"{family.name}-base"]
-    # Marks of all families: of a file of another one, too, the weights are found.
-    names = set(_outline(family, chosen)).union(*_marks().values())
-    tensors = choose_level(document, names)
-    if _foreign(family, tensors) is None:
+    # Of all families: of a file of another one, too, the weights are found.
+    marks = {mark for name in FAMILIES for mark in find_family(name).marks}
+    if config is None:
+        family = _recognised(choose_level(document, marks)) or find_family(FAMILIES[0])
+        chosen: Config = family.presets[f"{family.name}-base"]
+    else:
+        family, chosen = family_of_config(config), config
+    tensors = choose_level(document, marks.union(_outline(family, chosen)))
+    if _recognised(tensors) in (None, family):
         if config is None and family.official_config is not None:
             chosen = family.official_config(tensors, chosen)
         if family.from_official is not None:
@@ -122,33 +125,23 @@ def _load_official(path: Path, config: Config | None) -> nn.Module:
     return _fill(family, chosen, tensors, path)
 
 
-def _marks() -> dict[str, set[str]]:
-    """What each family is recognised by, under its name."""
-    return {name: set(find_family(name).marks) for name in FAMILIES}
-
-
-def _recognised(document: Mapping[Any, Any]) -> Family:
-    """The family of which most marks are in the file; of none, the first, whose names it lacks."""
-    found = {
-        name: len(marks & set(choose_level(document, marks))) for name, marks in _marks().items()
-    }
-    return find_family(max(FAMILIES, key=found.__getitem__))
-
-
-def _foreign(family: Family, tensors: Mapping[str, Tensor]) -> Family | None:
-    """The family whose marks the weights carry, where they carry none of this one's."""
-    found = {name: len(marks & set(tensors)) for name, marks in _marks().items()}
+def _recognised(tensors: Mapping[str, Tensor]) -> Family | None:
+    """The family of which most marks are among the names; None where none is."""
+    found = {name: sum(mark in tensors for mark in find_family(name).marks) for name in FAMILIES}
     best = max(FAMILIES, key=found.__getitem__)
-    return find_family(best) if found[best] > 0 == found[family.name] else None
+    return find_family(best) if found[best] else None
 
 
 def _looks_like(family: Family, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     """Of weights that do not fit: what they are instead, as far as marks and sizes tell."""
-    foreign = _foreign(family, tensors)
-    if foreign is not None:
-        return f"it looks like a checkpoint of {foreign.title}"
+    seen = _recognised(tensors)
+    if seen is not None and seen is not family:
+        return f"it looks like a checkpoint of {seen.title}"
     for mark in family.marks:
         if mark in own and mark in tensors and own[mark].shape != tensors[mark].shape:
+            for name, preset in family.presets.items():
+                if not misfits(_outline(family, preset), tensors):
+                    return f"it looks like {name}"
             theirs, ours = tuple(tensors[mark].shape), tuple(own[mark].shape)
             return f"its {mark} is {theirs}, not {ours}, so it is {family.title} of another size"
     return "it is of another model"
