@@ -11,6 +11,9 @@ Roles of the image graph's outputs (B: batch, N: instances, L: tokens):
 - "relevance", (B, N): how likely it is that an instance is meant, 0 to 1; it is from 0.5 on.
 - "instances", (B, N, h, w): the logit that a pixel is of an instance; it is where this is above 0.
 - "alignment", (B, N, L): what share of an instance's attention each token has.
+
+No mask is larger than the image that goes in, so that what `check_resize` allows for the one is
+enough for the other; and there are at most 1024 instances, each of which gets one.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 
 __all__ = [
     "LETTERBOX",
+    "MAX_INSTANCES",
     "RANKS",
     "STRETCH",
     "TOKENIZERS",
@@ -43,7 +47,7 @@ TRUNCATIONS = ("keep-end", "cut")
 VALUES = ("logit", "probability")
 # The axes behind the batch of an output of the image graph, by its role.
 RANKS = {"mask": 3, "no_target": 1, "relevance": 1, "instances": 3, "alignment": 2}
-MAX_SIDE, MAX_AXIS = 16384, 2**31 - 1
+MAX_SIDE, MAX_AXIS, MAX_INSTANCES = 16384, 2**31 - 1, 1024
 
 
 class BundleError(InputError):
@@ -214,14 +218,16 @@ class Interface:
         _must(roles[:1] == ["mask"] and len(found) == len(roles))
         for role, (_, shape) in found.items():
             _must(len(shape) == RANKS[role])
-        _must(found["mask"][1][0] == 1 and max(found["mask"][1]) <= MAX_SIDE)
+            if role in ("mask", "instances"):
+                _must(shape[1] <= size[0] and shape[2] <= size[1])
+        _must(found["mask"][1][0] == 1)
         if "no_target" in found:
             _must(found["no_target"][1] == (1,))
         together = {"relevance", "instances"} & set(found)
         _must(len(together) != 1 and ("alignment" not in found or len(together) == 2))
         if together:
             count = found["relevance"][1][0]
-            _must(found["instances"][1][0] == count and max(found["instances"][1]) <= MAX_SIDE)
+            _must(found["instances"][1][0] == count <= MAX_INSTANCES)
             _must("alignment" not in found or found["alignment"][1] == (count, length))
         return cls(features, taken, found)
 

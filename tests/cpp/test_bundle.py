@@ -179,7 +179,12 @@ VERSION_2: list[Change] = [
                       {"name": "b", "shape": [1, 2, 2, 2], "role": "instances"},
                       {"name": "c", "shape": [1, 2, 9], "role": "alignment"}]),
             ((0, 1), [{"name": "mask_logit", "shape": [1, 2, 32, 48], "role": "mask"}]),
-            ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 32, 16385], "role": "mask"}]),
+            ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 32, 49], "role": "mask"}]),
+            ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 33, 48], "role": "mask"}]),
+            ((1, 1), [{"name": "a", "shape": [1, 2], "role": "relevance"},
+                      {"name": "b", "shape": [1, 2, 33, 2], "role": "instances"}]),
+            ((1, 1), [{"name": "a", "shape": [1, 1025], "role": "relevance"},
+                      {"name": "b", "shape": [1, 1025, 2, 2], "role": "instances"}]),
             ((0, 1), [{"name": "mask_logit", "shape": [1, 1, 16, 24], "role": "mask"}]),
         )
     ),

@@ -13,7 +13,8 @@ namespace tfanet {
 namespace {
 
 constexpr char kStretch[] = "pillow-bilinear", kLetterbox[] = "letterbox-area";
-constexpr int64_t kMaxSide = 16384, kMaxAxis = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxSide = 16384, kMaxAxis = std::numeric_limits<int32_t>::max(),
+                  kMaxInstances = 1024;
 
 struct RoleFacts {
   const char* name;
@@ -113,8 +114,7 @@ void check_instances(const Interface& found, int64_t length) {
   must(alignment == nullptr || instances != nullptr);
   if (instances == nullptr) return;
   const int64_t count = relevance->shape[0];
-  must(instances->shape[0] == count);
-  must(*std::max_element(instances->shape.begin(), instances->shape.end()) <= kMaxSide);
+  must(instances->shape[0] == count && count <= kMaxInstances);
   must(alignment == nullptr || alignment->shape == Shape{count, length});
 }
 
@@ -142,12 +142,15 @@ Interface fitted_interface(const Json& inputs, const Json& outputs, const Tokeni
   for (size_t i = 0; i < given.size(); ++i) {
     const Role role = role_of(outputs[kImage][i]);
     must(found.output(role) == nullptr);
-    must(given[i].shape.size() == kRoleFacts[static_cast<size_t>(role)].rank);
+    const Shape& shape = given[i].shape;
+    must(shape.size() == kRoleFacts[static_cast<size_t>(role)].rank);
+    if (role == Role::kMask || role == Role::kInstances) {
+      must(shape[1] <= picture.height && shape[2] <= picture.width);
+    }
     found.image_outputs.push_back({given[i], role});
   }
   must(!found.image_outputs.empty() && found.image_outputs[0].role == Role::kMask);
-  const Shape& mask = found.image_outputs[0].shape;
-  must(mask[0] == 1 && *std::max_element(mask.begin(), mask.end()) <= kMaxSide);
+  must(found.image_outputs[0].shape[0] == 1);
   const ImageOutput* no_target = found.output(Role::kNoTarget);
   must(no_target == nullptr || no_target->shape == Shape{1});
   check_instances(found, text.length);

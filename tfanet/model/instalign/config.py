@@ -20,10 +20,9 @@ from tfanet.model.config import (
     whole,
 )
 from tfanet.model.layers.swin_config import SwinConfig
+from tfanet.runtime.bundle.contract import MAX_INSTANCES
 
 __all__ = ["PRESETS", "InstAlignConfig", "TextConfig"]
-
-MAX_QUERIES = 4096
 
 # What the paper leaves open, what is built here first, and what else its code may turn out to do.
 OPEN_POINTS = {
@@ -110,7 +109,7 @@ class InstAlignConfig(SwinConfig):
         sizes = ("decoder_dim", "decoder_heads", "decoder_inner", "pixel_inner", "points", "groups")
         for name in ("text_length", *sizes):
             whole(name, getattr(self, name), 1, MAX_WIDTH)
-        whole("queries", self.queries, 1, MAX_QUERIES)
+        whole("queries", self.queries, 1, MAX_INSTANCES)
         whole("loss_points", self.loss_points, 0, MAX_ENTRIES)
         for name in ("decoder_layers", "pixel_layers"):
             whole(name, getattr(self, name), 0, MAX_DEPTH)
