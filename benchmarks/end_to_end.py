@@ -84,8 +84,8 @@ def export(preset: str, output: Path) -> dict[str, float]:
 
 def peak_gigabytes(image: Path, threads: int) -> float:
     """Peak memory of a process that runs the graph of the picture with our library."""
-    command: list[str | Path] = [sys.executable, "-c", RUN_ONCE, image, ort_library_path()]
-    command.append(str(threads))
+    arguments = map(str, (image, ort_library_path(), threads))
+    command = [sys.executable, "-c", RUN_ONCE, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout) / 1e9
 

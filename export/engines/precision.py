@@ -42,9 +42,9 @@ POLICY = {
     "Softplus": "exponentials",
     "Softmax": "exponentials",
 }
+COORDINATES = "coordinates"  # why those that a layer computes stay
 # Operators that decide: next to the threshold a rounded value takes the other way, and a rounded
 # index, such as every second integer above 2048 in FP16, is another place.
-COORDINATES = "coordinates"
 _COMPARES = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ArgMax", "ArgMin", "TopK")
 _ROUNDS = ("Floor", "Ceil", "Round")
 _INTEGERS = {
@@ -92,6 +92,10 @@ class _TypedGraph:
         for n, node in enumerate(self.nodes):
             for name in node.input:
                 self.readers[name].append(n)
+
+    def makers(self, node: NodeProto) -> set[int]:
+        """Indices of the nodes that make FP32 inputs of this one."""
+        return {self.maker[i] for i in node.input if i in self.floats and i in self.maker}
 
     def castable(self, node: NodeProto, kind: int) -> tuple[list[int], list[int]] | None:
         """Indices of the inputs and outputs that take `kind`; None where ONNX has no such form.
@@ -277,12 +281,11 @@ def _keep_decisions(graph: _TypedGraph, reasons: _Reasons) -> None:
                 continue
             reasons.setdefault(one, (why, None))
             if graph.nodes[one].op_type not in _WORK:
-                sources = [name for name in graph.nodes[one].input if name in graph.floats]
-                waiting += [graph.maker[name] for name in sources if name in graph.maker]
+                waiting += graph.makers(graph.nodes[one])
         if why == COORDINATES:
             coordinates.add(n)
     for n, node in enumerate(graph.nodes):  # each behind what it reads
-        makers = {graph.maker[i] for i in node.input if i in graph.floats and i in graph.maker}
+        makers = graph.makers(node)
         if makers & coordinates and makers <= reasons.keys() and node.op_type not in _WORK:
             reasons.setdefault(n, (COORDINATES, None))
             coordinates.add(n)
@@ -304,13 +307,11 @@ def _keep_between(graph: _TypedGraph, reasons: _Reasons) -> None:
     while changed:
         changed = False
         for n, node in enumerate(graph.nodes):
-            sources = [i for i in node.input if i in graph.floats and i in graph.maker]
-            readers = [r for o in node.output if o in graph.floats for r in graph.readers[o]]
-            if n in reasons or not sources or not readers or node.op_type in _WORK:
+            makers = graph.makers(node)
+            readers = {r for o in node.output if o in graph.floats for r in graph.readers[o]}
+            if n in reasons or not makers or not readers or node.op_type in _WORK:
                 continue
-            if all(graph.maker[i] in reasons for i in sources) and all(
-                r in reasons for r in readers
-            ):
+            if makers | readers <= reasons.keys():
                 reasons[n] = ("between nodes that stay", None)
                 changed = True
 

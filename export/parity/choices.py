@@ -37,12 +37,12 @@ def chosen(
     for choice in choices:
         values = scores[choice.scores][sample].ravel().astype(np.float64)  # (K,)
         first, *rest = np.argsort(-values, kind="stable")
-        row = {"group": choice.group, "chosen": choice.options[first], "second": None}
-        margin = None
+        row: dict[str, Any] = {"group": choice.group, "chosen": choice.options[first]}
+        row |= {"second": None, "margin": None}
         if rest:
             row["second"] = choice.options[rest[0]]
-            margin = float(f"{values[first] - values[rest[0]]:.1e}")
-        rows.append({**row, "margin": margin})
+            row["margin"] = float(f"{values[first] - values[rest[0]]:.1e}")
+        rows.append(row)
     return rows
 
 

@@ -154,10 +154,10 @@ def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
 
 def _reference(model: nn.Module, samples: list[_Sample]) -> _Reference:
     """PyTorch's logits, what its parts give and what it chose, for each sample."""
-    logits, stages = [], []
+    logits, stages, names = [], [], stages_of(model)
     for sample in samples:
         found: dict[str, np.ndarray] = {}
-        with recorded(model, stages_of(model), found), torch.no_grad():
+        with recorded(model, names, found), torch.no_grad():
             values = (sample.case.image, sample.case.token_ids, sample.case.word_mask)
             z = model(*map(torch.from_numpy, values))
         logits.append(z[0, 0].numpy())
