@@ -417,7 +417,7 @@ def test_padding_is_attended_to_and_never_reaches_the_sentence():
         one, two = model.encode_text(ids), model.encode_text(other)
         assert torch.equal(one[1], two[1]) and torch.equal(one[0][..., :5], two[0][..., :5])
         first, second = model.segment(image, *one), model.segment(image, *two)
-    assert (first - second).abs().max() > 1e-4
+    assert (first - second).abs().max() > 1e-3 * first.abs().max()
 
 
 @pytest.mark.parametrize(("height", "width"), [(26, 26), (3, 5), (1, 2)])

@@ -265,7 +265,7 @@ def test_padding_and_other_samples_change_nothing():
         ({"image_size": (64, 70)}, "multiples of 32"),
         ({"decoder_heads": 3}, "decoder_dim 64 is not a multiple of decoder_heads 3"),
         ({"groups": 7}, "decoder_dim 64 is not a multiple of groups 7"),
-        ({"heads": (5, 2, 4, 8)}, "24 channels can't be split into 5 heads"),
+        ({"heads": (5, 2, 4, 8)}, "18 channels can't be split into 5 heads"),
         ({"queries": 0}, "queries is 0: give a whole number from 1"),
         ({"text_length": 65}, "text_length is 65: give 3 to 64 tokens"),
     ],

@@ -61,8 +61,12 @@ def parity_table(report: dict[str, Any]) -> str:
     """The parity report as a table, one row per backend and case, and below it what was chosen."""
     from tfanet.export.parity.choices import in_words
 
+    def changed(case: dict[str, Any]) -> str:
+        left_open = case.get("pixels_open", 0)
+        return f"{case['pixels_changed']}{f' ({left_open} open in float32)' if left_open else ''}"
+
     rows = [
-        (case["name"], case["backend"], f"{case['max_rel_error']:.1e}", case["pixels_changed"])
+        (case["name"], case["backend"], f"{case['max_rel_error']:.1e}", changed(case))
         for case in report["cases"]
     ]
     text = table(("case", "backend", "largest relative error", "pixels changed"), rows)

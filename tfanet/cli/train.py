@@ -1,4 +1,4 @@
-"""Verbs that need data: train, evaluate."""
+"""Verbs that need data: pretrain, train, evaluate."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ def add_verbs(verbs: Verbs) -> None:
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--resume", action="store_true", help="go on from the state in --output")
 
+    pretrain = add_verb(verbs, "pretrain", run_pretrain, extra="train")
+    add_data_options(pretrain)
+    pretrain.add_argument("--output", required=True, help="the folder for model.safetensors")
+    pretrain.add_argument("--preset", required=True, help="whose backbone is trained")
+    pretrain.add_argument("--split", default="train", help="split to train on (default: train)")
+    pretrain.add_argument("--steps", type=int, default=2500, help="steps of the optimiser")
+    pretrain.add_argument("--batch", type=int, default=12, help="pictures per step")
+    pretrain.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
+    pretrain.add_argument(
+        "--seed", type=int, default=0, help="of the weights and of the order of pictures"
+    )
+    pretrain.add_argument("--workers", type=int, default=0, help="processes that load pictures")
+
     evaluate = add_verb(verbs, "evaluate", run_evaluate, extra="train")
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", help="a bundle directory, run without PyTorch")
@@ -77,6 +90,19 @@ def run_train(args: argparse.Namespace) -> tuple[Any, str]:
     text = (
         f"{report['checkpoint']}: step {report['step']} of {report['steps']}, "
         f"loss {report['loss']:.3f}, mIoU {report['mIoU']:.1f} on recent training batches"
+    )
+    return report, text
+
+
+def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:
+    """Teach a backbone the categories of what it sees; `tfanet train --init` goes on from there."""
+    from tfanet.training.pretrain import PretrainOptions, pretrain
+
+    flags = {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
+    report = pretrain(PretrainOptions(**flags), progress=progress_line())
+    text = (
+        f"{report['checkpoint']}: {report['steps']} steps, loss {report['loss']:.3f}, "
+        f"{report['accuracy']:.1f} % of recent objects' pixels right"
     )
     return report, text
 

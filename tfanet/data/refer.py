@@ -116,7 +116,7 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _field(entry: Any, key: str, kinds: type | tuple[type, ...], where: str) -> Any:
+def field(entry: Any, key: str, kinds: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(entry, dict):
         raise DataError(f"{where} is {type(entry).__name__}, expected a dict")
     if key not in entry:
@@ -129,10 +129,10 @@ def _field(entry: Any, key: str, kinds: type | tuple[type, ...], where: str) -> 
 
 
 def _by_id(document: Any, key: str, path: Path) -> dict[int, dict[str, Any]]:
-    entries = _field(document, key, list, str(path))
+    entries = field(document, key, list, str(path))
     found: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
-        number = _field(entry, "id", int, f"{path}: {key}[{index}]")
+        number = field(entry, "id", int, f"{path}: {key}[{index}]")
         if number in found:
             raise DataError(f"{path}: two {key} have the id {number}")
         found[number] = entry
@@ -217,7 +217,7 @@ class ReferFiles:
 
     def split_of(self, index: int) -> str:
         where = f"{self.path}: entry {index}"
-        split = str(_field(self.entries[index], "split", str, where))
+        split = str(field(self.entries[index], "split", str, where))
         if split not in self.splits:
             raise DataError(f"{where}: split {shown(split)} is not one of {list(self.splits)}")
         return split
@@ -225,14 +225,14 @@ class ReferFiles:
     def make_ref(self, index: int) -> Ref:
         """Entry `index` as a Ref. Raises DataError naming the entry and the fault."""
         entry, where = self.entries[index], f"{self.path}: entry {index}"
-        ref_id = _field(entry, "ref_id", int, where)
+        ref_id = field(entry, "ref_id", int, where)
         where = f"{self.path}: ref {ref_id}"
-        image_id = _field(entry, "image_id", int, where)
+        image_id = field(entry, "image_id", int, where)
         image = self.images.get(image_id)
         if image is None:
             raise DataError(f"{where}: image_id {image_id} is not in {self.instances_path.name}")
         here = f"{self.instances_path}: image {image_id}"
-        height, width = (_field(image, key, int, here) for key in ("height", "width"))
+        height, width = (field(image, key, int, here) for key in ("height", "width"))
         if height < 1 or width < 1:
             raise DataError(f"{here} has size {width}x{height}: both must be 1 or more")
         if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
@@ -240,12 +240,12 @@ class ReferFiles:
                 f"{here} has size {width}x{height}: a picture may have {MAX_SIDE:,} pixels a side "
                 f"and {MAX_PIXELS:,} in all"
             )
-        name = _field(image, "file_name", str, here)
+        name = field(image, "file_name", str, here)
         if not _is_file_name(name):
             raise DataError(f"{here}: file_name {shown(name)} must be a name without folders")
-        ann_ids = _field(entry, "ann_id", (int, list), where)
+        ann_ids = field(entry, "ann_id", (int, list), where)
         listed = ann_ids if isinstance(ann_ids, list) else [ann_ids]
-        sentences = _field(entry, "sentences", list, where)
+        sentences = field(entry, "sentences", list, where)
         texts = [_sentence(sentence, where) for sentence in sentences]
         return Ref(
             ref_id=ref_id,
@@ -271,7 +271,7 @@ class ReferFiles:
                     f"{where}: ann_id {shown(ann_id)} is not in {self.instances_path.name}"
                 )
             here = f"{self.instances_path}: annotation {ann_id}"
-            owner = _field(annotation, "image_id", int, here)
+            owner = field(annotation, "image_id", int, here)
             if owner != image_id:
                 raise DataError(
                     f"{where}: ann_id {ann_id} belongs to image {owner}, not {image_id}"
@@ -279,7 +279,7 @@ class ReferFiles:
             # gRefCOCO lists regions of crowds beside the targets, and its authors skip them. In
             # the other datasets the one annotation is the target, whatever its kind.
             if not (self.generalised and annotation.get("iscrowd")):
-                yield ann_id, _field(annotation, "segmentation", (list, dict), here)
+                yield ann_id, field(annotation, "segmentation", (list, dict), here)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path:
@@ -297,12 +297,12 @@ def _is_file_name(name: str) -> bool:
 
 
 def _sentence(entry: Any, where: str) -> tuple[str, int]:
-    text = _field(
+    text = field(
         entry, "sent" if isinstance(entry, dict) and "sent" in entry else "raw", str, where
     )
     if not text.strip():
         raise DataError(f"{where} has an empty sentence")
-    return text, _field(entry, "sent_id", int, where)
+    return text, field(entry, "sent_id", int, where)
 
 
 class ReferDataset(Sequence[Sample]):

@@ -65,9 +65,9 @@ def load_model(source: str | Path, *, config: Config | None = None) -> Any:
     """A network in evaluation mode.
 
     Args:
-        source: a `.safetensors` checkpoint, a `.pth` file of a state dict, or a preset's name: tiny
-            ones come with their trained weights, others with random ones (seed 0). No other file is
-            opened, whatever names it holds.
+        source: a `.safetensors` checkpoint, a `.pth` file of a state dict, or a preset's name:
+            tfanet-tiny comes with its trained weights, others with random ones (seed 0). No other
+            file is opened, whatever names it holds.
         config: of a `.pth` file, which does not carry one; default: the base preset of the family
             that the names in the file belong to.
 

@@ -40,6 +40,8 @@ class Training:
         loss: of a network in training mode and a `Batch`, the scalar to minimise, and the mask
             logit (B, 1, h, w) that it came from, at the picture's size or a smaller one.
         recipes: by preset.
+        maps: of a network and pictures (B, 3, H, W), what its backbone gives where nothing is said:
+            maps (B, C_i, h_i, w_i), the largest first, for `tfanet pretrain`. None: it has none.
         no_decay: last parts of the names of parameters that weight decay leaves alone, besides all
             vectors and scalars. pretrained: beginnings of names of what usually comes from other
             trainings, with its own learning rate.
@@ -47,5 +49,6 @@ class Training:
 
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     recipes: Mapping[str, Recipe]
+    maps: Callable[[Any, Tensor], list[Tensor]] | None = None
     no_decay: tuple[str, ...] = ()
     pretrained: tuple[str, ...] = ()

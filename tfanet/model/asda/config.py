@@ -97,9 +97,9 @@ PRESETS = {
     "asda-base": ASDAConfig(),
     "asda-tiny": ASDAConfig(
         name="asda-tiny",
-        image_size=(128, 128),
+        image_size=(120, 120),
         text_length=20,
-        patch=16,
+        patch=10,
         layers=5,
         vision_width=64,
         vision_heads=4,
@@ -110,7 +110,7 @@ PRESETS = {
         mid=(2, 3),
         width=48,
         heads=4,
-        encoder_layers=1,
-        masks=16,
+        encoder_layers=2,
+        masks=8,
     ),
 }

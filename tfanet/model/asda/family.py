@@ -66,6 +66,7 @@ FAMILY = Family(
     published=PUBLISHED,
     training=Training(
         loss=loss,
+        maps=lambda network, image: network.maps(image),
         recipes={
             # The official one: Adam, a tenth of the rate for the towers. It divides the rate by ten
             # late in the training, here it falls as a cosine.
@@ -78,7 +79,7 @@ FAMILY = Family(
                 schedule="constant-cosine",
             ),
             "asda-tiny": Recipe(
-                epochs=12.0, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+                epochs=2.0, batch=12, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
             ),
         },
         pretrained=("visumodel.", "textmodel", "positional_embedding"),

@@ -112,21 +112,18 @@ class ASDA(nn.Module):
         "mid": (B, K_mid)}. The first largest is the layer that `segment` uses."""
         return self._look(image, sentence_feature)[3]
 
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Of pictures (B, 3, H, W), every map (B, V, h, w) that the rest may be given."""
+        config, layers = self.config, self._layers(image)
+        used = sorted({*config.low, *config.mid, config.layers - 1})
+        return [self._as_map(layers[i].narrow(1, 1, layers[i].shape[1] - 1)) for i in used]
+
     def _look(
         self, image: Tensor, sentence_feature: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The maps low, mid and high, each (B, V, h, w), and the scores."""
-        config = self.config
-        if tuple(image.shape[2:]) != config.image_size:
-            raise InputError(
-                f"image size is {tuple(image.shape[2:])}: {config.name} takes {config.image_size} "
-                "alone"
-            )
-        x = self.visumodel.tokens(image, self.positional_embedding)  # (B, 1 + h w, V)
-        layers = []
-        for block in self.visumodel.transformer.resblocks:
-            x = block(x)
-            layers.append(x)
+        config, layers = self.config, self._layers(image)
+        x = layers[-1]
         chosen = [layers[i] for i in (*config.low, *config.mid)]
         classes = torch.cat([layer.narrow(1, 0, 1) for layer in chosen], dim=1)  # (B, K, V)
         states = sentence_feature.unflatten(1, (-1, config.text_width))  # (B, 1 + K, T)
@@ -138,6 +135,20 @@ class ASDA(nn.Module):
         count = x.shape[1] - 1
         maps = [self._as_map(each.narrow(1, 1, count)) for each in tokens]
         return maps[0], maps[1], maps[2], {"low": low.squeeze(2), "mid": mid.squeeze(2)}
+
+    def _layers(self, image: Tensor) -> list[Tensor]:
+        """The vision tower's states after each block, (B, 1 + h w, V)."""
+        if tuple(image.shape[2:]) != self.config.image_size:
+            raise InputError(
+                f"image size is {tuple(image.shape[2:])}: {self.config.name} takes "
+                f"{self.config.image_size} alone"
+            )
+        x = self.visumodel.tokens(image, self.positional_embedding)
+        layers = []
+        for block in self.visumodel.transformer.resblocks:
+            x = block(x)
+            layers.append(x)
+        return layers
 
     def _as_map(self, tokens: Tensor) -> Tensor:
         """(B, h w, C) to (B, C, h, w)."""

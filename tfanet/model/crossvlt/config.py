@@ -86,10 +86,10 @@ PRESETS = {
     "crossvlt-tiny": CrossVLTConfig(
         name="crossvlt-tiny",
         image_size=(128, 128),
-        width=20,
+        width=18,
         depths=(2, 2, 2, 1),
-        heads=(1, 2, 4, 8),
-        window=4,
+        heads=(9, 9, 9, 9),
+        window=5,
         text=TextConfig(width=48, layers=(1, 1, 1, 1), heads=4, intermediate=192, positions=32),
         decoder_dim=48,
         align_dim=32,

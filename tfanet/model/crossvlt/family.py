@@ -61,13 +61,14 @@ FAMILY = Family(
     published=PUBLISHED,
     training=Training(
         loss=loss,
+        maps=lambda network, image: network.maps(image),
         recipes={
             # The official one, there of two processes with 6 samples each.
             "crossvlt-base": Recipe(
                 epochs=40.0, batch=12, lr=3e-5, weight_decay=1e-2, schedule="polynomial"
             ),
             "crossvlt-tiny": Recipe(
-                epochs=12.0, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+                epochs=2.0, batch=12, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
             ),
         },
         no_decay=("relative_position_bias_table",),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.wide import wide
+
 __all__ = ["Fusion", "Gate", "Pointwise"]
 
 EPS = 1e-5
@@ -32,7 +34,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to the same."""
-        full = x.float()
+        full = wide(x)
         centred = full - _mean(full)
         variance = _mean(centred * centred)
         return (centred * torch.rsqrt(variance + EPS)).to(x.dtype)

@@ -114,6 +114,20 @@ class CrossVLT(nn.Module):
         z = self.classifier([output.map for output in outputs])
         return TrainingOutputs(_resize(z, image), pixels, sentence)
 
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Swin alone on (B, 3, H, W): of each stage (B, C_i, H / 2^(i+2), W / 2^(i+2))."""
+        height, width = image.shape[2:]
+        check_image_size((height, width))
+        size = (height // PATCH, width // PATCH)
+        x, maps = self._vision_stages()[0].patch_embed(image), []
+        for stage in self._vision_stages():
+            x = stage.layers.look(x, size)
+            maps.append(x.transpose(1, 2).unflatten(2, size))
+            if not stage.layers.last:
+                x = stage.layers.downsample(x, size)
+                size = (size[0] // 2, size[1] // 2)
+        return maps
+
     def _vision_stages(self) -> list[VisionStage]:
         return cast(list[VisionStage], list(self.backbone))
 

@@ -49,6 +49,12 @@ class Layers(nn.Module):
             self.attn2 = Fusion(2 * dim, 2 * dim, width, config.fusion_heads(2 * dim))
             self.linear2 = Gate(2 * dim)
 
+    def look(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The blocks: pixels x (B, H W, C) of a map of `size` (H, W) to the same."""
+        for block in self.blocks:
+            x = block(x, size)
+        return x
+
 
 class VisionStage(nn.Module):
     """Stage `index` of four."""
@@ -64,8 +70,7 @@ class VisionStage(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], words: Tensor, mask: Tensor) -> StageOutput:
         """Pixels x (B, H W, C) of a map of `size` (H, W), words (B, L, T) and their `key_mask`."""
         layers = self.layers
-        for block in layers.blocks:
-            x = block(x, size)
+        x = layers.look(x, size)
         heard = layers.attn1(x, words, mask)  # r
         out = getattr(self, self.norm)(heard).transpose(1, 2).unflatten(2, size)
         if layers.last:

@@ -142,9 +142,9 @@ PRESETS = {
     "instalign-tiny": InstAlignConfig(
         name="instalign-tiny",
         image_size=(128, 128),
-        width=24,
-        depths=(1, 1, 2, 1),
-        heads=(1, 2, 4, 8),
+        width=18,
+        depths=(2, 2, 2, 1),
+        heads=(9, 9, 9, 9),
         window=4,
         text=TextConfig(width=48, layers=2, heads=4, intermediate=192, positions=64),
         queries=16,

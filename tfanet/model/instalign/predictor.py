@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tfanet.model.instalign.attention import BLOCKED, MLP, Attention, sine_positions
 from tfanet.model.instalign.config import InstAlignConfig
 from tfanet.model.instalign.pixel_decoder import MAPS, DecodedPixels
+from tfanet.model.layers.wide import wide
 
 __all__ = ["Predictor", "State"]
 
@@ -171,7 +172,7 @@ class Predictor(nn.Module):
     def blocked_pixels(self, queries: Tensor, features: Tensor) -> Tensor:
         """Pixels (B, N, h w) outside of each query's mask; a query without any sees them all."""
         with torch.no_grad():
-            outside = self.instance_logits(queries, features).float().flatten(2) < 0
+            outside = wide(self.instance_logits(queries, features)).flatten(2) < 0
             return outside & ~outside.all(dim=-1, keepdim=True)
 
     def instance_logits(self, queries: Tensor, features: Tensor) -> Tensor:
@@ -185,8 +186,8 @@ class Predictor(nn.Module):
 
     def merged_logit(self, relevance: Tensor, instances: Tensor) -> Tensor:
         """sum_i p_i PReLU(s_i) [paper]: (B, N) and (B, N, h, w) to (B, 1, h, w)."""
-        active = self.mask_act(instances).float().flatten(2)
-        merged = relevance.float().unsqueeze(1) @ active  # (B, 1, h w)
+        active = wide(self.mask_act(instances)).flatten(2)
+        merged = wide(relevance).unsqueeze(1) @ active  # (B, 1, h w)
         return merged.unflatten(2, (instances.shape[2], instances.shape[3]))
 
     def no_target_logits(self, relevance: Tensor, state: State, word_mask: Tensor) -> Tensor:

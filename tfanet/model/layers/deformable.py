@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.wide import wide
+
 __all__ = ["DeformableAttention", "pixel_centres", "sample_maps"]
 
 Sizes = Sequence[tuple[int, int]]  # (H, W) of each map
@@ -75,8 +77,9 @@ def sample_maps(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tens
     y = torch.minimum(y.clamp_min(-1), height)
     left, top = torch.minimum(x.floor(), width - 1), torch.minimum(y.floor(), height - 1)
     to_right, to_bottom = x - left, y - top
-    low = weights.float() * to_bottom
-    high = weights.float() - low
+    weights = wide(weights)
+    low = weights * to_bottom
+    high = weights - low
     corners = (high - high * to_right, high * to_right, low - low * to_right, low * to_right)
     share = torch.stack(corners, 2).transpose(2, 3)  # (B, Q, n, 4)
     share = share.reshape(-1, queries, heads, 1, 4 * count // heads).to(value.dtype)
@@ -154,7 +157,7 @@ class DeformableAttention(nn.Module):
     ) -> Tensor:
         """Query (B, S, C), value (B, S, C) and `pixel_centres` of the sizes to (B, S, C)."""
         pixels = query.shape[1]
-        offset = self.sampling_offsets(query).float().unflatten(2, (-1, 2))  # (B, S, n, 2)
+        offset = wide(self.sampling_offsets(query)).unflatten(2, (-1, 2))  # (B, S, n, 2)
         weights = self.attention_weights(query).unflatten(2, (self.heads, -1))
         weights = weights.softmax(dim=-1).flatten(2)  # over all that a head reads, (B, S, n)
         heads = self.value_proj(value).reshape(-1, pixels, self.heads, query.shape[2] // self.heads)

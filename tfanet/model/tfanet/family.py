@@ -42,6 +42,7 @@ FAMILY = Family(
     published=PUBLISHED,
     training=Training(
         loss=loss,
+        maps=lambda network, image: network.backbone(image),
         recipes={
             # The paper's: constant to half of the training, then cosine; half the rate where
             # pretrained.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.wide import wide
 from tfanet.model.tfanet.ss2d import LayerNorm2d
 
 __all__ = ["MLAM", "CrossAttention", "FusionBlock", "Gate", "mean_word", "x_norm"]
@@ -20,13 +21,13 @@ SCALES = (1, 3, 5)
 
 def x_norm(x: Tensor, gamma: Tensor, dim: int) -> Tensor:
     """X(x) = gamma x / sqrt(sum x^2 + 1e-6) along the embedding axis `dim` (eq. 9), in float32."""
-    x = x.float()
-    return x * (gamma.float() * torch.rsqrt(x.square().sum(dim, keepdim=True) + 1e-6))
+    x = wide(x)
+    return x * (wide(gamma) * torch.rsqrt(x.square().sum(dim, keepdim=True) + 1e-6))
 
 
 def mean_word(words: Tensor, mask: Tensor) -> Tensor:
     """Mean over the valid words, in float32: (B, C, L), (B, 1, L) to (B, C, 1)."""
-    words, mask = words.float(), mask.float()
+    words, mask = wide(words), wide(mask)
     return (words * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp_min(1)
 
 

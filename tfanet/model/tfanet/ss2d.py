@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.wide import wide
 from tfanet.plugins import selective_scan, ss2d
 
 __all__ = ["SS2D", "LayerNorm2d", "Linear2d", "ScanBlock"]
@@ -93,11 +94,11 @@ class ScanBlock(nn.Module):
         y = selective_scan(
             u.flatten(1, 2),
             delta,
-            -torch.exp(self.A_logs.float()),
+            -torch.exp(wide(self.A_logs)),
             b,
             c,
-            D=self.Ds.float(),
-            delta_bias=self.dt_projs_bias.flatten().float(),
+            D=wide(self.Ds),
+            delta_bias=wide(self.dt_projs_bias.flatten()),
             delta_softplus=True,
         )
         return y.unflatten(1, (self.directions, self.inner))
@@ -122,10 +123,10 @@ class SS2D(ScanBlock):
         u = F.silu(self.conv2d(self.in_proj(x)))  # (B, E, H, W)
         y = ss2d(
             u,
-            self.x_proj_weight.float(),
-            self.dt_projs_weight.float(),
-            self.dt_projs_bias.float(),
-            -torch.exp(self.A_logs.float()),
-            self.Ds.float(),
+            wide(self.x_proj_weight),
+            wide(self.dt_projs_weight),
+            wide(self.dt_projs_bias),
+            -torch.exp(wide(self.A_logs)),
+            wide(self.Ds),
         )
         return self.out_proj(self.out_norm(y))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.layers.wide import wide
+
 __all__ = ["Decoder", "WordKernel"]
 
 MIXED_WORDS = 9  # N of eq. 23, viewed as 3 x 3
@@ -32,9 +34,9 @@ class WordKernel(nn.Module):
         nn.init.ones_(self.delta.bias)  # type: ignore[arg-type]
 
     def forward(self, f_lv: Tensor, mask: Tensor, size: tuple[int, int]) -> Tensor:
-        words = (self.delta(f_lv) * mask).float()  # (B, D, L)
-        count = mask.float().sum(2, keepdim=True).clamp_min(1)
-        kernel = ((words @ self.mixing.float()) / count).to(f_lv.dtype)  # (B, D, 9)
+        words = wide(self.delta(f_lv) * mask)  # (B, D, L)
+        count = wide(mask).sum(2, keepdim=True).clamp_min(1)
+        kernel = ((words @ wide(self.mixing)) / count).to(f_lv.dtype)  # (B, D, 9)
         kernel = kernel.unflatten(2, (3, 3))
         return F.interpolate(kernel, size, mode="bilinear", align_corners=False)
 

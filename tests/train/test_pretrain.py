@@ -1,0 +1,133 @@
+"""Pretraining: the categories that it reads, the backbone that it teaches, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tfanet.cli import main
+from tfanet.data import DataError, ReferDataset, make_shapes
+from tfanet.data.categories import CategoryDataset
+from tfanet.data.masks import mask_to_size
+from tfanet.errors import InputError
+from tfanet.model.checkpoint import load_model
+from tfanet.model.family import FAMILIES, find_family
+from tfanet.model.layers.swin import WindowAttention, look_at_neighbours
+from tfanet.training.pretrain import PretrainOptions, category_loss, pretrain
+from tfanet.training.train import TrainOptions, train
+
+STRETCHED = find_family("tfanet").preprocessing((64, 96))
+BOXED = replace(STRETCHED, resize="letterbox-area", padding=(124, 116, 104))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes(root, train=6, val=2, testA=0, testB=0, seed=3)
+    make_shapes(root, train=6, val=2, testA=0, testB=0, seed=3, generalised=True)
+    return root
+
+
+@pytest.mark.parametrize("preprocessing", [STRETCHED, BOXED], ids=["stretched", "boxed"])
+@pytest.mark.parametrize("dataset", ["shapes", "gshapes"])
+def test_every_target_shows_its_category(shapes: Path, dataset: str, preprocessing) -> None:
+    source = CategoryDataset(shapes, dataset, preprocessing=preprocessing)
+    document = json.loads((shapes / dataset / "instances.json").read_text())
+    kinds = {annotation["id"]: annotation["category_id"] for annotation in document["annotations"]}
+    refs = ReferDataset(shapes, dataset, "train").refs
+    pictures = list(dict.fromkeys(ref.image_path for ref in refs))
+    assert len(source) == len(pictures) == 6
+    for picture, item in zip(pictures, source, strict=False):
+        assert item["image"].shape == (3, 64, 96) and item["image"].dtype == torch.float32
+        seen = item["categories"].numpy()
+        assert seen.shape == (64, 96) and seen.dtype == np.int64 and (seen == 0).any()
+        for ref in refs:
+            if ref.image_path == picture:
+                for (ann_id, _), mask in zip(ref.annotations, ref.masks(), strict=True):
+                    place = mask_to_size(mask, preprocessing)
+                    # Things do not overlap, but for a pixel of their borders.
+                    right = seen[place] == 1 + source.names.index(kinds[ann_id])
+                    assert right.mean() > 0.95
+
+
+def test_bad_categories_are_named(shapes: Path, tmp_path: Path) -> None:
+    make_shapes(tmp_path, train=1, val=0, testA=0, testB=0)
+    path = tmp_path / "shapes" / "instances.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["category_id"] = "star"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"annotation \d+: category_id is 'star'"):
+        CategoryDataset(tmp_path, preprocessing=STRETCHED)
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="no object in pictures of 'train'"):
+        CategoryDataset(tmp_path, preprocessing=STRETCHED)
+
+
+def test_the_loss_is_the_cross_entropy_of_objects_and_a_little_of_all() -> None:
+    logits = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    categories = torch.randint(0, 3, (2, 8, 12), generator=torch.Generator().manual_seed(1))
+    loss, right = category_loss(logits, categories)
+    small = categories[:, ::2, ::2].numpy()
+    z = logits.double().numpy()
+    chosen = np.take_along_axis(z, small[:, None], 1)[:, 0]
+    entropy = np.log(np.exp(z).sum(1)) - chosen
+    objects = small > 0
+    assert float(loss) == pytest.approx(entropy[objects].mean() + 0.2 * entropy.mean(), rel=1e-5)
+    assert float(right) == pytest.approx((z.argmax(1) == small)[objects].mean())
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_heads_begin_as_a_convolution(size: int) -> None:
+    attention = WindowAttention(18, 9, size).apply(look_at_neighbours)
+    weights = attention._bias().softmax(-1)  # (heads, w^2, w^2)
+    places = [divmod(p, size) for p in range(size**2)]
+    for head in range(9):
+        up, left = head // 3 - 1, head % 3 - 1
+        for query, (y, x) in enumerate(places):
+            seen = (y - up, x - left)
+            if seen in places:
+                assert int(weights[head, query].argmax()) == places.index(seen)
+                assert weights[head, query].max() > 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_categories_and_trains_on(
+    family: str, shapes: Path, tmp_path: Path
+) -> None:
+    preset = f"{family}-tiny"
+    losses = []
+    common = {"dataset": "shapes", "preset": preset, "batch": 2, "seed": 1}
+    options = PretrainOptions(shapes, tmp_path / "a", steps=12, lr=1e-3, **common)
+    report = pretrain(options, progress=lambda text, *_: losses.append(float(text.split()[1])))
+    assert len(losses) == report["steps"] == 12
+    assert losses[-1] < losses[0] and math.isfinite(report["loss"])
+    again = pretrain(replace(options, output=tmp_path / "b"))
+    first, second = (Path(r["checkpoint"]).read_bytes() for r in (report, again))
+    assert first == second
+    torch.manual_seed(1)
+    fresh = find_family(family).network(load_model(report["checkpoint"]).config)
+    learnt = load_model(report["checkpoint"]).state_dict()
+    training = find_family(family).training
+    assert training is not None
+    moved = {n for n, value in fresh.state_dict().items() if not torch.equal(value, learnt[n])}
+    assert any(name.startswith(training.pretrained) for name in moved)
+    train(TrainOptions(shapes, tmp_path / "c", init=report["checkpoint"], steps=1, **common))
+
+
+def test_mistakes(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="steps is 0: it must be more than 0"):
+        PretrainOptions(shapes, tmp_path, steps=0)
+    call = ["pretrain", "--data", str(shapes), "--output", str(tmp_path), "--preset"]
+    assert main([*call, "crossvlt-small"]) != 0
+    assert "crossvlt-tiny" in capsys.readouterr().err
+    assert main([*call, "crossvlt-tiny", "--dataset", "shapes", "--split", "valid"]) != 0
+    assert "split 'valid' is unknown" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()

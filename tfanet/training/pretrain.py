@@ -1,0 +1,179 @@
+"""Training of a vision backbone alone: which category of object each pixel shows.
+
+The published models of this kind start from backbones and text encoders that other, larger
+trainings left behind. Windows and patches learn what a shape is very slowly from sentences alone;
+from the categories of all annotated objects, pixel by pixel, they do in minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tfanet.data.categories import CategoryDataset
+from tfanet.errors import InputError
+from tfanet.files import whole_file
+from tfanet.model.checkpoint import save_checkpoint
+from tfanet.model.family import find_preset
+from tfanet.model.layers.swin import look_at_neighbours
+from tfanet.progress import Progress
+
+__all__ = ["PretrainOptions", "category_loss", "pretrain"]
+
+BACKGROUND = 0.2  # weight of the cross-entropy over all pixels beside that over objects
+RISE, CLIP = 0.05, 1.0  # share of the steps in which the rate rises; largest norm of a gradient
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Arguments of `pretrain`: where data lies as in `ReferDataset`, AdamW with a cosine schedule.
+
+    `output` is a folder, which gets `model.safetensors`. `lr` is the largest rate; `batch` pictures
+    make a step.
+    """
+
+    data: str | Path
+    output: str | Path
+    dataset: str | None = None
+    split: str = "train"
+    split_by: str | None = None
+    images: str | Path | None = None
+    preset: str = "crossvlt-tiny"
+    steps: int = 2500
+    batch: int = 12
+    lr: float = 3e-3
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}: it must be more than 0")
+
+
+class CategoryHead(nn.Module):
+    """Logits of the categories from several maps: normalised, linear, enlarged, added up."""
+
+    def __init__(self, channels: Sequence[int], categories: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(c, 1 + categories, 1) for c in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i), the largest first, to (B, 1 + categories, h_0, w_0)."""
+        size = maps[0].shape[2:]
+        logits = []
+        for layer, x in zip(self.layers, maps, strict=True):
+            normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
+            logits.append(F.interpolate(layer(normed), size, mode="bilinear", align_corners=False))
+        return torch.stack(logits).sum(0)
+
+
+def category_loss(logits: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over objects, and with a small weight over all; how many are right, 0 to 1.
+
+    Args:
+        logits: (B, 1 + n, h, w). categories: (B, H, W) int64, of which the nearest are taken.
+    """
+    nearest = F.interpolate(categories[:, None].float(), logits.shape[2:], mode="nearest")
+    true = nearest[:, 0].long()
+    entropy, objects = F.cross_entropy(logits, true, reduction="none"), true > 0
+    count = objects.sum().clamp_min(1)
+    right = ((logits.argmax(1) == true) & objects).sum() / count
+    return (entropy * objects).sum() / count + BACKGROUND * entropy.mean(), right
+
+
+def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the backbone of a preset on the categories of pixels; its other weights stay fresh.
+
+    `progress(message, step, steps)` is called after each step. The same options give the same
+    weights on the same machine. The checkpoint is one for `TrainOptions.init`.
+
+    Returns {"checkpoint", "steps", "loss", "accuracy", "seconds"}: the accuracy, in percent, is on
+    pixels of objects, and with the loss a running mean over recent batches.
+
+    Raises InputError on bad options or data, and where the loss stops being finite.
+    """
+    family, config = find_preset(options.preset)
+    if family.training is None or family.training.maps is None:
+        raise InputError(f"{family.title} has no backbone that could be trained alone here")
+    source = CategoryDataset(
+        options.data,
+        options.dataset,
+        options.split,
+        preprocessing=family.preprocessing(config.image_size),
+        split_by=options.split_by,
+        images=options.images,
+    )
+    torch.manual_seed(options.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = family.network(config).apply(look_at_neighbours).to(device).train()
+    maps = family.training.maps
+    first = source[0]["image"][None].to(device)
+    with torch.no_grad():
+        channels = [each.shape[1] for each in maps(model, first)]
+    head = CategoryHead(channels, len(source.names)).to(device).train()
+    # Weights that no map depends on get no gradient, and AdamW leaves them alone.
+    weights = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=options.lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, options.steps, pct_start=RISE, cycle_momentum=False
+    )
+    loader = DataLoader(
+        source, batch_sampler=_Batches(len(source), options), num_workers=options.workers
+    )
+    loss_mean = right_mean = 0.0
+    started = time.monotonic()
+    for step, batch in enumerate(loader):
+        logits = head(maps(model, batch["image"].to(device)))
+        loss, right = category_loss(logits, batch["categories"].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, CLIP)
+        optimizer.step()
+        schedule.step()
+        share = 1.0 if step == 0 else 0.02
+        loss_mean += share * (float(loss.detach()) - loss_mean)
+        right_mean += share * (float(right) - right_mean)
+        if not loss_mean < float("inf"):
+            raise InputError(f"the loss is {float(loss)} at step {step}: lower lr ({options.lr})")
+        if progress is not None:
+            left = (time.monotonic() - started) / (step + 1) * (options.steps - step - 1) / 60
+            line = f"loss {loss_mean:.3f}  right {100 * right_mean:.1f} %  {left:.0f} min left"
+            progress(line, step + 1, options.steps)
+    path = Path(options.output) / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        save_checkpoint(part, model.cpu())
+    return {
+        "checkpoint": str(path),
+        "steps": options.steps,
+        "loss": loss_mean,
+        "accuracy": 100 * right_mean,
+        "seconds": time.monotonic() - started,
+    }
+
+
+class _Batches:
+    """Pictures of each step, in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, pictures: int, options: PretrainOptions) -> None:
+        self.pictures, self.options = pictures, options
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order: list[int] = []
+        for _ in range(self.options.steps):
+            while len(order) < self.options.batch:
+                order += torch.randperm(self.pictures).tolist()
+            yield order[: self.options.batch]
+            del order[: self.options.batch]
+
+    def __len__(self) -> int:
+        return self.options.steps
