@@ -244,7 +244,8 @@ def _left_open(
 ) -> np.ndarray:
     """Pixels of the mask logit whose side float32 cannot tell, (batch, 1, h, w) bool; see above.
 
-    None where PyTorch's error in float32, beside float64, is larger than a graph's may be.
+    None of them where PyTorch's own error in float32 is larger than a graph's may be: then something
+    else is wrong.
     """
     doubled = replace(
         case, image=case.image.astype(np.float64), word_mask=case.word_mask.astype(np.float64)

@@ -117,6 +117,8 @@ def verbs(folder: Path, checkpoint: Path) -> list[list[Any]]:
         ["export", "--precision", "int8", "--bundle", bundle, *on_data, "--calibration", ranges,
          "--guard-count", 2, "--max-drop", 100, "--output", int8],
         ["parity", "--bundle", int8, *on_data],
+        ["pretrain", *on_data, "--preset", "tfanet-tiny", "--output", folder / "backbone",
+         "--steps", 1, "--batch", 1],
         ["train", *on_data, "--output", folder / "run", "--init", checkpoint, "--steps", 1,
          "--batch", 1],
         ["evaluate", "--bundle", bundle, *on_data],

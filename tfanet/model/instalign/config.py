@@ -145,7 +145,7 @@ PRESETS = {
         width=18,
         depths=(2, 2, 2, 1),
         heads=(9, 9, 9, 9),
-        window=4,
+        window=5,
         text=TextConfig(width=48, layers=2, heads=4, intermediate=192, positions=64),
         queries=16,
         decoder_layers=3,
