@@ -12,6 +12,7 @@ SMALL = replace(
     width=8,
     depths=(1, 1, 1, 1),
     heads=(1, 2, 4, 8),
+    window=4,
     text=TextConfig(width=16, layers=1, heads=2, intermediate=32, vocabulary=50, positions=16),
     text_length=8,
     queries=5,
