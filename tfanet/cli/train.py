@@ -15,6 +15,8 @@ from tfanet.cli.output import (
 
 __all__ = ["add_verbs"]
 
+UNSAID = argparse.SUPPRESS  # the options of Python have the default
+
 
 def add_verbs(verbs: Verbs) -> None:
     train = add_verb(verbs, "train", run_train, extra="train")
@@ -64,9 +66,9 @@ def add_verbs(verbs: Verbs) -> None:
     pretrain.add_argument("--output", required=True, help="the folder for model.safetensors")
     pretrain.add_argument("--preset", required=True, help="whose backbone is trained")
     pretrain.add_argument("--split", default="train", help="split to train on (default: train)")
-    pretrain.add_argument("--steps", type=int, default=2500, help="steps of the optimiser")
-    pretrain.add_argument("--batch", type=int, default=12, help="pictures per step")
-    pretrain.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
+    pretrain.add_argument("--steps", type=int, default=UNSAID, help="steps of the optimiser")
+    pretrain.add_argument("--batch", type=int, default=UNSAID, help="pictures per step")
+    pretrain.add_argument("--lr", type=float, default=UNSAID, help="largest learning rate")
     pretrain.add_argument(
         "--seed", type=int, default=0, help="of the weights and of the order of pictures"
     )
@@ -81,12 +83,16 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate.add_argument("--limit", type=int, help="only the first N samples")
 
 
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said to a verb, by the names of its options."""
+    return {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
+
+
 def run_train(args: argparse.Namespace) -> tuple[Any, str]:
     """Train a model, or resume a training; `accelerate launch -m tfanet train` uses many GPUs."""
     from tfanet.training.train import TrainOptions, train
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
-    report = train(TrainOptions(**flags), progress=progress_line())
+    report = train(TrainOptions(**_flags(args)), progress=progress_line())
     text = (
         f"{report['checkpoint']}: step {report['step']} of {report['steps']}, "
         f"loss {report['loss']:.3f}, mIoU {report['mIoU']:.1f} on recent training batches"
@@ -98,8 +104,7 @@ def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:
     """Teach a backbone the categories of what it sees; `tfanet train --init` goes on from there."""
     from tfanet.training.pretrain import PretrainOptions, pretrain
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
-    report = pretrain(PretrainOptions(**flags), progress=progress_line())
+    report = pretrain(PretrainOptions(**_flags(args)), progress=progress_line())
     text = (
         f"{report['checkpoint']}: {report['steps']} steps, loss {report['loss']:.3f}, "
         f"{report['accuracy']:.1f} % of recent objects' pixels right"

@@ -116,7 +116,7 @@ class ASDA(nn.Module):
         """Of pictures (B, 3, H, W), every map (B, V, h, w) that the rest may be given."""
         config, layers = self.config, self._layers(image)
         used = sorted({*config.low, *config.mid, config.layers - 1})
-        return [self._as_map(layers[i].narrow(1, 1, layers[i].shape[1] - 1)) for i in used]
+        return [self._pixels(layers[i]) for i in used]
 
     def _look(
         self, image: Tensor, sentence_feature: Tensor
@@ -132,8 +132,7 @@ class ASDA(nn.Module):
         low = self.feature_selector_l(s.narrow(1, 0, k))  # (B, K_low, 1)
         mid = self.feature_selector_m(s.narrow(1, k, len(chosen) - k))
         tokens = _first_largest(low, chosen[:k]), _first_largest(mid, chosen[k:]), x
-        count = x.shape[1] - 1
-        maps = [self._as_map(each.narrow(1, 1, count)) for each in tokens]
+        maps = [self._pixels(each) for each in tokens]
         return maps[0], maps[1], maps[2], {"low": low.squeeze(2), "mid": mid.squeeze(2)}
 
     def _layers(self, image: Tensor) -> list[Tensor]:
@@ -149,6 +148,10 @@ class ASDA(nn.Module):
             x = block(x)
             layers.append(x)
         return layers
+
+    def _pixels(self, layer: Tensor) -> Tensor:
+        """A layer's states (B, 1 + h w, V), but for the class's, as a map (B, V, h, w)."""
+        return self._as_map(layer.narrow(1, 1, layer.shape[1] - 1))
 
     def _as_map(self, tokens: Tensor) -> Tensor:
         """(B, h w, C) to (B, C, h, w)."""
