@@ -36,6 +36,7 @@ from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.preprocess import load_image, picture_to_tensor
 from tfanet.runtime.tokenizer import tokenizer_of
+from tfanet.training.train import parameter_groups
 
 import onnxruntime
 
@@ -501,6 +502,31 @@ def test_the_tiny_checkpoint_keeps_under_6_mb(tmp_path):
     again = load_model(tmp_path / "half.safetensors")
     assert again.config == model.config
     assert torch.equal(again.vis_select.weight, model.vis_select.weight)
+
+
+def test_coefficients_of_a_training_keep_their_signs() -> None:
+    """As all at -1, where tanh has no gradient, no logit could ever be above 0."""
+    torch.manual_seed(0)
+    model = ASDA(replace(SMALL, image_size=(64, 64), masks=4)).train()
+    seen: list[Tensor] = []
+    model.projout.register_forward_hook(lambda layer, args, out: seen.append(out.detach().tanh()))
+    slow = {"projout.": FAMILY.training.recipes["asda-tiny"].rates["projout."]}
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0, slow), lr=3e-3)
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_scale"]
+    for _ in range(60):  # a bright square on noise
+        target = torch.zeros(4, 1, 64, 64)
+        for plane in target:
+            y, x = torch.randint(0, 52, (2,)).tolist()
+            plane[:, y : y + 12, x : x + 12] = 1
+        image, ids = 0.3 * torch.randn(4, 3, 64, 64) + 2 * target, token_ids(4)
+        batch = {"image": image, "token_ids": ids, "word_mask": ids > 0, "target": target}
+        optimizer.zero_grad()
+        loss(model, batch)[0].backward()
+        optimizer.step()
+    first, last = seen[0].mean(0), seen[-1].mean(0)
+    assert first.tolist() == pytest.approx([-0.96, 0.76, 0.76, 0.76], abs=0.15)
+    assert last[0] < -0.5 and (last[1:] > 0.5).all()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tfanet.cli import main
 from tfanet.data import DataError, ReferDataset, make_shapes
@@ -19,7 +20,12 @@ from tfanet.data.masks import mask_to_size
 from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model
 from tfanet.model.family import FAMILIES, find_family
-from tfanet.model.layers.swin import WindowAttention, look_at_neighbours
+from tfanet.model.layers.swin import (
+    PatchMerging,
+    SwinBlock,
+    WindowAttention,
+    look_at_neighbours,
+)
 from tfanet.training.pretrain import PretrainOptions, category_loss, pretrain
 from tfanet.training.train import TrainOptions, train
 
@@ -97,6 +103,17 @@ def test_heads_begin_as_a_convolution(size: int) -> None:
             if seen in places:
                 assert int(weights[head, query].argmax()) == places.index(seen)
                 assert weights[head, query].max() > 0.9
+
+
+def test_linear_layers_of_narrow_blocks_begin_at_full_strength() -> None:
+    torch.manual_seed(0)
+    network = nn.ModuleList([SwinBlock(32, 2, 4, 0), PatchMerging(32), nn.Linear(32, 32)])
+    other = network[2].weight.clone()
+    network.apply(look_at_neighbours)
+    x = torch.randn(1000, 32)
+    assert (network[0].mlp.fc1(x).std() / x.std()).item() == pytest.approx(0.8, abs=0.1)
+    assert network[1].reduction(torch.randn(1000, 128)).std().item() == pytest.approx(0.8, abs=0.1)
+    assert torch.equal(network[2].weight, other)  # no part of Swin's
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tfanet.cli import main
 from tfanet.data import ReferDataset, make_shapes
 from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
@@ -83,7 +84,7 @@ def test_training_is_this_plain_loop(shapes: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = replace(PRESETS["tfanet-tiny"], image_size=(64, 64))
     model = TFANet(config).train()
-    groups = parameter_groups(model, 1e-4, 1.0)
+    groups = parameter_groups(model, 1e-4, {})
     optimizer = torch.optim.AdamW(groups, lr=1.5e-3, betas=(0.9, 0.999), fused=True)
     family = find_family("tfanet")
     source = ReferDataset(shapes, "shapes", "train")
@@ -161,7 +162,8 @@ def test_schedules_by_hand(tmp_path: Path) -> None:
     assert rates == pytest.approx([(1 - n / 100) ** 0.9 for n in range(101)])
 
     base = TrainOptions("d", tmp_path, preset="tfanet-base").filled()
-    assert (base.lr, base.pretrained_scale, base.epochs, base.batch) == (5e-5, 0.5, 50, 8)
+    assert (base.lr, base.epochs, base.batch) == (5e-5, 50, 8)
+    assert base.rates == {"backbone.": 0.5, "text.": 0.5}
     rates = [learning_rate_at(step, 100, base) for step in range(100)]
     assert rates[:51] == [5e-5] * 51
     assert rates[75] == pytest.approx((5e-5 + 1e-6) / 2)
@@ -171,7 +173,7 @@ def test_schedules_by_hand(tmp_path: Path) -> None:
 
 def test_no_decay_on_what_the_specification_names() -> None:
     model = TFANet(PRESETS["tfanet-tiny"])
-    groups = parameter_groups(model, 0.5, 0.25)
+    groups = parameter_groups(model, 0.5, {"backbone.": 0.25, "text.": 0.25})
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert len(decay) == sum(1 for _ in model.parameters())
@@ -184,6 +186,32 @@ def test_no_decay_on_what_the_specification_names() -> None:
             assert decay[id(parameter)] == 0.5, name
         pretrained = name.startswith("backbone.") or name.startswith("text")
         assert scale[id(parameter)] == (0.25 if pretrained else 1.0), name
+
+
+def test_the_longest_beginning_of_a_name_says_its_rate() -> None:
+    model = TFANet(PRESETS["tfanet-tiny"])
+    groups = parameter_groups(model, 0.0, {"backbone.": 0.1, "backbone.layers.1.": 0.0})
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        rate = 0.1 if name.startswith("backbone.") else 1.0
+        expected = 0.0 if name.startswith("backbone.layers.1.") else rate
+        assert scale[id(parameter)] == expected, name
+    with pytest.raises(InputError, match="begins with 'backbones': the parts of this model are "):
+        parameter_groups(model, 0.0, {"backbone.": 0.1, "backbones": 0.1})
+    with pytest.raises(InputError, match=r"the rate of 'text\.' is -1: give a factor from 0"):
+        parameter_groups(model, 0.0, {"text.": -1})
+
+
+def test_rates_that_are_said_stand_beside_those_of_the_recipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {"projout.": 0.5, "fc_2.": 0.2}
+    rates = TrainOptions("d", "o", preset="asda-tiny", rates=said).filled().rates
+    kept = {"visumodel.": 0.1, "positional_embedding": 0.1}
+    assert rates == kept | said
+    words = ["train", "--data", "d", "--output", "o", "--rate", "backbone."]
+    assert main(words) == 1
+    assert "--rate is 'backbone.': give NAME=FACTOR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tfanet.cli.output import (
     progress_line,
     table,
 )
+from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
 
@@ -36,9 +37,11 @@ def add_verbs(verbs: Verbs) -> None:
     train.add_argument("--batch", type=int, help="samples per process and step")
     train.add_argument("--lr", type=float, help="learning rate of the new modules")
     train.add_argument(
-        "--pretrained-scale",
-        type=float,
-        help="factor on --lr for what usually comes from other trainings: backbone, text encoder",
+        "--rate",
+        dest="rates",
+        action="append",
+        metavar="NAME=FACTOR",
+        help="factor on --lr for weights whose names begin so: backbone.=0.1; may be repeated",
     )
     train.add_argument("--weight-decay", type=float, help="of AdamW")
     train.add_argument(
@@ -92,12 +95,23 @@ def run_train(args: argparse.Namespace) -> tuple[Any, str]:
     """Train a model, or resume a training; `accelerate launch -m tfanet train` uses many GPUs."""
     from tfanet.training.train import TrainOptions, train
 
-    report = train(TrainOptions(**_flags(args)), progress=progress_line())
+    flags = _flags(args)
+    flags["rates"] = dict(map(_rate, args.rates or ()))
+    report = train(TrainOptions(**flags), progress=progress_line())
     text = (
         f"{report['checkpoint']}: step {report['step']} of {report['steps']}, "
         f"loss {report['loss']:.3f}, mIoU {report['mIoU']:.1f} on recent training batches"
     )
     return report, text
+
+
+def _rate(text: str) -> tuple[str, float]:
+    """`backbone.=0.1`."""
+    name, _, factor = text.rpartition("=")
+    try:
+        return name, float(factor)
+    except ValueError:
+        raise InputError(f"--rate is {text!r}: give NAME=FACTOR, such as backbone.=0.1") from None
 
 
 def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Recipe:
     epochs: float
     batch: int
     lr: float
-    pretrained_scale: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-4
     schedule: str = "cosine"
     warmup: int = 0
@@ -43,12 +43,10 @@ class Training:
         maps: of a network and pictures (B, 3, H, W), what its backbone gives where nothing is said:
             maps (B, C_i, h_i, w_i), the largest first, for `tfanet pretrain`. None: it has none.
         no_decay: last parts of the names of parameters that weight decay leaves alone, besides all
-            vectors and scalars. pretrained: beginnings of names of what usually comes from other
-            trainings, with its own learning rate.
+            vectors and scalars.
     """
 
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     recipes: Mapping[str, Recipe]
     maps: Callable[[Any, Tensor], list[Tensor]] | None = None
     no_decay: tuple[str, ...] = ()
-    pretrained: tuple[str, ...] = ()

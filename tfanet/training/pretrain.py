@@ -25,6 +25,7 @@ from tfanet.model.checkpoint import save_checkpoint
 from tfanet.model.family import find_preset
 from tfanet.model.layers.swin import look_at_neighbours
 from tfanet.progress import Progress
+from tfanet.training.options import CommonOptions, check_positive
 
 __all__ = ["PretrainOptions", "category_loss", "pretrain"]
 
@@ -33,30 +34,19 @@ RISE, CLIP = 0.05, 1.0  # share of the steps in which the rate rises; largest no
 
 
 @dataclass(frozen=True)
-class PretrainOptions:
-    """Arguments of `pretrain`: where data lies as in `ReferDataset`, AdamW with a cosine schedule.
+class PretrainOptions(CommonOptions):
+    """Arguments of `pretrain`: AdamW with a cosine schedule; `output` gets `model.safetensors`.
 
-    `output` is a folder, which gets `model.safetensors`. `lr` is the largest rate; `batch` pictures
-    make a step.
+    `lr` is the largest rate; `batch` pictures make a step.
     """
 
-    data: str | Path
-    output: str | Path
-    dataset: str | None = None
-    split: str = "train"
-    split_by: str | None = None
-    images: str | Path | None = None
     preset: str = "crossvlt-tiny"
     steps: int = 2500
     batch: int = 12
     lr: float = 3e-3
-    seed: int = 0
-    workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}: it must be more than 0")
+        check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
 
 
 class CategoryHead(nn.Module):

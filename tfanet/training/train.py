@@ -6,7 +6,8 @@ import copy
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
 from tfanet.model.family import Family, find_preset
 from tfanet.model.training import Batch, Training
 from tfanet.progress import Progress
+from tfanet.training.options import CommonOptions, check_positive
 from tfanet.training.state import Average, load_state, save_state
 
 __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
@@ -35,24 +37,20 @@ SCHEDULES = ("cosine", "constant-cosine", "polynomial")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(CommonOptions):
     """What to train on what, and how; a None is filled in from the preset's recipe.
 
     `steps` overrides `epochs`; `stop_after` ends early without changing the schedule, to be
-    resumed. `batch` is per process. `pretrained_scale` multiplies the rate of what its family
-    usually takes from other trainings: backbone and text.
+    resumed. `batch` is per process. `rates` are factors on `lr` by beginnings of names, of which
+    the longest counts, beside those of the recipe: less than 1 for what other trainings left
+    behind, and for layers that add up thousands of values, which Adam moves too far at the rate of
+    the others.
     `schedule`: after `warmup` linear steps "cosine" or "polynomial" (a power of 0.9), or
     "constant-cosine" (constant for the first half). `clip` is the largest gradient norm, 0 for
     none. `ema` is the decay of averaged weights, 0 for none. `precision`: "no", "bf16" or "fp16".
     `init` is a checkpoint to start from.
     """
 
-    data: str | Path
-    output: str | Path
-    dataset: str | None = None
-    split: str = "train"
-    split_by: str | None = None
-    images: str | Path | None = None
     preset: str = "tfanet-tiny"
     init: str | Path | None = None
     image_size: tuple[int, int] | None = None
@@ -62,7 +60,7 @@ class TrainOptions:
     stop_after: int | None = None
     batch: int | None = None
     lr: float | None = None
-    pretrained_scale: float | None = None
+    rates: Mapping[str, float] | None = None
     weight_decay: float | None = None
     schedule: str | None = None
     warmup: int | None = None
@@ -72,20 +70,16 @@ class TrainOptions:
     precision: str = "no"
     all_sentences: bool = False
     by_picture: bool | None = None
-    seed: int = 0
-    workers: int = 0
     save_every: int = 500
     resume: bool = False
 
     def filled(self) -> TrainOptions:
         """These options with every None of the recipe filled in. Raises InputError on bad ones."""
-        recipe = asdict(_training(find_preset(self.preset)[0]).recipes[self.preset])
+        recipe = vars(_training(find_preset(self.preset)[0]).recipes[self.preset])
         done = replace(self, **{k: v for k, v in recipe.items() if getattr(self, k) is None})
-        positive = {"batch": done.batch, "lr": done.lr, "save_every": done.save_every}
-        positive |= {"steps": done.steps, "epochs": done.epochs, "stop_after": done.stop_after}
-        for name, value in positive.items():
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}: it must be more than 0")
+        done = replace(done, rates={**recipe["rates"], **(self.rates or {})})
+        check_positive(batch=done.batch, lr=done.lr, save_every=done.save_every)
+        check_positive(steps=done.steps, epochs=done.epochs, stop_after=done.stop_after)
         if done.schedule not in SCHEDULES:
             raise InputError(f"schedule {done.schedule!r}: choose {' or '.join(SCHEDULES)}")
         if done.precision not in ("no", "bf16", "fp16"):
@@ -116,26 +110,39 @@ def learning_rate_at(step: int, steps: int, options: TrainOptions) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, pretrained_scale: float
+    model: nn.Module, weight_decay: float, rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """AdamW groups by (decay or not, pretrained part or new); each has its `lr_scale`.
+    """AdamW groups by (decay or not, factor on the rate); each has its `lr_scale`.
 
     No decay on what the model's family names, nor on what has fewer than two dimensions: norms,
-    biases, gains.
+    biases, gains. Raises InputError for rates that are no numbers from 0, or of no weight.
     """
+    for beginning, factor in rates.items():
+        if not 0 <= factor < math.inf:
+            raise InputError(f"the rate of {beginning!r} is {factor}: give a factor from 0")
     training = _training(family_of(model))
     spared = tuple(f".{name}" for name in training.no_decay)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    unused = set(rates)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         decays = parameter.ndim >= 2 and not f".{name}".endswith(spared)
-        groups.setdefault((decays, name.startswith(training.pretrained)), []).append(parameter)
+        beginnings = [begin for begin in rates if name.startswith(begin)]
+        unused.difference_update(beginnings)
+        scale = rates[max(beginnings, key=len)] if beginnings else 1.0
+        groups.setdefault((decays, scale), []).append(parameter)
+    if unused:
+        parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise InputError(
+            f"no weight's name begins with {sorted(unused)[0]!r}: the parts of this model are "
+            + ", ".join(parts)
+        )
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "lr_scale": pretrained_scale if pretrained else 1.0,
+            "lr_scale": scale,
         }
-        for (decays, pretrained), parameters in groups.items()
+        for (decays, scale), parameters in groups.items()
     ]
 
 
@@ -243,7 +250,8 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     steps = options.steps or max(1, round(per_epoch * (options.epochs or 1) / global_batch))
 
     assert options.weight_decay is not None
-    groups = parameter_groups(model, options.weight_decay, options.pretrained_scale or 1.0)
+    assert options.rates is not None
+    groups = parameter_groups(model, options.weight_decay, options.rates)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.999), fused=True)

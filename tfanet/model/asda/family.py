@@ -74,14 +74,20 @@ FAMILY = Family(
                 epochs=30.0,
                 batch=28,
                 lr=5e-5,
-                pretrained_scale=0.1,
+                rates={"visumodel.": 0.1, "textmodel": 0.1, "positional_embedding": 0.1},
                 weight_decay=0.0,
                 schedule="constant-cosine",
             ),
             "asda-tiny": Recipe(
-                epochs=2.0, batch=12, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+                epochs=2.2,
+                batch=12,
+                lr=1e-3,
+                rates={"visumodel.": 0.1, "positional_embedding": 0.1, "projout.": 0.03},
+                warmup=200,
+                clip=1.0,
+                ema=0.998,
+                by_picture=True,
             ),
         },
-        pretrained=("visumodel.", "textmodel", "positional_embedding"),
     ),
 )

@@ -72,6 +72,5 @@ FAMILY = Family(
             ),
         },
         no_decay=("relative_position_bias_table",),
-        pretrained=("backbone.", "lang_stage"),
     ),
 )

@@ -80,13 +80,17 @@ FAMILY = Family(
         recipes={
             # AdamW, batch and epochs [paper]; rates and decay [Mask2Former].
             "instalign-base": Recipe(
-                epochs=20.0, batch=32, lr=1e-4, pretrained_scale=0.1, weight_decay=0.05, clip=0.01
+                epochs=20.0,
+                batch=32,
+                lr=1e-4,
+                rates={"backbone.": 0.1, "text_encoder.": 0.1},
+                weight_decay=0.05,
+                clip=0.01,
             ),
             "instalign-tiny": Recipe(
                 epochs=1.25, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
             ),
         },
         no_decay=("relative_position_bias_table", "query_feat.weight", "query_embed.weight"),
-        pretrained=("backbone.", "text_encoder."),
     ),
 )

@@ -47,7 +47,11 @@ FAMILY = Family(
             # The paper's: constant to half of the training, then cosine; half the rate where
             # pretrained.
             "tfanet-base": Recipe(
-                epochs=50.0, batch=8, lr=5e-5, pretrained_scale=0.5, schedule="constant-cosine"
+                epochs=50.0,
+                batch=8,
+                lr=5e-5,
+                rates={"backbone.": 0.5, "text.": 0.5},
+                schedule="constant-cosine",
             ),
             "tfanet-tiny": Recipe(
                 epochs=2.0, batch=12, lr=1.5e-3, warmup=100, clip=1.0, by_picture=True
@@ -55,6 +59,5 @@ FAMILY = Family(
         },
         # The scan's own parameters, X-Norm's gains and the weights of MLAM's scales.
         no_decay=("A_logs", "Ds", "dt_projs_bias", "gamma", "w"),
-        pretrained=("backbone.", "text."),
     ),
 )

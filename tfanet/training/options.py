@@ -1,0 +1,36 @@
+"""What every training is told: where its data lies, and where its results go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfanet.errors import InputError
+
+__all__ = ["CommonOptions", "check_positive"]
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Data as in `ReferDataset`, and `output`, the folder for checkpoints.
+
+    `seed` decides the fresh weights and the order of samples; `workers` are processes that load
+    pictures.
+    """
+
+    data: str | Path
+    output: str | Path
+    dataset: str | None = None
+    split: str = "train"
+    split_by: str | None = None
+    images: str | Path | None = None
+    seed: int = 0
+    workers: int = 0
+
+
+def check_positive(**values: float | None) -> None:
+    """Raises InputError for what is given and not a number above 0."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}: it must be more than 0")
