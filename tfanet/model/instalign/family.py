@@ -88,7 +88,14 @@ FAMILY = Family(
                 clip=0.01,
             ),
             "instalign-tiny": Recipe(
-                epochs=1.25, batch=24, lr=1e-3, warmup=200, clip=1.0, ema=0.998, by_picture=True
+                epochs=1.25,
+                batch=24,
+                lr=1e-3,
+                rates={"backbone.": 0.1},
+                warmup=200,
+                clip=1.0,
+                ema=0.998,
+                by_picture=True,
             ),
         },
         no_decay=("relative_position_bias_table", "query_feat.weight", "query_embed.weight"),
