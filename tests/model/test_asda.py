@@ -85,9 +85,11 @@ def token_ids(batch: int, config: ASDAConfig = SMALL) -> Tensor:
 
 
 def fresh(config: ASDAConfig = SMALL, seed: int = 0) -> ASDA:
-    """In evaluation mode, with statistics as after a training."""
+    """In evaluation mode, with statistics and coefficients as after a training."""
     torch.manual_seed(seed)
     model = ASDA(config).eval()
+    for layer in (model.proj3, model.projout):  # fresh ones hardly listen to the words
+        layer.reset_parameters()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)
