@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "checkpoints"
 FILES = sorted(FOLDER.glob("*.safetensors"))
 # On pictures that nobody has trained on or chosen by, a little under what the page says.
 LEAST = {
+    "asda-tiny": {"mIoU": 72.0},
     "crossvlt-tiny": {"mIoU": 75.0},
 }
 
