@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,11 @@ def test_one_is_of_its_preset_in_half_precision(path: Path) -> None:
     _, config = find_preset(path.stem)
     assert load_model(path).config == config
     with safe_open(path, "pt") as file:
-        kinds = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118
-    assert kinds.count("F16") > 0.9 * len(kinds)
+        parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+    sizes = {part.get_dtype(): 0 for part in parts}
+    for part in parts:
+        sizes[part.get_dtype()] += math.prod(part.get_shape())
+    assert sizes["F16"] > 0.99 * sum(sizes.values())  # statistics of batch norms stay in float32
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
