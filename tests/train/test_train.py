@@ -209,9 +209,9 @@ def test_rates_that_are_said_stand_beside_those_of_the_recipe(
     rates = TrainOptions("d", "o", preset="asda-tiny", rates=said).filled().rates
     kept = {"visumodel.": 0.1, "positional_embedding": 0.1}
     assert rates == kept | said
-    words = ["train", "--data", "d", "--output", "o", "--rate", "backbone."]
-    assert main(words) == 1
-    assert "--rate is 'backbone.': give NAME=FACTOR" in capsys.readouterr().err
+    for wrong in ("backbone.", "0.1", "=0.1", "backbone.=fast"):
+        assert main(["train", "--data", "d", "--output", "o", "--rate", wrong]) == 1
+        assert f"--rate is {wrong!r}: give NAME=FACTOR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,12 @@ def _rate(text: str) -> tuple[str, float]:
     """`backbone.=0.1`."""
     name, _, factor = text.rpartition("=")
     try:
-        return name, float(factor)
+        rate = float(factor)
     except ValueError:
-        raise InputError(f"--rate is {text!r}: give NAME=FACTOR, such as backbone.=0.1") from None
+        name = ""
+    if not name:
+        raise InputError(f"--rate is {text!r}: give NAME=FACTOR, such as backbone.=0.1")
+    return name, rate
 
 
 def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:
