@@ -18,7 +18,7 @@ from tfanet.data import ReferDataset, make_shapes
 from tfanet.data.batches import make_loader
 from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model
-from tfanet.model.family import find_family
+from tfanet.model.family import FAMILIES, find_family
 from tfanet.model.tfanet.config import PRESETS
 from tfanet.model.tfanet.loss import segmentation_loss
 from tfanet.model.tfanet.network import TFANet
@@ -200,6 +200,16 @@ def test_the_longest_beginning_of_a_name_says_its_rate() -> None:
         parameter_groups(model, 0.0, {"backbone.": 0.1, "backbones": 0.1})
     with pytest.raises(InputError, match=r"the rate of 'text\.' is -1: give a factor from 0"):
         parameter_groups(model, 0.0, {"text.": -1})
+
+
+@pytest.mark.parametrize("family", [each for each in FAMILIES if find_family(each).training])
+def test_every_recipe_names_weights_that_there_are(family: str) -> None:
+    training = find_family(family).training
+    assert training is not None
+    model = load_model(f"{family}-tiny")
+    for recipe in training.recipes.values():
+        factors = {group["lr_scale"] for group in parameter_groups(model, 0.0, recipe.rates)}
+        assert factors == {1.0, *recipe.rates.values()}
 
 
 def test_rates_that_are_said_stand_beside_those_of_the_recipe(

@@ -76,8 +76,8 @@ class TrainOptions(CommonOptions):
     def filled(self) -> TrainOptions:
         """These options with every None of the recipe filled in. Raises InputError on bad ones."""
         recipe = vars(_training(find_preset(self.preset)[0]).recipes[self.preset])
-        done = replace(self, **{k: v for k, v in recipe.items() if getattr(self, k) is None})
-        done = replace(done, rates={**recipe["rates"], **(self.rates or {})})
+        missing = {k: v for k, v in recipe.items() if getattr(self, k) is None}
+        done = replace(self, **missing | {"rates": {**recipe["rates"], **(self.rates or {})}})
         check_positive(batch=done.batch, lr=done.lr, save_every=done.save_every)
         check_positive(steps=done.steps, epochs=done.epochs, stop_after=done.stop_after)
         if done.schedule not in SCHEDULES:

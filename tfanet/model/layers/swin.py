@@ -32,7 +32,7 @@ __all__ = [
 
 PATCH = 4
 SHIFT_MASK = -100.0  # added where two pixels of a window come from different ends of the map
-GAIN = 0.8  # of linear layers: a little less than what passes through
+GAIN = 0.8  # size of what a narrow linear layer gives, in sizes of what it takes
 STEEP = -4.0  # what a head's bias loses at one pixel from where it looks
 INDEX = "attn.relative_position_index"
 
