@@ -255,7 +255,7 @@ static void* predict_until_closed(void* argument) {
   pthread_mutex_lock(&lock);
   ++opened;
   pthread_mutex_unlock(&lock);
-  for (int i = 0; i < 50; ++i) CHECK(try_image(runtime, image) == TFANET_OK);
+  for (int i = 0; i < 10; ++i) CHECK(try_image(runtime, image) == TFANET_OK);
   pthread_mutex_lock(&lock);
   ++finished;
   pthread_mutex_unlock(&lock);

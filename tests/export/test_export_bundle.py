@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -228,38 +225,51 @@ def test_a_killed_export_leaves_no_half_bundle(checkpoint, bundle, tmp_path):
     """Killed at moments spread over the writing, the final name holds the old bundle, or none."""
     target = tmp_path / "bundle"
     # The slow part, tracing, is replaced by the files of a finished export: the writing remains.
+    # Each export is a fork of one process, which need not import PyTorch again.
     code = f"""
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 from tfanet.export import bundle as b
-done = Path({str(bundle.path)!r})
+from tfanet.model.checkpoint import load_model
+done, target = Path({str(bundle.path)!r}), {str(target)!r}
 def write(work, *rest):
     for path in sorted(done.iterdir()):
         with open(work / path.name, "wb") as file:
             for start in range(0, path.stat().st_size, 65536):
                 file.write(path.read_bytes()[start : start + 65536]); file.flush()
 b._write = write
-from tfanet.model.checkpoint import load_model
 model = load_model({str(checkpoint)!r})
-print("ready", flush=True)
-for _ in range(1000):
-    b.export_bundle(model, {str(target)!r}, overwrite=True)
-    print("whole", flush=True)
+for attempt in map(int, sys.stdin):
+    read, wrote = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(wrote, b"r")
+        while True:
+            b.export_bundle(model, target, overwrite=True)
+            os.write(wrote, b"w")
+    os.close(wrote)
+    for _ in range(attempt + 1):
+        assert os.read(read, 1), "the export ended"
+    time.sleep(0.02 + 0.037 * attempt)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    os.close(read)
+    print("killed", flush=True)
 """
-    for attempt in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for _ in range(attempt):
-            assert process.stdout.readline() == "whole\n"
-        time.sleep(0.02 + 0.037 * attempt)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert target.exists() or attempt == 0
-        if target.exists():
-            Bundle.open(target)  # complete, with every checksum
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for attempt in range(6):
+            print(attempt, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "killed\n"
+            assert target.exists() or attempt == 0
+            if target.exists():
+                Bundle.open(target)  # complete, with every checksum
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_config import SMALL
 
 from tfanet.cli import main
 from tfanet.data import ReferDataset, make_shapes
@@ -17,7 +18,6 @@ from tfanet.evaluation.evaluate import evaluate
 from tfanet.evaluation.protocols import AT_MODEL_SIZE, AT_PICTURE_SIZE, PROTOCOLS
 from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
 from tfanet.model.family import FAMILIES, find_family
-from tfanet.model.tfanet.config import PRESETS
 from tfanet.model.tfanet.network import TFANet
 from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
 from tfanet.runtime.preprocess import image_to_tensor, load_image
@@ -34,7 +34,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "fresh.safetensors"
-    save_checkpoint(path, TFANet(PRESETS["tfanet-tiny"]))
+    save_checkpoint(path, TFANet(replace(SMALL, text_length=20)))
     return path
 
 
