@@ -34,6 +34,7 @@ from tfanet.runtime.bundle.manifest import (
     Manifest,
 )
 from tfanet.runtime.bundle.onnx_file import check_self_contained
+from tfanet.runtime.shipped import SHIPPED
 
 __all__ = [
     "FILES",
@@ -321,7 +322,9 @@ def _own_file(root: Path, name: str) -> BufferedReader:
 
 
 def _check_plain(path: Path, facts: os.stat_result) -> None:
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+    # Installers such as uv give the files of a package two names: here, and in their cache.
+    links = facts.st_nlink > 1 and not path.is_relative_to(SHIPPED)
+    if not stat.S_ISREG(facts.st_mode) or links:
         raise BundleError(f"{path} is a link or no regular file: a bundle holds its own files only")
 
 
