@@ -105,7 +105,7 @@ CALLS = {
 }
 
 
-OTHERS = {"data", "doctor", "evaluate", "predict", "pretrain", "train"}  # of one path each
+OTHERS = {"data", "demo", "doctor", "evaluate", "predict", "pretrain", "train"}  # of one path each
 
 
 def verb_parsers() -> dict[str, argparse.ArgumentParser]:

@@ -45,7 +45,7 @@ FP32 = OptionGroup(_add_fp32_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    predict = add_verb(verbs, "predict", run_predict, extra="runtime")
+    predict = add_verb(verbs, "predict", run_predict, extra=None)
     predict.add_argument("--bundle", required=True, help="the bundle directory")
     predict.add_argument("--digest", help="refuse every bundle but the one with this digest")
     predict.add_argument("--image", required=True, help="the picture")
@@ -71,7 +71,7 @@ def add_verbs(verbs: Verbs) -> None:
         help="engines that may run the CPU code that they carry: name only those that you built",
     )
 
-    bench = add_verb(verbs, "bench", run_bench, extra="runtime")
+    bench = add_verb(verbs, "bench", run_bench, extra=None)
     bench.add_argument("--bundle", required=True, help="the bundle directory")
     bench.add_argument(
         "--backends",

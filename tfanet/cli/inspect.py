@@ -48,10 +48,10 @@ def add_verbs(verbs: Verbs) -> None:
     what.add_argument("--bundle", help="a bundle directory")
     BUNDLE.add(info)
     PRESET.add(info)
-    verify = add_verb(verbs, "verify", run_verify, extra="runtime")
+    verify = add_verb(verbs, "verify", run_verify, extra=None)
     verify.add_argument("--bundle", required=True, help="the bundle directory")
     verify.add_argument("--digest", help="what `tfanet info` printed where the bundle was made")
-    add_verb(verbs, "doctor", run_doctor, extra="runtime")
+    add_verb(verbs, "doctor", run_doctor, extra=None)
 
 
 def run_info(args: argparse.Namespace) -> tuple[Any, str]:

@@ -23,12 +23,16 @@ Result = tuple[Any, str]
 
 
 def add_verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], Result], *, extra: str = "export"
+    verbs: Verbs,
+    name: str,
+    run: Callable[[argparse.Namespace], Result],
+    *,
+    extra: str | None = "export",
 ) -> argparse.ArgumentParser:
     """Add a verb whose help is `run`'s docstring.
 
     `run` returns what `--json` prints and the text for people. `extra` is the part of tfanet
-    to install when a module is missing.
+    to install when a module is missing; None of a verb that tfanet alone runs.
     """
     summary = (run.__doc__ or "").strip()
     parser: argparse.ArgumentParser = verbs.add_parser(
@@ -38,7 +42,7 @@ def add_verb(
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print the result as JSON"
     )
-    parser.set_defaults(run=run, extra=extra)
+    parser.set_defaults(run=run, package=f"'tfanet[{extra}]'" if extra else "tfanet")
     return parser
 
 
