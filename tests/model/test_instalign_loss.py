@@ -92,6 +92,39 @@ def test_every_parameter_learns(points: int) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_sentences_of_a_picture_share_its_pixels() -> None:
+    """Side by side they cost one picture, and loss and gradients are those of pictures apart."""
+    torch.manual_seed(3)
+    model = InstAlign(SMALL).double().eval()
+    three = {
+        k: v.double() if k in ("image", "word_mask", "target") else v for k, v in batch().items()
+    }
+    three["instances"] = [masks.double() for masks in three["instances"]]
+    three["image"][1] = -three["image"][1]
+
+    def order(*rows: int) -> dict[str, Any]:
+        return {
+            k: [v[row] for row in rows] if isinstance(v, list) else v[list(rows)]
+            for k, v in three.items()
+        }
+
+    counts: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+    found = []
+    for rows in ((0, 2, 1), (0, 1, 2)):
+        value, logit = loss(model, order(*rows))
+        gradients = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+        found.append((value, logit[rows.index(2)], gradients))
+    assert counts == [2, 3]
+    (value, logit, gradients), (apart, logit_apart, gradients_apart) = found
+    torch.testing.assert_close(value, apart)
+    torch.testing.assert_close(logit, logit_apart)
+    for one, other in zip(gradients, gradients_apart, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_without_any_instance_has_a_loss() -> None:
     torch.manual_seed(1)
     nothing = {k: v[2:] for k, v in batch().items()}

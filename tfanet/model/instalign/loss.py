@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfanet.model.instalign.pixel_decoder import DecodedPixels
 from tfanet.model.instalign.predictor import Predictor, State
 from tfanet.model.layers.losses import dice_loss
 from tfanet.model.training import Batch
@@ -36,7 +37,8 @@ def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     predictor: Predictor = network.sem_seg_head.predictor
     mask, target, nothing = batch["word_mask"], batch["target"], batch["no_target"] > 0.5
     (words,) = network.encode_text(batch["token_ids"])
-    pixels, states = network.states(batch["image"], words, mask)
+    pixels = _pixels_of(network, batch["image"])
+    states = predictor(pixels, words.transpose(1, 2), mask)
     instances, points = batch["instances"], network.config.loss_points
     total = torch.stack(
         [_layer_loss(predictor, pixels.features, s, mask, instances, points) for s in states]
@@ -57,6 +59,19 @@ def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     logits = predictor.no_target_logits(relevance, state, mask)
     class_weights = logits.new_tensor(CLASS_WEIGHTS)
     return total + NO_TARGET * F.cross_entropy(logits, nothing.long(), class_weights), merged
+
+
+def _pixels_of(network: Any, image: Tensor) -> DecodedPixels:
+    """`InstAlign.pixels` of a batch (B, 3, H, W), each picture that follows itself taken once.
+
+    Words do not meet the picture before the decoder, so all sentences of a picture share what most
+    of a step is spent on.
+    """
+    changed = (image[1:] != image[:-1]).flatten(1).any(1)
+    new = torch.cat([changed.new_ones(1), changed])
+    which = new.cumsum(0) - 1
+    pixels = network.pixels(image[new])
+    return DecodedPixels(pixels.features[which], [m[which] for m in pixels.maps])
 
 
 def phrase_distance(predictor: Predictor, state: State, word_mask: Tensor) -> Tensor:

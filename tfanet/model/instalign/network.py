@@ -20,7 +20,7 @@ from tfanet.errors import InputError
 from tfanet.model.config import check_image_size
 from tfanet.model.instalign.config import InstAlignConfig
 from tfanet.model.instalign.pixel_decoder import DecodedPixels, PixelDecoder
-from tfanet.model.instalign.predictor import Predictor, State
+from tfanet.model.instalign.predictor import Predictor
 from tfanet.model.layers.bert import BertEmbeddings, BertEncoder, init_bert, key_mask
 from tfanet.model.layers.swin import (
     PatchEmbed,
@@ -140,17 +140,14 @@ class InstAlign(nn.Module):
             )
         return (self.text_encoder(token_ids).transpose(1, 2),)
 
-    def states(
-        self, image: Tensor, words: Tensor, word_mask: Tensor
-    ) -> tuple[DecodedPixels, list[State]]:
-        """What the pixel decoder gives, and the states of all layers; arguments as for `segment`.
+    def pixels(self, image: Tensor) -> DecodedPixels:
+        """What the pixel decoder gives of pictures (B, 3, H, W), before any word.
 
         Raises:
             InputError: for a size that is not a multiple of 32.
         """
         check_image_size((image.shape[2], image.shape[3]))
-        pixels = self.sem_seg_head.pixel_decoder(self.backbone(image))
-        return pixels, self.sem_seg_head.predictor(pixels, words.transpose(1, 2), word_mask)
+        return self.sem_seg_head.pixel_decoder(self.backbone(image))
 
     def segment(
         self, image: Tensor, words: Tensor, word_mask: Tensor
@@ -165,8 +162,8 @@ class InstAlign(nn.Module):
             each query (B, N), from 0 to 1; their masks' logits s (B, N, H/4, W/4); the share of
             each word in each query, R (B, N, L).
         """
-        pixels, states = self.states(image, words, word_mask)
-        predictor, state = self.sem_seg_head.predictor, states[-1]
+        predictor, pixels = self.sem_seg_head.predictor, self.pixels(image)
+        state = predictor(pixels, words.transpose(1, 2), word_mask)[-1]
         instances = predictor.instance_logits(state.queries, pixels.features)
         relevance = torch.sigmoid(predictor.relevance_logit(state.queries))
         # The sum has one channel, the instances a hundred: it is what is resized [ours].
