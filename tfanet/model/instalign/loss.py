@@ -71,7 +71,7 @@ def _pixels_of(network: Any, image: Tensor) -> DecodedPixels:
     new = torch.cat([changed.new_ones(1), changed])
     which = new.cumsum(0) - 1
     pixels = network.pixels(image[new])
-    return DecodedPixels(pixels.features[which], [m[which] for m in pixels.maps])
+    return DecodedPixels(pixels.features[which], tuple(m[which] for m in pixels.maps))
 
 
 def phrase_distance(predictor: Predictor, state: State, word_mask: Tensor) -> Tensor:
