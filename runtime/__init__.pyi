@@ -1,14 +1,15 @@
 from .bundle import Bundle as Bundle
 from .bundle import BundleError as BundleError
 from .bundle import Manifest as Manifest
+from .overlay import save_mask as save_mask
+from .picture import ImageError as ImageError
+from .picture import load_image as load_image
 from .prediction import Instance as Instance
 from .prediction import Prediction as Prediction
 from .prediction import Sentence as Sentence
 from .prediction import Word as Word
 from .predictor import Predictor as Predictor
-from .preprocess import ImageError as ImageError
 from .preprocess import image_to_tensor as image_to_tensor
-from .preprocess import load_image as load_image
 from .preprocess import logits_to_mask as logits_to_mask
 from .tokenizer import TextError as TextError
 from .tokenizer import TextTokenizer as TextTokenizer

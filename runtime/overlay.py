@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tfanet.runtime.preprocess import ImageError
+from tfanet.runtime.picture import ImageError
 
 __all__ = ["overlay", "save_mask", "save_overlay"]
 

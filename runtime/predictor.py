@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from types import TracebackType
+from typing import Any, Self, overload
 
 import numpy as np
-from PIL import Image
 
-from tfanet.errors import InputError, MissingDependencyError, TfanetError, plain
-from tfanet.plugins.libraries import ort_library_path
-from tfanet.runtime.backends.choose import Options, open_graphs
-from tfanet.runtime.backends.engine import EngineGraph
-from tfanet.runtime.backends.session import check_interface
-from tfanet.runtime.bundle.contract import Postprocessing
-from tfanet.runtime.bundle.graphs import IMAGE, TEXT, image_feed, names_of
-from tfanet.runtime.bundle.read import FILES, Bundle, BundleError
-from tfanet.runtime.prediction import Instance, Prediction, Sentence, words_of
-from tfanet.runtime.preprocess import (
-    load_image,
-    picture_to_tensor,
-    plane_to_mask,
-    probability,
-)
-from tfanet.runtime.tokenizer import check_text, listed, tokenizer_of
+from tfanet.errors import InputError, plain, shown
+from tfanet.runtime.ahead import ahead
+from tfanet.runtime.answers import Asked, Prepared, answers, prepare
+from tfanet.runtime.picture import ImageError, Picture
+from tfanet.runtime.postprocess import INSTANCE
+from tfanet.runtime.prediction import Prediction, Sentence
+from tfanet.runtime.running import RunningBundle
+from tfanet.runtime.tokenizer import check_text, listed
+from tfanet.runtime.video import video_frames
 
 __all__ = ["Predictor"]
 
-RELEVANT = 0.5  # an instance is meant from here on
-INSTANCE = Postprocessing("logit", 0.0)
-BATCH = 4  # sentences that run together: a larger batch is no faster and takes more memory
-Picture = str | Path | Image.Image | np.ndarray
+Text = str | Sentence
+OnError = Callable[[int, ImageError], object]
 
 
 class Predictor:
@@ -74,93 +63,152 @@ class Predictor:
         cache_size: int = 256,
         host_code: Sequence[str] = (),
     ) -> None:
-        if cache_size < 0:
-            raise InputError(f"cache_size is {cache_size}: give the number of sentences, 0 or more")
-        self.bundle = Bundle.open(bundle, digest=digest, later=FILES)
-        self._tokenizer = tokenizer_of(self.bundle)
-        self._interface = self.bundle.manifest.interface
-        self._library = _library(op_library)
-        options = Options(threads, device, self._library, host_code)
-        self._running = open_graphs(self.bundle, backend, options)
-        self.bundle.check_unread()
-        self._text, self._image = self._running.text, self._running.image
-        self._check()
-        self._given = {
-            name: names_of(graph.get_outputs())
-            for name, graph in ((TEXT, self._text), (IMAGE, self._image))
+        self._options: dict[str, Any] = {
+            "backend": backend,
+            "threads": threads,
+            "device": device,
+            "op_library": op_library,
+            "cache_size": cache_size,
+            "host_code": tuple(host_code),
         }
-        self._cache: OrderedDict[str, Sentence] = OrderedDict()
-        self._cache_size = cache_size
-        self._lock = threading.Lock()
+        self._running = RunningBundle(bundle, digest=digest, **self._options)
+        self.bundle = self._running.bundle
 
     def info(self) -> dict[str, Any]:
         """The backend, why better ones were passed over, what runs the scan and INT8, the model."""
-        running = self._running
-        return {
-            "backend": running.backend,
-            "engine": running.engine,
-            "device": running.device,
-            "batches": list(running.batches),
-            "passed_over": running.passed_over,
-            "op_library": None if self._library is None else str(self._library),
-            "scan": running.scan,
-            "int8": running.int8,
-            "bundle": str(self.bundle.path),
-            "digest": self.bundle.digest,
-            "family": self.bundle.manifest.family,
-            "model": self.bundle.manifest.preset,
-            "image_size": list(self.bundle.manifest.preprocessing.size),
-            "text_length": self.bundle.manifest.text.length,
-            "outputs": list(self._interface.image_outputs),
-        }
+        return self._running.info()
 
+    # A str is a Sequence of str, too: the first form that fits is meant.
     @overload
-    def __call__(self, image: Picture, text: str) -> Prediction: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, image: Picture, text: Text, *, threshold: float | None = None
+    ) -> Prediction: ...
     @overload
-    def __call__(self, image: Picture, text: list[str]) -> list[Prediction]: ...
-    def __call__(self, image: Picture, text: str | Sequence[str]) -> Prediction | list[Prediction]:
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        image: Picture,
+        text: Sequence[Text],
+        *,
+        threshold: float | None = None,
+    ) -> list[Prediction]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        image: Sequence[Picture],
+        text: Text,
+        *,
+        threshold: float | None = None,
+    ) -> list[Prediction]: ...
+    @overload
+    def __call__(
+        self,
+        image: Sequence[Picture],
+        text: Sequence[Text],
+        *,
+        threshold: float | None = None,
+    ) -> list[list[Prediction]]: ...
+    def __call__(self, image: Any, text: Any, *, threshold: float | None = None) -> Any:
         """Segment what `text` names in `image`.
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W, 3), of any size.
-            text: one sentence, or a list of them for the same picture, which then is prepared
-                once and runs with up to 4 sentences at a time where the bundle's batch is dynamic.
+            image: a picture of any size, as `load_image` takes it: a path, bytes, an open file, a
+                PIL image, an array or a tensor; or a list or tuple of them.
+            text: a sentence, as text or as `encode_text` gives it, or a list or tuple of them.
+            threshold: how likely a pixel of a mask is to be meant at least, between 0 and 1; None
+                takes the bundle's own, in most 0.5.
+
+        Each picture is prepared once and each sentence encoded once; up to 4 pairs of them run
+        together where the bundle's batch is dynamic.
 
         Returns:
-            A Prediction, or for a list one for each sentence, in its order.
+            A Prediction; for several sentences or several pictures a list of them in that order;
+            for both, of each picture the list of its sentences' predictions.
 
         Raises:
-            ImageError, TextError: naming what is wrong with the picture or a sentence.
+            ImageError, TextError: naming what is wrong with a picture or a sentence.
+            InputError: for an empty list, a threshold that is none, or another model's sentence.
             BundleError: where a graph fails in its runtime.
         """
-        predictions = self._predict(image, listed(text))
-        return predictions[0] if isinstance(text, str | bytes) else predictions
+        asked = self._asked(text, threshold)
+        if isinstance(image, str | bytes | bytearray) or not isinstance(image, Sequence):
+            found = list(
+                answers(self._running, [prepare(image, self.bundle.manifest.preprocessing)], asked)
+            )
+            return found[0] if _single(text) else found
+        if not image:
+            raise InputError("the list of pictures is empty: pass one or more")
+        found = list(answers(self._running, ahead(self._prepared(image, "picture", None)), asked))
+        if _single(text):
+            return found
+        count = len(asked.sentences)
+        return [found[start : start + count] for start in range(0, len(found), count)]
+
+    @overload
+    def stream(  # type: ignore[overload-overlap]
+        self,
+        frames: str | Path | Iterable[Picture],
+        text: Text,
+        *,
+        threshold: float | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Prediction]: ...
+    @overload
+    def stream(
+        self,
+        frames: str | Path | Iterable[Picture],
+        text: Sequence[Text],
+        *,
+        threshold: float | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[list[Prediction]]: ...
+    def stream(
+        self,
+        frames: Any,
+        text: Any,
+        *,
+        threshold: float | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Any]:
+        """Segment what `text` names in each frame of a video, in order.
+
+        The next frame is decoded and prepared while one runs; no more than these two are held, so
+        a video may be of any length, and a camera's never end.
+
+        Args:
+            frames: the path of a video (needs `pip install 'tfanet[video]'`), or anything that
+                gives pictures one after the other.
+            text, threshold: as of a call.
+            on_error: called with the number of a frame that cannot be used, from 0, and its error;
+                the frame is left out. Without it, the error ends the stream. It is called from
+                another thread.
+
+        Returns:
+            An iterator of what a call gives for each frame.
+
+        Raises:
+            ImageError: naming the video or the frame. Others as a call's. What concerns no frame is
+                raised at once, the rest when the frame is due.
+        """
+        asked = self._asked(text, threshold)
+        if isinstance(frames, str | Path):
+            frames = video_frames(frames)
+        elif isinstance(frames, bytes) or not isinstance(frames, Iterable):
+            raise InputError(
+                f"the frames are a {type(frames).__name__}: give the path of a video, or a list or "
+                "generator of pictures"
+            )
+        return self._stream(frames, asked, _single(text), on_error)
 
     def encode_text(self, text: str) -> Sentence:
         """The features of a sentence, read-only, from the cache where they are.
 
         A sentence that is too long is cut, with a warning when it is encoded.
         """
-        text = check_text(text)
-        with self._lock:
-            known = self._cache.get(text)
-            if known is not None:
-                self._cache.move_to_end(text)
-                return known
-        ids, mask = self._tokenizer(text)
-        features = self._call(TEXT, {"token_ids": ids})
-        encoded = Sentence(features, mask, self._tokenizer.words(text))
-        for array in (*encoded.features.values(), mask):
-            array.flags.writeable = False  # it may serve other threads from the cache
-        with self._lock:
-            self._cache[text] = encoded
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return encoded
+        return self._running.encode(text)
 
     def tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (1, L) int64 and word mask (1, L) float32 of a sentence."""
-        return self._tokenizer(check_text(text))
+        return self._running.tokenizer(check_text(text))
 
     def predict_tensors(self, image: Any, sentence: Sentence) -> np.ndarray:
         """Logits (B, 1, h, w) of a preprocessed image (B, 3, h, w), as `image_to_tensor` makes it.
@@ -172,9 +220,9 @@ class Predictor:
         Raises:
             InputError: for another shape or type, and for inf and NaN in a NumPy array.
         """
-        if not isinstance(image, np.ndarray) and not isinstance(self._image, EngineGraph):
+        if not isinstance(image, np.ndarray) and not self._running.takes_device_arrays:
             raise InputError(
-                f"the image is a {type(image).__name__}: {self._running.backend} takes NumPy arrays"
+                f"the image is a {type(image).__name__}: {self._running.name} takes NumPy arrays"
             )
         if not isinstance(sentence, Sentence):
             raise InputError(
@@ -189,153 +237,91 @@ class Predictor:
                 raise InputError(f"the image is {image.dtype}, expected float32")
             if not np.isfinite(image).all():
                 raise InputError("the image holds inf or NaN: a mask of it would mean nothing")
-        return self._run(image, [sentence] * shape[0])["mask"]
+        return self._running.run(image, [sentence] * shape[0])["mask"]
 
     def preprocess(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
         """A picture as (3, h, w) float32 for `predict_tensors`, and its own size (H, W)."""
-        picture = load_image(image)
-        tensor = picture_to_tensor(picture, self.bundle.manifest.preprocessing)
+        tensor, picture, _ = prepare(image, self.bundle.manifest.preprocessing)
         return tensor, (picture.height, picture.width)
 
     def close(self) -> None:
         """Give back what is held beyond Python's memory: on a GPU, contexts and buffers.
 
-        Call it when nothing runs. TensorRT-RTX then also keeps what it compiled for the next start.
+        Call it when nothing runs; `with Predictor(...) as predictor:` does at the end. Afterwards
+        it runs nothing more. TensorRT-RTX also keeps what it compiled for the next start.
         """
         self._running.close()
 
-    def _check(self) -> None:
-        """That the graphs are what the manifest says."""
-        says = self._interface
-        length = self.bundle.manifest.text.length
-        text, image = (self.bundle.file(name) for name in (TEXT, IMAGE))
-        check_interface(self._text, text, {"token_ids": (length,)}, says.text_outputs)
-        check_interface(self._image, image, says.image_inputs, dict(says.image_outputs.values()))
+    def __enter__(self) -> Self:
+        return self
 
-    def _predict(self, image: Picture, texts: list[Any]) -> list[Prediction]:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        model = self.bundle.manifest.preset or self.bundle.manifest.family
+        what = f"{plain(model)} on {plain(self._running.name)}"
+        return f"Predictor({str(self.bundle.path)!r}, {what})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is how it was opened: the same bundle is opened again where it is unpickled."""
+        opener = partial(type(self), self.bundle.path, digest=self.bundle.digest, **self._options)
+        return opener, ()
+
+    def _asked(self, text: Any, threshold: float | None) -> Asked:
+        texts = [text] if isinstance(text, Sentence) else listed(text)
         if not texts:
             raise InputError("the list of sentences is empty: pass one or more")
+        mask, instance = self.bundle.manifest.postprocessing, INSTANCE
+        if threshold is not None:
+            if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+                raise InputError(f"threshold is {shown(threshold)}: give a number between 0 and 1")
+            if not 0 < threshold < 1:
+                raise InputError(f"threshold is {threshold}: give a probability between 0 and 1")
+            mask, instance = mask.above(threshold), instance.above(threshold)
         started = time.perf_counter()
-        tensor, size = self.preprocess(image)
-        prepared = time.perf_counter()
-        sentences = [self.encode_text(text) for text in texts]
-        encoded = time.perf_counter()
-        outputs: list[dict[str, np.ndarray]] = []  # of each sentence, by role
-        batch = min(BATCH, self._running.batches[1])
-        for start in range(0, len(texts), batch):
-            part = sentences[start : start + batch]
-            images = np.broadcast_to(tensor, (len(part), *tensor.shape))
-            found = self._run(np.ascontiguousarray(images), part)
-            outputs += [
-                {role: values[row] for role, values in found.items()} for row in range(len(part))
-            ]
-        ran = time.perf_counter()
-        results = [
-            self._result(found, sentence, size)
-            for found, sentence in zip(outputs, sentences, strict=True)
-        ]
-        done = time.perf_counter()
-        timings = {
-            "preprocess": prepared - started,
-            "text": encoded - prepared,
-            "image": ran - encoded,
-            "postprocess": done - ran,
-            "total": done - started,
-        }
-        milliseconds = {name: 1e3 * value for name, value in timings.items()}
-        return [replace(result, timings=milliseconds) for result in results]
+        sentences = [self._sentence(one) for one in texts]
+        return Asked(sentences, mask, instance, 1e3 * (time.perf_counter() - started))
 
-    def _result(
-        self, found: Mapping[str, np.ndarray], sentence: Sentence, size: tuple[int, int]
-    ) -> Prediction:
-        """A prediction of the image graph's outputs for one sentence, by role."""
-        manifest = self.bundle.manifest
-        pre, post = manifest.preprocessing, manifest.postprocessing
-        logits = found["mask"][0]
-        mask, values = plane_to_mask(logits, size, pre, post)
-        no_target, instances = None, None
-        if "no_target" in found:
-            no_target = float(probability(found["no_target"])[0])
-            if found["no_target"][0] > 0:
-                mask = np.zeros_like(mask)
-        if "instances" in found:
-            order = np.argsort(-found["relevance"], kind="stable")
-            alignments = found.get("alignment", [None] * len(order))
-            instances = tuple(
-                Instance(
-                    plane_to_mask(found["instances"][index], size, pre, INSTANCE)[0],
-                    float(found["relevance"][index]),
-                    alignments[index],
-                    words_of(sentence, alignments[index]),
+    def _sentence(self, text: Any) -> Sentence:
+        if not isinstance(text, Sentence):
+            return self.encode_text(text)
+        for name, shape in self._running.interface.text_outputs.items():
+            if name not in text.features or text.features[name].shape != (1, *shape):
+                raise InputError(
+                    f"the sentence {shown(text.text)} was encoded by another model: encode it with "
+                    "this predictor's `encode_text`"
                 )
-                for index in order
-                if found["relevance"][index] >= RELEVANT
-            )
-        score = _score(values, mask, post.value)
-        return Prediction(mask, score, logits, {}, no_target, instances)
+        return text
 
-    def _run(self, image: Any, sentences: list[Sentence]) -> dict[str, np.ndarray]:
-        """The image graph's outputs by role, of a batch."""
+    def _prepared(
+        self, sources: Iterable[Any], name: str, on_error: OnError | None
+    ) -> Generator[Prepared, None, None]:
+        """Pictures one after the other; an error begins with the name and number of its picture."""
+        for number, source in enumerate(sources):
+            try:
+                prepared = prepare(source, self.bundle.manifest.preprocessing)
+            except ImageError as error:
+                told = ImageError(f"{name} {number}: {error}")
+                if on_error is None:
+                    raise told from error
+                on_error(number, told)
+                continue
+            yield prepared
 
-        def stacked(parts: list[np.ndarray]) -> np.ndarray:
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-        features = {
-            name: stacked([sentence.features[name] for sentence in sentences])
-            for name in self._interface.text_outputs
-        }
-        mask = stacked([sentence.mask for sentence in sentences])
-        feed = image_feed(self._interface.image_inputs, image, features, mask)
-        given = self._call(IMAGE, feed)
-        found = {}
-        for role, (name, shape) in self._interface.image_outputs.items():
-            values, expected = given[name], (len(sentences), *shape)
-            if values.shape != expected or not np.issubdtype(values.dtype, np.floating):
-                raise BundleError(
-                    f"{self.bundle.file(IMAGE)} gives {values.dtype} {values.shape} for '{name}', "
-                    f"the manifest says floats {expected}: export the model again"
-                )
-            found[role] = values
-        return found
-
-    def _call(self, name: str, feed: dict[str, Any]) -> dict[str, np.ndarray]:
-        graph = self._text if name == TEXT else self._image
-        try:
-            values = graph.run(None, feed)
-        except TfanetError:
-            raise
-        except Exception as error:  # ONNX Runtime has a class for every status, all bare Exception
-            words = plain(str(error)) or type(error).__name__
-            raise BundleError(
-                f"{self.bundle.file(name)} does not run on {self._running.backend} "
-                f"({words:.300}): check the bundle with `tfanet parity`, or export it again"
-            ) from error
-        return dict(zip(self._given[name], values, strict=True))
+    def _stream(
+        self, frames: Iterable[Any], asked: Asked, single: bool, on_error: OnError | None
+    ) -> Iterator[Any]:
+        for picture in ahead(self._prepared(frames, "frame", on_error)):
+            found = list(answers(self._running, [picture], asked))
+            yield found[0] if single else found
 
 
-def _library(choice: str | Path | None) -> Path | None:
-    if choice is None:
-        return None
-    if choice == "auto":
-        try:
-            return ort_library_path()
-        except MissingDependencyError:
-            return None
-    path = Path(choice)
-    if not path.is_file():
-        raise MissingDependencyError(f"the operator library {path} does not exist: check its path")
-    return path.resolve()
-
-
-def _score(values: np.ndarray, mask: np.ndarray, kind: str) -> float:
-    """Mean probability of a mask's pixels; `values` are logits or probabilities."""
-    inside = values[mask]
-    if not inside.size:
-        return 0.0
-    if kind == "logit":
-        # In place: of 64 megapixels each step would take 256 MB.
-        np.negative(inside, out=inside)
-        np.exp(inside, out=inside)
-        inside += 1
-        np.divide(1, inside, out=inside)
-    return float(np.mean(inside))
+def _single(text: Any) -> bool:
+    """Whether one sentence was asked for, and not a list."""
+    return isinstance(text, str | bytes | Sentence)

@@ -7,5 +7,6 @@ from . import model as model
 from . import plugins as plugins
 from . import runtime as runtime
 from . import training as training
+from .runtime import Predictor as Predictor
 
 __version__: str

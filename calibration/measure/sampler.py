@@ -14,7 +14,8 @@ import numpy as np
 from tfanet.data.refer import Ref, ReferFiles
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.read import Bundle
-from tfanet.runtime.preprocess import MAX_PIXELS, load_image, picture_to_tensor
+from tfanet.runtime.picture import MAX_PIXELS, load_image
+from tfanet.runtime.preprocess import picture_to_tensor
 from tfanet.runtime.tokenizer import tokenizer_of
 
 __all__ = ["FEW", "CalibrationSet", "Item", "choose", "warn_if_small"]

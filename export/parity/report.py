@@ -37,7 +37,8 @@ from tfanet.runtime.backends.session import open_session
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, names_of
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.overlay import overlay
-from tfanet.runtime.preprocess import load_image, picture_to_tensor, plane_to_mask
+from tfanet.runtime.picture import load_image
+from tfanet.runtime.preprocess import picture_to_tensor, plane_to_mask
 from tfanet.runtime.tokenizer import tokenizer_of
 
 __all__ = ["stages_of", "write_report"]

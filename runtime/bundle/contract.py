@@ -153,6 +153,11 @@ class Postprocessing:
             return self.threshold
         return math.log(self.threshold / (1 - self.threshold))
 
+    def above(self, probability: float) -> Postprocessing:
+        """The same with another threshold, given as a probability between 0 and 1."""
+        odds = probability / (1 - probability)
+        return Postprocessing(self.value, math.log(odds) if self.value == "logit" else probability)
+
     @classmethod
     def read(cls, data: Mapping[str, Any], path: Path) -> Postprocessing:
         """Raises BundleError for what no runtime can do."""

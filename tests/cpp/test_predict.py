@@ -21,9 +21,8 @@ from hand_made import BOXED, STRETCHED, image_model, write_bundle
 from PIL import Image as PillowImage
 
 from tfanet.plugins import ort_library_path
-from tfanet.runtime import Predictor
+from tfanet.runtime import ImageError, Predictor, image_to_tensor, logits_to_mask
 from tfanet.runtime.bundle.contract import Preprocessing
-from tfanet.runtime.preprocess import ImageError, image_to_tensor, logits_to_mask
 
 HANGS = 3600  # seconds: a guard against waiting for ever, not a measure of anything
 TEXT = "the red circle left of the star"

@@ -34,7 +34,8 @@ from tfanet.model.asda.official import from_clip, from_official, official_config
 from tfanet.model.checkpoint import load_model, save_checkpoint
 from tfanet.runtime import Bundle
 from tfanet.runtime.bundle.graphs import GRAPHS
-from tfanet.runtime.preprocess import load_image, picture_to_tensor
+from tfanet.runtime.picture import load_image
+from tfanet.runtime.preprocess import picture_to_tensor
 from tfanet.runtime.tokenizer import tokenizer_of
 from tfanet.training.train import parameter_groups
 

@@ -264,7 +264,7 @@ def test_what_the_predictor_does_not_use_is_compared_too(bundle, monkeypatch, na
     content = bytearray((bundle / name).read_bytes())
     content[-1] ^= 1
     (bundle / name).write_bytes(content)
-    monkeypatch.setattr("tfanet.runtime.predictor.open_graphs", lambda *_: running)
+    monkeypatch.setattr("tfanet.runtime.running.open_graphs", lambda *_: running)
     with pytest.raises(BundleError, match=f"{name} does not match its SHA-256"):
         Predictor(bundle)
 

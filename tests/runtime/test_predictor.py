@@ -195,7 +195,7 @@ def test_a_graph_that_gives_another_size_than_the_manifest_says(shared_bundle, m
             return [np.zeros((1, 1, 32, 96), np.float32)]
 
     predictor = Predictor(shared_bundle)
-    monkeypatch.setattr(predictor, "_image", Wide())
+    monkeypatch.setitem(predictor._running._graphs, "image.onnx", Wide())
     with pytest.raises(BundleError, match=r"gives float32 \(1, 1, 32, 96\) for 'mask_logit'"):
         predictor(picture(), "big")
 

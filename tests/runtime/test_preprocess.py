@@ -102,7 +102,7 @@ def test_modes_become_rgb():
 
 
 def test_transparency_is_laid_on_white():
-    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba = np.zeros((5, 6, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 255)
     got = np.asarray(load_image(rgba))
     assert got[0, 0].tolist() == [10, 20, 30]
@@ -259,7 +259,7 @@ def test_one_pixel_and_twenty_thousand_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("array", "word"),
     [
-        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (np.zeros((8, 8, 3), np.int64), "int64"),
         (np.zeros((8, 8, 2), np.uint8), "(8, 8, 2)"),
         (np.zeros((8,), np.uint8), "(8,)"),
         (17, "int"),

@@ -19,8 +19,8 @@ from tfanet.evaluation.protocols import AT_MODEL_SIZE, AT_PICTURE_SIZE, PROTOCOL
 from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
 from tfanet.model.family import FAMILIES, find_family
 from tfanet.model.tfanet.network import TFANet
+from tfanet.runtime import image_to_tensor, load_image
 from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
-from tfanet.runtime.preprocess import image_to_tensor, load_image
 
 
 @pytest.fixture(scope="module")

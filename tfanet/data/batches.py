@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tfanet.data.masks import mask_to_size
 from tfanet.data.refer import ReferDataset
 from tfanet.runtime.bundle.contract import Preprocessing
-from tfanet.runtime.preprocess import load_image, picture_to_tensor
+from tfanet.runtime.picture import load_image
+from tfanet.runtime.preprocess import picture_to_tensor
 from tfanet.runtime.tokenizer import TextTokenizer
 
 __all__ = ["make_loader"]

@@ -14,7 +14,8 @@ from tfanet.data.masks import mask_to_size, segmentation_mask
 from tfanet.data.refer import ReferFiles, field
 from tfanet.data.safe_pickle import DataError
 from tfanet.runtime.bundle.contract import Preprocessing
-from tfanet.runtime.preprocess import load_image, picture_to_tensor
+from tfanet.runtime.picture import load_image
+from tfanet.runtime.preprocess import picture_to_tensor
 
 __all__ = ["CategoryDataset"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from tfanet.data.refer import ReferFiles
 from tfanet.data.safe_pickle import DataError
 from tfanet.progress import Progress
-from tfanet.runtime.preprocess import ImageError, open_picture
+from tfanet.runtime.picture import ImageError, open_picture
 
 __all__ = ["PUBLISHED_COUNTS", "check"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from tfanet.data.masks import segmentation_mask
 from tfanet.data.safe_pickle import DataError, load_pickle, read_bytes
 from tfanet.errors import shown
-from tfanet.runtime.preprocess import MAX_PIXELS, MAX_SIDE
+from tfanet.runtime.picture import MAX_PIXELS, MAX_SIDE
 
 __all__ = ["DATASETS", "NO_TARGET", "Layout", "Ref", "ReferDataset", "Sample"]
 

@@ -18,7 +18,8 @@ from tfanet.evaluation.metrics import GeneralizedMetrics, Metrics
 from tfanet.evaluation.protocols import PROTOCOLS
 from tfanet.progress import Progress
 from tfanet.runtime.bundle.contract import Postprocessing, Preprocessing
-from tfanet.runtime.preprocess import load_image, picture_to_tensor, plane_to_mask
+from tfanet.runtime.picture import load_image
+from tfanet.runtime.preprocess import picture_to_tensor, plane_to_mask
 
 __all__ = ["evaluate"]
 
