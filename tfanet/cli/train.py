@@ -88,7 +88,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
     """What was said to a verb, by the names of its options."""
-    return {k: v for k, v in vars(args).items() if k not in ("verb", "run", "extra", "json")}
+    return {k: v for k, v in vars(args).items() if k not in ("verb", "run", "package", "json")}
 
 
 def run_train(args: argparse.Namespace) -> tuple[Any, str]:
