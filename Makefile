@@ -4,6 +4,7 @@
 #             runs one file soon after a clone: few packages, nothing is built, no PyTorch
 # make test-one FILE=tests/model/test_modules.py EXTRAS="test export"
 #             the same with PyTorch, for files that import it
+# make docs   builds the site of docs/ in build/site; a warning or a broken link is an error
 # Other targets: setup native lint format bench clean
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ WORKERS ?= 2
 PYTEST := TFANET_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --durations=10 --numprocesses $(WORKERS) \
   --dist loadfile
 
-.PHONY: demo test test-full test-one setup native ort-lowest lint format bench clean
+.PHONY: demo test test-full test-one setup native ort-lowest lint format docs bench clean
 
 demo: setup native
 	$(BIN)/python examples/demo.py --output demo
@@ -74,6 +75,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files '*.c' '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+# The variable silences what MkDocs's theme says about other programs.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup native
 	$(BIN)/python benchmarks/selective_scan.py

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from tfanet.data.scene import Scene, Thing
 from tfanet.runtime import Predictor
+from tfanet.runtime.polygons import polygons
 from tfanet.runtime.shipped import shipped_bundle
 
 PICTURE = ROOT / "docs" / "images" / "masks.svg"
@@ -62,27 +63,14 @@ def answers(predictor: Predictor) -> list[np.ndarray]:
 
 def border(mask: np.ndarray) -> np.ndarray:
     """The longest border of a mask (H, W), as corners (n, 2) in units of the scene, smoothed."""
-    inside = np.pad(mask, 1)
-    follows: dict[tuple[int, int], tuple[int, int]] = {}
-    # The sides of pixels that are borders, clockwise, so that the mask lies on their right.
-    for y, x in np.argwhere(inside).tolist():
-        sides = (
-            (inside[y - 1, x], (x, y), (x + 1, y)),
-            (inside[y, x + 1], (x + 1, y), (x + 1, y + 1)),
-            (inside[y + 1, x], (x + 1, y + 1), (x, y + 1)),
-            (inside[y, x - 1], (x, y + 1), (x, y)),
-        )
-        follows |= {start: end for beyond, start, end in sides if not beyond}
-    longest: list[tuple[int, int]] = []
-    while follows:
-        chain, (_, here) = [], follows.popitem()
-        while here in follows:
-            chain.append(here)
-            here = follows.pop(here)
-        longest = max(longest, chain, key=len)
-    # The mean of the corners near each one takes the stairs out.
+    corners = max(polygons(mask), key=len)
+    sides = zip(corners, np.roll(corners, -1, axis=0), strict=True)
+    steps = np.concatenate(
+        [np.linspace(a, b, np.abs(b - a).max(), endpoint=False) for a, b in sides]
+    )
+    # The mean of the steps near each one takes the stairs out.
     near = 2 * ENLARGED + 1
-    around = np.pad(np.array(longest) - 1.0, ((near // 2, near // 2), (0, 0)), mode="wrap")
+    around = np.pad(steps, ((near // 2, near // 2), (0, 0)), mode="wrap")
     smooth = np.lib.stride_tricks.sliding_window_view(around, near, axis=0).mean(-1)
     return smooth[::ENLARGED] / ENLARGED
 

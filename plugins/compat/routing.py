@@ -70,7 +70,7 @@ def exportable() -> Iterator[tuple[str, ...]]:
 
     Warns:
         UserWarning: naming a cross-scan or cross-merge that goes over the map in another order than
-        VMamba's, or whose order can't be checked here; it is left as it is.
+            VMamba's, or whose order can't be checked here; it is left as it is.
     """
     try:
         yield _routing.enter()
