@@ -74,6 +74,44 @@ class Predictor:
         self._running = RunningBundle(bundle, digest=digest, **self._options)
         self.bundle = self._running.bundle
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """A predictor by name.
+
+        Args:
+            name: of a bundle that is shipped with tfanet, such as "tfanet-tiny"; a folder; or a
+                repository of the Hugging Face hub, as owner/name, which is downloaded into the
+                hub's cache where it is not there yet.
+            revision: branch, tag or commit of the repository. cache_dir: the cache's folder.
+                local_files_only: take what is in the cache, without the network. token: for private
+                repositories; None takes what `hf auth login` left.
+            options: of `Predictor`; `digest` checks what was downloaded.
+
+        Raises:
+            InputError: where there is no such bundle, naming one with a similar name, or the
+                repository is none of tfanet's. MissingDependencyError: where the hub cannot be
+                reached. Others as `Predictor`.
+        """
+        from tfanet.runtime.hub import find_bundle
+
+        found = find_bundle(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls(found, **options)
+
     def info(self) -> dict[str, Any]:
         """The backend, why better ones were passed over, what runs the scan and INT8, the model."""
         return self._running.info()

@@ -297,7 +297,7 @@ def _own_file(root: Path, name: str) -> BufferedReader:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
         raise BundleError(f"{root}: the file name {name!r:.300} leaves the bundle")
-    path = root / name
+    path = _in_hub_cache(root / name)
     try:
         # Looked at before it is opened, for a device must not be opened at all; and again after,
         # for it may have been exchanged in between.
@@ -319,6 +319,20 @@ def _own_file(root: Path, name: str) -> BufferedReader:
         raise BundleError(
             f"{path} cannot be opened ({error.strerror}): make it readable"
         ) from error
+
+
+def _in_hub_cache(path: Path) -> Path:
+    """Where the Hugging Face hub's cache keeps a file, or the path itself.
+
+    A snapshot there holds links to ../../blobs/NAME, and only such links are followed.
+    """
+    repository = path.parent.parent.parent
+    blobs = repository / "blobs"
+    if path.parent.parent.name == "snapshots" and path.is_symlink() and not blobs.is_symlink():
+        target = PurePosixPath(os.readlink(path))
+        if target.parts[:-1] == ("..", "..", "blobs") and target.name != "..":
+            return blobs / target.name
+    return path
 
 
 def _check_plain(path: Path, facts: os.stat_result) -> None:

@@ -105,7 +105,8 @@ CALLS = {
 }
 
 
-OTHERS = {"data", "demo", "doctor", "evaluate", "predict", "pretrain", "train"}  # of one path each
+# Of one path each; of push, tests/runtime/test_hub.py.
+OTHERS = {"data", "demo", "doctor", "evaluate", "predict", "pretrain", "push", "train"}
 
 
 def verb_parsers() -> dict[str, argparse.ArgumentParser]:

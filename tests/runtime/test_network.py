@@ -106,6 +106,8 @@ def verbs(folder: Path, checkpoint: Path) -> list[list[Any]]:
         ["verify", "--bundle", bundle],
         ["predict", "--bundle", bundle, "--image", picture, "--text", "red", "--output",
          folder / "mask.png"],
+        ["push", "--bundle", bundle, "--repo", "ada/red", "--licence", "mit", "--dry-run",
+         folder / "repository"],
         ["parity", "--bundle", bundle, *known, "--report", folder / "report", "--picture",
          picture, "red"],
         ["bench", "--bundle", bundle, *known, "--runs", 1, "--warmup", 1, "--backends",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfanet import __version__
-from tfanet.cli import calibrate, data, demo, deploy, engine, export, inspect, onnx, train
+from tfanet.cli import calibrate, data, demo, deploy, engine, export, inspect, onnx, push, train
 from tfanet.errors import TfanetError, plain
 
 __all__ = ["build_parser", "main"]
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
     parser.set_defaults(json=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for group in (demo, export, engine, deploy, onnx, calibrate, inspect, train, data):
+    for group in (demo, export, engine, deploy, onnx, calibrate, inspect, train, data, push):
         group.add_verbs(verbs)
     return parser
 
