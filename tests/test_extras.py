@@ -36,6 +36,12 @@ def test_every_extra_that_is_named_exists():
     assert [f"{name} names {extra}" for name, extra in found if extra not in EXTRAS] == []
 
 
+def test_the_page_of_installation_names_what_users_may_want():
+    page = (ROOT / "docs/install.md").read_text()
+    named = {extra for match in NAMED.finditer(page) for extra in match[1].split(",")}
+    assert named == EXTRAS - {"dev", "docs", "test"}
+
+
 def verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     for action in inner:

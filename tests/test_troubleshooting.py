@@ -27,16 +27,19 @@ def template(node: ast.expr) -> str:
 
 
 @pytest.fixture(scope="module")
-def templates() -> list[str]:
+def templates() -> set[str]:
     rooms = ("calibration", "export", "plugins", "runtime", "tfanet")
-    files = [ROOT / "setup.py", *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    files = [
+        *(ROOT.glob("*.py")),
+        *(path for room in rooms for path in (ROOT / room).rglob("*.py")),
+    ]
     strings = (ast.Constant, ast.JoinedStr, ast.BinOp)
-    return [
+    return {
         template(node)
         for path in files
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, strings)
-    ]
+    }
 
 
 def test_the_page_explains_many():

@@ -14,7 +14,9 @@ from imports import ROOT
 from requirements import requirements
 
 IMAGES = ROOT / "docs" / "images"
-LETTER, PAD, HEIGHT = 6.4, 8, 20  # of the 11 pixel font, in pixels
+LETTER, THIN_LETTER = 7.0, 3.8  # widths in the 11 pixel font, about, in pixels
+THIN = "ijlt.,-: "
+PAD, HEIGHT = 8, 20
 
 
 def at_least(package: str, *extras: str) -> str:
@@ -25,7 +27,10 @@ def at_least(package: str, *extras: str) -> str:
 
 
 def badge(label: str, value: str, colour: str) -> str:
-    left, right = (round(len(text) * LETTER + 2 * PAD) for text in (label, value))
+    left, right = (
+        round(sum(THIN_LETTER if letter in THIN else LETTER for letter in text) + 2 * PAD)
+        for text in (label, value)
+    )
     texts = "".join(
         f'<text x="{start + width / 2:g}" y="14" textLength="{width - 2 * PAD}">{text}</text>'
         for start, width, text in ((0, left, label), (left, right, value))
