@@ -5,9 +5,21 @@ Every message is one plain line: the offending value, what was expected, what to
 
 from __future__ import annotations
 
+import errno
 import reprlib
+from collections.abc import Iterable
 
-__all__ = ["GateError", "InputError", "MissingDependencyError", "TfanetError", "plain", "shown"]
+__all__ = [
+    "GateError",
+    "InputError",
+    "MissingDependencyError",
+    "StorageError",
+    "TfanetError",
+    "is_storage",
+    "plain",
+    "shown",
+    "suggestion",
+]
 
 
 class TfanetError(Exception):
@@ -35,6 +47,35 @@ class MissingDependencyError(TfanetError, RuntimeError):
     """The environment lacks a library, a build or a device (exit code 3)."""
 
     exit_code = 3
+
+
+class StorageError(TfanetError, OSError):
+    """The disk is full, or may not be written to (exit code 3)."""
+
+    exit_code = 3
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_storage(error: OSError) -> bool:
+    """Whether the system refused to write: the disk is full, read-only, or not this user's."""
+    return error.errno in _STORAGE
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` for a word that begins or resembles a known one; else nothing."""
+    from difflib import get_close_matches
+
+    names = {name.lower(): name for name in known}
+    typed = word.lower().replace("_", "-")
+    begun = [like for like in names if typed.strip("-") and like.startswith(typed)]
+    found = [
+        *begun,
+        *(like for like in get_close_matches(typed, names, 2, 0.7) if like not in begun),
+    ]
+    likely = " or ".join(plain(names[like]) for like in found[:2])
+    return f" (did you mean {likely}?)" if likely else ""
 
 
 def plain(text: str) -> str:

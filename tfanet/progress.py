@@ -1,9 +1,69 @@
-"""`Progress`: what long work calls to say how far it is."""
+"""`Progress`: what long work calls to say how far it is; `Stages`: one position over several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress"]
+__all__ = ["WHOLE", "Positioned", "Progress", "Stages"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+WHOLE = 1000  # steps of a job of several stages, as a plain function is told them
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A `Progress` that is told a stage's own steps and the position in the whole job, apart."""
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None: ...
+
+    def at(self, stage: str, done: int, total: int, position: float) -> None:
+        """`position`: of the whole job, 0 to 1."""
+
+
+class Stages:
+    """Work of several stages, which moves one position from 0 to 1 and never back.
+
+    A plain function is told it in steps of `WHOLE`. Nothing is told where `progress` is None.
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._end = progress, 0.0
+
+    def next(self, stage: str, share: float = 1.0) -> Progress:
+        """Begin a stage that takes this share of what is left; what tells of its steps.
+
+        It may be told of nothing: the next stage, or `end`, begins where this one ends.
+        """
+        start = self._end
+        self._end += share * (1 - start)
+        part = _Part(self._progress, start, self._end)
+        part.at(stage, 0, 0, 0.0)
+        return part
+
+    def end(self, stage: str = "done") -> None:
+        """Everything is done."""
+        _Part(self._progress, 1.0, 1.0).at(stage, 0, 0, 1.0)
+
+
+@dataclass
+class _Part:
+    """A stage of a job as a job of its own."""
+
+    whole: Progress | None
+    start: float
+    end: float
+    reached: float = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
+        self.at(stage, done, total, done / max(total, 1))
+
+    def at(self, stage: str, done: int, total: int, position: float) -> None:
+        self.reached = max(self.reached, min(position, 1.0))
+        place = self.start + (self.end - self.start) * self.reached
+        if isinstance(self.whole, Positioned):
+            self.whole.at(stage, done, total, place)
+        elif self.whole is not None:
+            counted = f"{stage} {done}/{total}" if total > 1 else stage
+            self.whole(counted, round(WHOLE * place), WHOLE)

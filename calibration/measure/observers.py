@@ -13,7 +13,7 @@ import numpy as np
 
 from tfanet.calibration import grid as grids
 from tfanet.calibration.grid import Grid
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 
 __all__ = [
     "OBSERVERS",
@@ -215,7 +215,8 @@ def make_observer(name: str, grid: Grid) -> Observer:
         InputError: for an unknown name, or one that has no meaning for the grid.
     """
     if name not in OBSERVERS:
-        raise InputError(f"observer is {name!r}: choose one of {', '.join(OBSERVERS)}")
+        like = suggestion(name, OBSERVERS)
+        raise InputError(f"observer is {name!r}: choose one of {', '.join(OBSERVERS)}{like}")
     if name == "entropy" and grid != grids.INT8:
         raise InputError(
             f"observer is 'entropy', which counts levels of INT8: for {grid.name} choose mse, "

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 
 __all__ = ["LOW_PRECISIONS", "MARGIN", "POLICY", "Kept", "cast_graph", "floats_of"]
 
@@ -163,7 +163,10 @@ def cast_graph(
     not in FP32.
     """
     if precision not in LOW_PRECISIONS:
-        raise InputError(f"precision is {precision!r}: choose one of {', '.join(LOW_PRECISIONS)}")
+        like = suggestion(precision, LOW_PRECISIONS)
+        raise InputError(
+            f"precision is {precision!r}: choose one of {', '.join(LOW_PRECISIONS)}{like}"
+        )
     if precision == "bf16":
         model = _with_bf16_operators(model)
     graph = _TypedGraph(model)

@@ -21,7 +21,12 @@ __all__ = ["refit"]
 
 
 def refit(
-    bundle: str | Path, engine: str, *, engine_from: str | Path | None = None, device: int = 0
+    bundle: str | Path,
+    engine: str,
+    *,
+    engine_from: str | Path | None = None,
+    overwrite: bool = False,
+    device: int = 0,
 ) -> Bundle:
     """Give an engine the weights of a bundle's graphs, in seconds; needs the GPU it is for.
 
@@ -30,14 +35,16 @@ def refit(
             a one holds no weights until this is done.
         engine_from: the bundle that holds the engine, where that is another one: the same model
             before it was trained further, say.
+        overwrite: replace an engine of this name that holds weights.
 
     Returns:
         The bundle, its engine compared with its graphs.
 
     Raises:
         InputError: where there is no such engine, it was built without `refit`, or is of another
-            model. MissingDependencyError, EngineError: where it cannot run here. GateError: where
-            weights are missing, or the engine's masks are not those of the graphs.
+            model; where the bundle holds one that has its weights, without `overwrite`.
+        MissingDependencyError, EngineError: where it cannot run here. GateError: where weights are
+            missing, or the engine's masks are not those of the graphs.
     """
     opened = Bundle.open(bundle)
     source = Bundle.open(engine_from or bundle)
@@ -49,6 +56,12 @@ def refit(
         raise InputError(f"engine {engine} keeps its weights: build it with --refit")
     if source.manifest.model["config"] != opened.manifest.model["config"]:
         raise InputError(f"{source.path} is of another model than {opened.path}: build an engine")
+    there = [one for one in opened.manifest.engines if one["name"] == engine]
+    if any("STRIP_PLAN" not in one["flags"] for one in there) and not overwrite:
+        raise InputError(
+            f"{opened.path} holds an engine {engine} with weights: give --overwrite "
+            "(overwrite=True)"
+        )
     record["flags"] = sorted({*record["flags"], "REFIT"} - {"STRIP_PLAN"})
     trt, gpu = load_module(record["target"]), Device.open(device)
     check_record(record, gpu, trt.__version__)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 from tfanet.export.engines.build import EngineOptions, Profile, build_engine, engine_graph
 from tfanet.export.engines.masks import compare_engine
 from tfanet.export.engines.precision import LOW_PRECISIONS
@@ -148,6 +148,7 @@ def check_engine(
         raise InputError(
             f"precision is {precision!r}: choose fp32, {', '.join(LOW_PRECISIONS)}, or int8 or fp8 "
             "graphs with `tfanet export --precision`"
+            + suggestion(precision, ["fp32", *LOW_PRECISIONS])
         )
     if precision == "fp32" and (keep or measured):
         option = "--keep" if keep else "--range-data"
@@ -215,7 +216,7 @@ def _rest(bundle: Bundle, precision: str) -> str:
         raise InputError(
             f"precision is {precision!r}, the bundle's graphs are in {own}: choose fp32, "
             f"{', '.join(LOW_PRECISIONS)}, or make a bundle with `tfanet export --precision int8` "
-            "first"
+            f"first{suggestion(precision, ['fp32', *LOW_PRECISIONS])}"
         )
     if own == "fp32":
         return precision

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfanet.errors import InputError, MissingDependencyError
+from tfanet.errors import InputError, MissingDependencyError, suggestion
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import EngineError, EngineGraph
 from tfanet.runtime.backends.session import open_session, runs_as_floats
@@ -108,7 +108,8 @@ def open_graphs(bundle: Bundle, backend: str, options: Options) -> Running:
             return replace(running, passed_over=passed_over)
     names = [engine["name"] for engine in bundle.manifest.engines]
     engines = f", or an engine of this bundle: {', '.join(names)}" if names else ""
-    raise InputError(f"backend is {backend!r}: choose auto, {', '.join(BACKENDS)}{engines}")
+    like = suggestion(backend, ["auto", *BACKENDS, *names])
+    raise InputError(f"backend is {backend!r}: choose auto, {', '.join(BACKENDS)}{engines}{like}")
 
 
 def _candidates(

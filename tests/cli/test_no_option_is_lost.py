@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tfanet.cli import build_parser, main
+from tfanet.cli.output import SHARED
 
 # A value of each option that is no flag, other than its default.
 VALUES = {
@@ -106,7 +107,9 @@ CALLS = {
 
 
 # Of one path each; of push, tests/runtime/test_hub.py.
-OTHERS = {"data", "demo", "doctor", "evaluate", "predict", "pretrain", "push", "train"}
+OTHERS = {"completion", "data", "demo", "doctor", "evaluate", "help", "predict"} | {
+    *("pretrain", "push", "train")
+}
 
 
 def verb_parsers() -> dict[str, argparse.ArgumentParser]:
@@ -117,7 +120,7 @@ def verb_parsers() -> dict[str, argparse.ArgumentParser]:
 def options_of(verb: str) -> dict[str, argparse.Action]:
     """The options of a verb by their keywords, but for those that choose what is printed."""
     found = {a.dest: a for a in verb_parsers()[verb]._actions if a.option_strings}
-    return {name: action for name, action in found.items() if name not in ("help", "json")}
+    return {name: action for name, action in found.items() if name not in ("help", *SHARED)}
 
 
 def cases() -> Iterator[Any]:

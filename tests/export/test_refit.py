@@ -132,6 +132,8 @@ def test_a_stripped_engine_gets_the_weights_that_it_was_built_without(stripped, 
         assert filled.file(after["files"][name]).read_bytes() == b"plan with " + digest(model)
     assert library.flags == [-1, 2] * 2 and after["flags"] == ["REFIT"]
     check_record(after, GPU, VERSION)
+    with pytest.raises(InputError, match="rtx-fp16 with weights: give --overwrite"):
+        refit(stripped.path, "tensorrt-rtx-fp16")
     Predictor(filled.path, backend="onnxruntime-cpu")  # the bundle is whole
 
 

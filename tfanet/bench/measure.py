@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tfanet.errors import InputError, MissingDependencyError
+from tfanet.errors import InputError, MissingDependencyError, suggestion
 from tfanet.progress import Progress
 from tfanet.runtime.backends.choose import BACKENDS
 from tfanet.runtime.backends.session import thread_count
@@ -95,7 +95,8 @@ def bench(
     names = list(backends or known)
     for name in names:
         if name not in known:
-            raise InputError(f"backend is {name!r}: choose from {', '.join(known)}")
+            like = suggestion(name, known)
+            raise InputError(f"backend is {name!r}: choose from {', '.join(known)}{like}")
     if backends is None and opened.manifest.engines:
         names = [name for name in names if name not in ("tensorrt", "tensorrt-rtx")]
     job = {

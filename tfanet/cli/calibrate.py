@@ -16,13 +16,13 @@ SHOWN = 20  # rows of a table that may have hundreds
 
 def _add_calibration_options(parser: Any) -> None:
     parser.add_argument(
-        "--count", type=int, default=128, help="pictures to measure ranges on (default: 128)"
+        "--count", type=int, default=128, metavar="PICTURES", help="to measure ranges on"
     )
     parser.add_argument(
         "--observer",
         default="mse",
-        help="what makes a range of the values: mse (default), entropy, percentile, "
-        "moving-average or minmax",
+        metavar="NAME",
+        help="what makes a range of the values: mse, entropy, percentile, moving-average or minmax",
     )
     parser.add_argument(
         "--smooth",
@@ -52,17 +52,19 @@ CALIBRATION = OptionGroup(_add_calibration_options)
 
 
 def _add_verb_options(parser: Any) -> None:
-    parser.add_argument("--bundle", help="the FP32 bundle to calibrate")
-    parser.add_argument("--output", help="the JSON file to write the ranges into")
+    parser.add_argument("--bundle", metavar="DIR", help="the FP32 bundle to calibrate (no default)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the JSON file to write the ranges into (no default)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_data_options(parser, required=False)
     parser.add_argument(
-        "--split", default="train", help="split to take pictures from (default: train)"
+        "--split", default="train", metavar="NAME", help="split to take pictures from"
     )
+    parser.add_argument("--precision", default="int8", help="what the ranges are for: int8 or fp8")
     parser.add_argument(
-        "--precision", default="int8", help="what the ranges are for: int8 (default) or fp8"
+        "--seed", type=int, default=0, metavar="N", help="of the choice of pictures"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures")
     CALIBRATION.add(parser)
 
 
@@ -70,12 +72,22 @@ VERB = OptionGroup(_add_verb_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    calibrate = add_verb(verbs, "calibrate", run_calibrate)
+    calibrate = add_verb(
+        verbs,
+        "calibrate",
+        run_calibrate,
+        examples=(
+            "tfanet calibrate --bundle bundle --data shapes --output ranges.json",
+            "tfanet calibrate --bundle bundle --data shapes --precision fp8 --output fp8.json",
+        ),
+    )
     VERB.add(calibrate)
     actions = calibrate.add_subparsers(dest="action", metavar="diff")
-    compare = add_verb(actions, "diff", run_diff)
-    compare.add_argument("before", help="a calibration file")
-    compare.add_argument("after", help="another one, of the same model")
+    compare = add_verb(
+        actions, "diff", run_diff, examples=("tfanet calibrate diff before.json after.json",)
+    )
+    compare.add_argument("before", metavar="FILE", help="a calibration file")
+    compare.add_argument("after", metavar="FILE", help="another one, of the same model")
 
 
 def run_calibrate(args: argparse.Namespace) -> tuple[Any, str]:

@@ -14,21 +14,45 @@ SPLIT_SIZES = {"train": 2000, "val": 200, "testA": 100, "testB": 100}
 
 
 def add_verbs(verbs: Verbs) -> None:
-    data = verbs.add_parser("data", help="Check a referring dataset, or make the synthetic one.")
+    summary = "Check a referring dataset, or make the synthetic one."
+    data = verbs.add_parser("data", help=summary, description=summary)
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    add_data_options(add_verb(actions, "check", run_check, extra="train"))
+    checked = add_verb(
+        actions,
+        "check",
+        run_check,
+        extra="train",
+        examples=(
+            "tfanet data check --data coco --dataset refcocog --split-by umd",
+            "tfanet data check --data shapes",
+        ),
+    )
+    add_data_options(checked)
 
-    shapes = add_verb(actions, "make-shapes", run_make_shapes, extra="train")
-    shapes.add_argument("--output", required=True, help="the folder to write the dataset into")
+    shapes = add_verb(
+        actions,
+        "make-shapes",
+        run_make_shapes,
+        extra="train",
+        examples=(
+            "tfanet data make-shapes --output shapes",
+            "tfanet data make-shapes --output shapes --generalised --train 500 --seed 1",
+        ),
+    )
+    shapes.add_argument(
+        "--output", required=True, metavar="DIR", help="the folder to write the dataset into"
+    )
     for split, count in SPLIT_SIZES.items():
-        shapes.add_argument(f"--{split}", type=int, default=count, help=f"pictures in {split}")
+        shapes.add_argument(
+            f"--{split}", type=int, default=count, metavar="PICTURES", help=f"in the split {split}"
+        )
     shapes.add_argument(
         "--generalised",
         action="store_true",
         help="sentences that mean several things or none, too, in the format of gRefCOCO",
     )
-    shapes.add_argument("--seed", type=int, default=0, help="of the drawing")
+    shapes.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing")
     shapes.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
 
 

@@ -16,13 +16,33 @@ MODEL, TEXT, OTHER_TEXT = "tfanet-tiny", "the circle on the right", "the blue st
 
 
 def add_verbs(verbs: Verbs) -> None:
-    demo = add_verb(verbs, "demo", run_demo, extra=None)
-    demo.add_argument("--text", default=TEXT, help=f"what to segment, in words (default: '{TEXT}')")
-    demo.add_argument("--image", help="a picture of yours (default: the shipped one, six shapes)")
+    demo = add_verb(
+        verbs,
+        "demo",
+        run_demo,
+        extra=None,
+        examples=(
+            "tfanet demo",
+            f"tfanet demo --text '{OTHER_TEXT}' --overwrite",
+            "tfanet demo --image photo.jpg --text 'the man on the left' --output result",
+        ),
+    )
+    demo.add_argument(
+        "--text",
+        default=TEXT,
+        metavar="TEXT",
+        help=f"what to segment, in words (default: '{TEXT}')",
+    )
+    demo.add_argument(
+        "--image",
+        metavar="FILE",
+        help="a picture of yours (default: the shipped one, six shapes)",
+    )
     demo.add_argument(
         "--output",
         default="tfanet-demo",
-        help="the folder for mask.png and overlay.png (default: tfanet-demo)",
+        metavar="DIR",
+        help="the folder for mask.png and overlay.png",
     )
     demo.add_argument("--overwrite", action="store_true", help="replace those that are there")
 

@@ -26,16 +26,21 @@ def _add_report_options(parser: Any) -> None:
         nargs=2,
         action="append",
         metavar=("FILE", "TEXT"),
-        help="for the report (default: three pictures of the synthetic shapes)",
+        help="for the report, may be repeated (default: three pictures of the synthetic shapes)",
     )
 
 
 def _add_fp32_options(parser: Any) -> None:
     parser.add_argument(
         "--checkpoint",
-        help="the weights to compare with, if the bundle's preset does not hold them",
+        metavar="FILE",
+        help="the weights to compare with (default: those of the bundle's preset)",
     )
-    parser.add_argument("--report", metavar="DIR", help="write parity.json and report.html there")
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write parity.json and report.html there (default: no report)",
+    )
     REPORT.add(parser)
 
 
@@ -45,21 +50,45 @@ FP32 = OptionGroup(_add_fp32_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    predict = add_verb(verbs, "predict", run_predict, extra=None)
-    predict.add_argument("--bundle", required=True, help="the bundle directory")
-    predict.add_argument("--digest", help="refuse every bundle but the one with this digest")
-    predict.add_argument("--image", required=True, help="the picture")
-    predict.add_argument("--text", required=True, help="what to segment, in words")
-    predict.add_argument(
-        "--output", required=True, help="the PNG to write the mask into, black and white"
+    predict = add_verb(
+        verbs,
+        "predict",
+        run_predict,
+        extra=None,
+        examples=(
+            "tfanet predict --bundle bundle --image photo.jpg --text 'the man on the left' "
+            "--output mask.png",
+        ),
     )
-    predict.add_argument("--overlay", help="also write the picture with the mask on it")
+    predict.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
     predict.add_argument(
-        "--threads", type=int, help="of a run on the CPU (default: all cores that it may use)"
+        "--digest",
+        metavar="SHA256",
+        help="refuse every bundle but the one with this digest (default: any)",
+    )
+    predict.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    predict.add_argument("--text", required=True, metavar="TEXT", help="what to segment, in words")
+    predict.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the PNG to write the mask into, black and white",
+    )
+    predict.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="also write the picture with the mask on it (default: it is not written)",
+    )
+    predict.add_argument(
+        "--threads",
+        type=int,
+        metavar="THREADS",
+        help="of a run on the CPU (default: all cores that it may use)",
     )
     predict.add_argument(
         "--backend",
         default="auto",
+        metavar="NAME",
         help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or the name of one of the "
         "bundle's engines (default: the first backend that can run here)",
     )
@@ -68,11 +97,21 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="ENGINE",
-        help="engines that may run the CPU code that they carry: name only those that you built",
+        help="engines that may run the CPU code that they carry: name only those that you built "
+        "(default: none)",
     )
 
-    bench = add_verb(verbs, "bench", run_bench, extra=None)
-    bench.add_argument("--bundle", required=True, help="the bundle directory")
+    bench = add_verb(
+        verbs,
+        "bench",
+        run_bench,
+        extra=None,
+        examples=(
+            "tfanet bench --bundle bundle",
+            "tfanet bench --bundle bundle --backends onnxruntime-cpu pytorch-eager --batches 1 4",
+        ),
+    )
+    bench.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
     bench.add_argument(
         "--backends",
         nargs="+",
@@ -84,22 +123,36 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         type=int,
         default=[1],
-        metavar="N",
-        help="pictures that run together",
+        metavar="PICTURES",
+        help="that run together (default: 1)",
     )
     bench.add_argument(
-        "--runs", type=int, default=30, help="timed calls of each backend (default: 30)"
+        "--runs", type=int, default=30, metavar="CALLS", help="of each backend, timed"
     )
-    bench.add_argument("--warmup", type=int, default=3, help="calls before those (default: 3)")
+    bench.add_argument("--warmup", type=int, default=3, metavar="CALLS", help="before those")
     bench.add_argument(
-        "--threads", type=int, help="of a run on the CPU (default: all cores that it may use)"
+        "--threads",
+        type=int,
+        metavar="THREADS",
+        help="of a run on the CPU (default: all cores that it may use)",
     )
     bench.add_argument(
-        "--checkpoint", help="the weights, if the bundle's preset does not hold them"
+        "--checkpoint",
+        metavar="FILE",
+        help="the weights, for PyTorch (default: those of the bundle's preset)",
     )
 
-    parity = add_verb(verbs, "parity", run_parity)
-    parity.add_argument("--bundle", required=True, help="the bundle directory")
+    parity = add_verb(
+        verbs,
+        "parity",
+        run_parity,
+        examples=(
+            "tfanet parity --bundle bundle",
+            "tfanet parity --bundle bundle --report report --picture photo.jpg 'the red car'",
+            "tfanet parity --bundle bundle-int8 --data shapes",
+        ),
+    )
+    parity.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
     add_data_options(parity, required=False)
     FP32.add(parity)
 

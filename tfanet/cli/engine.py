@@ -18,25 +18,51 @@ RANGE_SAMPLES = 32
 
 
 def add_verbs(verbs: Verbs) -> None:
-    engine = add_verb(verbs, "engine", run_engine)
-    engine.add_argument("--bundle", required=True, help="the bundle that gets the engine")
+    engine = add_verb(
+        verbs,
+        "engine",
+        run_engine,
+        examples=(
+            "tfanet engine --bundle bundle --target tensorrt --precision fp16",
+            "tfanet engine --bundle bundle --target tensorrt-rtx --compute 8.9 12.0 --profile 4",
+        ),
+    )
+    engine.add_argument(
+        "--bundle", required=True, metavar="DIR", help="the bundle that gets the engine"
+    )
     engine.add_argument(
         "--overwrite", action="store_true", help="replace an engine of this target and precision"
     )
     add_target_options(engine, required=True)
     ENGINE.add(engine)
 
-    refit = add_verb(verbs, "refit", run_refit)
+    refit = add_verb(
+        verbs,
+        "refit",
+        run_refit,
+        examples=(
+            "tfanet refit --bundle bundle --engine tensorrt-fp16 --overwrite",
+            "tfanet refit --bundle trained-further --engine tensorrt-fp16 --engine-from bundle",
+        ),
+    )
     refit.add_argument(
         "--bundle",
         required=True,
+        metavar="DIR",
         help="the bundle whose graphs give the weights; it gets the engine",
     )
-    refit.add_argument("--engine", required=True, help="the name of an engine built with --refit")
+    refit.add_argument(
+        "--engine", required=True, metavar="NAME", help="of an engine built with --refit"
+    )
     refit.add_argument(
         "--engine-from",
-        metavar="BUNDLE",
-        help="the bundle that holds the engine, where that is another one",
+        metavar="DIR",
+        help="the bundle that holds the engine (default: that of --bundle)",
+    )
+    refit.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the engine of this name, if it holds weights",
     )
 
 
@@ -45,20 +71,22 @@ def add_target_options(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument(
         "--target",
         required=required,
+        metavar="NAME",
         help="build engine files: tensorrt (on the GPU that they are for) or tensorrt-rtx "
-        "(anywhere)",
+        f"(anywhere){'' if required else ' (default: none are built)'}",
     )
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of the engine: fp32 (default), fp16 or bf16, which in a quantised bundle is that of "
-        "all that is not quantised. `tfanet export` also takes int8 and fp8, which are the graphs'",
+        help="of the engine: fp32, fp16 or bf16, which in a quantised bundle is that of all that "
+        "is not quantised. `tfanet export` also takes int8 and fp8, which are the graphs'",
     )
 
 
 def _add_engine_options(parser: Any) -> None:
     parser.add_argument(
         "--profile",
+        metavar="PICTURES",
         help="batch sizes of the engine: 4, or min,opt,max (default: 1, or 1,1,4 where the batch "
         "of the bundle is open)",
     )
@@ -74,34 +102,44 @@ def _add_engine_options(parser: Any) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="nodes that stay in FP32 in an engine of fp16 or bf16, by name, such as 'decoder.*'",
+        help="nodes that stay in FP32 in an engine of fp16 or bf16, by name, such as 'decoder.*' "
+        "(default: what would overflow)",
     )
     parser.add_argument(
         "--range-data",
         metavar="DATA",
-        help="a dataset whose pictures show what would overflow in an engine of fp16 or bf16",
+        help="a dataset whose pictures show what would overflow in an engine of fp16 or bf16 "
+        "(default: the inputs of the parity check show it)",
     )
     parser.add_argument(
-        "--timing-cache", help="a file that keeps tactic timings from build to build (tensorrt)"
+        "--timing-cache",
+        metavar="FILE",
+        help="a file that keeps tactic timings from build to build (tensorrt; default: none is "
+        "kept)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=1800,
-        help="seconds that one engine may take (default: 1800)",
+        metavar="SECONDS",
+        help="that one engine may take",
     )
     parser.add_argument(
         "--level",
         type=int,
-        help="0 (fast build) to 5 (most tactics tried); default: the library's own",
+        metavar="N",
+        help="0 (fast build) to 5 (most tactics tried) (default: the library's own)",
     )
     parser.add_argument("--tf32", action="store_true", help="let FP32 products round to TF32")
     parser.add_argument(
         "--hardware",
-        help="let it run on more GPUs than this one (tensorrt): same-compute or ampere-plus",
+        metavar="NAME",
+        help="let it run on more GPUs than this one (tensorrt): same-compute or ampere-plus "
+        "(default: this GPU)",
     )
     parser.add_argument(
         "--plugin",
+        metavar="FORM",
         help="the scan as a plugin (tensorrt): aot lies in the engine, library needs "
         "libtfanet_trt.so wherever the engine runs (default: standard operators)",
     )
@@ -114,7 +152,9 @@ def _add_engine_options(parser: Any) -> None:
     ):
         parser.add_argument(f"--{flag}", action="store_true", help=words)
     parser.add_argument(
-        "--inspect", metavar="DIR", help="write there what each layer became (on a GPU)"
+        "--inspect",
+        metavar="DIR",
+        help="write there what each layer became (on a GPU; default: nothing is written)",
     )
 
 
@@ -168,7 +208,7 @@ def run_refit(args: argparse.Namespace) -> tuple[Any, str]:
     """Give an engine the weights of a bundle's graphs, on its GPU, without building it again."""
     from tfanet.export.engines.refit import refit
 
-    bundle = refit(args.bundle, args.engine, engine_from=args.engine_from)
+    bundle = refit(args.bundle, args.engine, engine_from=args.engine_from, overwrite=args.overwrite)
     return bundle.manifest.engines[-1], f"{bundle.path}: engine {args.engine} has its weights"
 
 

@@ -27,6 +27,7 @@ def _add_bundle_options(parser: Any) -> None:
     parser.add_argument(
         "--image-size",
         type=image_size,
+        metavar="PIXELS",
         help="480 or HEIGHTxWIDTH, multiples of 32 (default: the model's)",
     )
     parser.add_argument(
@@ -36,6 +37,7 @@ def _add_bundle_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--vocab",
+        metavar="FILE",
         help="the vocab.txt of the model's BERT (default: that of bert-base-uncased)",
     )
 
@@ -44,12 +46,30 @@ FROM_PYTORCH = OptionGroup(_add_bundle_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    export = add_verb(verbs, "export", run_export)
+    export = add_verb(
+        verbs,
+        "export",
+        run_export,
+        examples=(
+            "tfanet export --preset tfanet-tiny --output bundle",
+            "tfanet export --checkpoint trained/model.safetensors --output bundle --overwrite",
+            "tfanet export --bundle bundle --precision int8 --data shapes --output bundle-int8",
+            "tfanet export --preset tfanet-tiny --target tensorrt --precision fp16 --output bundle",
+        ),
+    )
     source = export.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="a .safetensors or .pth file made by `tfanet train`")
-    source.add_argument("--preset", help="such as tfanet-tiny (trained) or tfanet-base (not)")
-    source.add_argument("--bundle", help="an FP32 bundle, to quantise")
-    export.add_argument("--output", required=True, help="the bundle directory to write")
+    source.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="a .safetensors or .pth file made by `tfanet train`",
+    )
+    source.add_argument(
+        "--preset", metavar="NAME", help="such as tfanet-tiny (trained) or tfanet-base (not)"
+    )
+    source.add_argument("--bundle", metavar="DIR", help="an FP32 bundle, to quantise")
+    export.add_argument(
+        "--output", required=True, metavar="DIR", help="the bundle directory to write"
+    )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     add_target_options(export, required=False)
     FROM_PYTORCH.add(export.add_argument_group("graphs (--checkpoint, --preset)"))

@@ -22,13 +22,18 @@ _ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def _add_bundle_options(parser: Any) -> None:
-    parser.add_argument("--digest", help="refuse every bundle but the one with this digest")
+    parser.add_argument(
+        "--digest",
+        metavar="SHA256",
+        help="refuse every bundle but the one with this digest (default: any)",
+    )
 
 
 def _add_preset_options(parser: Any) -> None:
     parser.add_argument(
         "--image-size",
         type=image_size,
+        metavar="PIXELS",
         help="count for 480 or HEIGHTxWIDTH (default: the preset's size)",
     )
     parser.add_argument(
@@ -42,16 +47,44 @@ PRESET = OptionGroup(_add_preset_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    info = add_verb(verbs, "info", run_info)
+    info = add_verb(
+        verbs,
+        "info",
+        run_info,
+        examples=(
+            "tfanet info --preset tfanet-base",
+            "tfanet info --preset tfanet-base --table4",
+            "tfanet info --bundle bundle",
+        ),
+    )
     what = info.add_mutually_exclusive_group(required=True)
-    what.add_argument("--preset", help="tfanet-tiny, tfanet-base, or one of another family")
-    what.add_argument("--bundle", help="a bundle directory")
+    what.add_argument(
+        "--preset", metavar="NAME", help="tfanet-tiny, tfanet-base, or one of another family"
+    )
+    what.add_argument("--bundle", metavar="DIR", help="a bundle directory")
     BUNDLE.add(info)
     PRESET.add(info)
-    verify = add_verb(verbs, "verify", run_verify, extra=None)
-    verify.add_argument("--bundle", required=True, help="the bundle directory")
-    verify.add_argument("--digest", help="what `tfanet info` printed where the bundle was made")
-    add_verb(verbs, "doctor", run_doctor, extra=None)
+    verify = add_verb(
+        verbs,
+        "verify",
+        run_verify,
+        extra=None,
+        examples=("tfanet verify --bundle bundle", "tfanet verify --bundle bundle --json"),
+    )
+    verify.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
+    verify.add_argument(
+        "--digest",
+        metavar="SHA256",
+        help="what `tfanet info` printed where the bundle was made (default: files are compared "
+        "with the manifest alone)",
+    )
+    add_verb(
+        verbs,
+        "doctor",
+        run_doctor,
+        extra=None,
+        examples=("tfanet doctor", "tfanet doctor --json"),
+    )
 
 
 def run_info(args: argparse.Namespace) -> tuple[Any, str]:

@@ -12,9 +12,21 @@ __all__ = ["add_verbs"]
 
 
 def add_verbs(verbs: Verbs) -> None:
-    onnx = add_verb(verbs, "onnx", run_onnx)
+    onnx = add_verb(
+        verbs,
+        "onnx",
+        run_onnx,
+        examples=(
+            "tfanet onnx --model my_model:make --input 1x3x224x224 --output model.onnx",
+            "tfanet onnx --model my_model:make --checkpoint my.pth "
+            "--input image:1x3xheight=224xwidth=224 --output model.onnx",
+        ),
+    )
     onnx.add_argument(
-        "--model", required=True, help="package.module:factory of a function that makes the model"
+        "--model",
+        required=True,
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="a function that makes the model",
     )
     onnx.add_argument(
         "--input",
@@ -24,8 +36,12 @@ def add_verbs(verbs: Verbs) -> None:
         help="such as 1x3x224x224 or input_ids:1x16:int64, once per input; an axis written "
         "height=224 stays open",
     )
-    onnx.add_argument("--output", required=True, help="the ONNX file to write")
-    onnx.add_argument("--checkpoint", help="a .safetensors or .pth file of the weights")
+    onnx.add_argument("--output", required=True, metavar="FILE", help="the ONNX file to write")
+    onnx.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="a .safetensors or .pth file of the weights (default: those that the factory gives)",
+    )
     GRAPH.add(onnx)
     onnx.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 

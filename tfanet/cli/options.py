@@ -47,29 +47,42 @@ class OptionGroup:
 
 def add_data_options(parser: Any, *, required: bool = True) -> None:
     """`--data`, and `DATA`, which say more of it."""
+    none = "" if required else " (default: no data are read)"
     parser.add_argument(
-        "--data", required=required, help="the folder that holds refcoco, shapes, ..."
+        "--data",
+        required=required,
+        metavar="DIR",
+        help=f"the folder that holds refcoco, shapes, ...{none}",
     )
     DATA.add(parser)
 
 
 def _add_data_details(parser: Any) -> None:
     parser.add_argument(
-        "--dataset", help="refcoco, refcoco+, refcocog, grefcoco, shapes or gshapes"
+        "--dataset",
+        metavar="NAME",
+        help="refcoco, refcoco+, refcocog, grefcoco, shapes or gshapes (default: the only one "
+        "there)",
     )
     parser.add_argument(
-        "--split-by", help="refcoco: unc (default) or google; refcocog: umd (default) or google"
+        "--split-by",
+        metavar="NAME",
+        help="refcoco: unc (default) or google; refcocog: umd (default) or google",
     )
-    parser.add_argument("--images", help="the picture folder, if it is not in the usual place")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="the picture folder (default: images/train2014 within --data, or where COCO has it)",
+    )
 
 
 def _add_graph_options(parser: Any) -> None:
     parser.add_argument(
         "--function",
         default="sequential",
+        metavar="FORM",
         help="the scan in standard operators, for runtimes without our library: sequential (best "
-        "on plain ONNX Runtime, default), parallel (for TensorRT, TensorRT-RTX and OpenVINO) or "
-        "none",
+        "on plain ONNX Runtime), parallel (for TensorRT, TensorRT-RTX and OpenVINO) or none",
     )
     parser.add_argument(
         "--dynamic-batch",
@@ -77,7 +90,7 @@ def _add_graph_options(parser: Any) -> None:
         default=True,
         help="leave the batch open (default), or fix it",
     )
-    parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23 (default: 20)")
+    parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX, 18 to 23")
 
 
 DATA = OptionGroup(_add_data_details)

@@ -1,25 +1,24 @@
-"""What every verb shares: how it is added, with `--json`, tables and the line of progress."""
+"""What every verb shares: how it is added, with its examples and `--json`; tables."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tfanet.cli.logs import add_log_options
+from tfanet.cli.progress import progress_line
 from tfanet.errors import plain
-from tfanet.progress import Progress
 
-__all__ = [
-    "Verbs",
-    "add_verb",
-    "parity_table",
-    "progress_line",
-    "table",
-]
+__all__ = ["SHARED", "Verbs", "add_verb", "parity_table", "progress_line", "table"]
 
 Verbs = Any  # argparse keeps the type of its sub-parsers private
 Result = tuple[Any, str]
+
+
+# What a parsed command line holds beside the verb's own options.
+SHARED = ("verb", "run", "package", "json", "verbose", "quiet", "log_file")
 
 
 def add_verb(
@@ -27,21 +26,30 @@ def add_verb(
     name: str,
     run: Callable[[argparse.Namespace], Result],
     *,
+    examples: Sequence[str] = (),
     extra: str | None = "export",
 ) -> argparse.ArgumentParser:
     """Add a verb whose help is `run`'s docstring.
 
-    `run` returns what `--json` prints and the text for people. `extra` is the part of tfanet
-    to install when a module is missing; None of a verb that tfanet alone runs.
+    `run` returns what `--json` prints and the text for people. `examples` are whole commands, shown
+    below the options. `extra` is the part of tfanet to install when a module is missing; None of a
+    verb that tfanet alone runs.
     """
-    summary = (run.__doc__ or "").strip()
+    summary = inspect.cleandoc(run.__doc__ or "")
     parser: argparse.ArgumentParser = verbs.add_parser(
-        name, help=summary.splitlines()[0], description=summary
+        name,
+        help=summary.splitlines()[0],
+        description=summary,
+        epilog="\n  ".join(["examples:", *examples]),
     )
     # A verb within a verb must not set it back: its default is the whole parser's.
     parser.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print the result as JSON"
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the result as JSON, an error too",
     )
+    add_log_options(parser)
     parser.set_defaults(run=run, package=f"'tfanet[{extra}]'" if extra else "tfanet")
     return parser
 
@@ -80,22 +88,3 @@ def parity_table(report: dict[str, Any]) -> str:
         for one in pictures
     ]
     return "\n".join([text, *([""] if made else []), *made])
-
-
-def progress_line() -> Progress:
-    """A progress callback: one line rewritten on a terminal, a line per tenth elsewhere."""
-    terminal = sys.stderr.isatty()
-    last = -1
-
-    def show(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        stage = plain(stage)
-        tenth = 10 * done // max(total, 1)
-        if terminal:
-            end = "\n" if done >= total else ""
-            print(f"\r\x1b[K{done}/{total}  {stage}", end=end, file=sys.stderr, flush=True)
-        elif tenth != last:
-            print(f"{done}/{total}  {stage}", file=sys.stderr, flush=True)
-        last = tenth
-
-    return show

@@ -11,18 +11,32 @@ __all__ = ["add_verbs"]
 
 
 def add_verbs(verbs: Verbs) -> None:
-    push = add_verb(verbs, "push", run_push, extra=None)
-    push.add_argument("--bundle", required=True, help="the bundle directory")
-    push.add_argument("--repo", required=True, help="the repository of the hub, as owner/name")
+    push = add_verb(
+        verbs,
+        "push",
+        run_push,
+        extra=None,
+        examples=(
+            "tfanet push --bundle bundle --repo owner/name --licence apache-2.0",
+            "tfanet push --bundle bundle --repo owner/name --dry-run repository",
+        ),
+    )
+    push.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
+    push.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="the repository of the hub"
+    )
     push.add_argument("--private", action="store_true", help="make it one that only its owner sees")
-    push.add_argument("--revision", help="the branch (default: the main one)")
+    push.add_argument("--revision", metavar="NAME", help="the branch (default: the main one)")
     push.add_argument(
         "--licence",
-        help="of the weights, as the hub spells it, such as apache-2.0 or other (that of a shipped "
-        "model is known)",
+        metavar="NAME",
+        help="of the weights, as the hub spells it, such as apache-2.0 or other (default: that of a "
+        "shipped model, which is known)",
     )
     push.add_argument(
-        "--dry-run", metavar="DIR", help="write the repository into this folder; send nothing"
+        "--dry-run",
+        metavar="DIR",
+        help="write the repository into this folder; send nothing (default: it is sent)",
     )
 
 

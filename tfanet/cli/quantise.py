@@ -25,7 +25,8 @@ def _add_range_options(parser: Any) -> None:
     parser.add_argument(
         "--calibration-split",
         default="train",
-        help="split to take those pictures from (default: train)",
+        metavar="NAME",
+        help="split to take those pictures from",
     )
 
 
@@ -33,37 +34,46 @@ def _add_guard_options(parser: Any) -> None:
     parser.add_argument(
         "--guard-split",
         default="val",
-        help="split to measure the accuracy on (default: val)",
+        metavar="NAME",
+        help="split to measure the accuracy on",
     )
     parser.add_argument(
-        "--guard-count", type=int, default=500, help="pictures of that split (default: 500)"
+        "--guard-count", type=int, default=500, metavar="PICTURES", help="of that split"
     )
     parser.add_argument(
         "--max-drop",
         action="append",
         metavar="[METRIC=]POINTS",
-        help="points that may be lost: 0.5 (of mIoU, the default), or P@0.9=1.0 or gIoU=0.5; "
-        "given several times, all hold at once",
+        help="points that may be lost, such as P@0.9=1.0 or gIoU=0.5; given several times, all "
+        "hold at once (default: 0.5, of mIoU)",
     )
     parser.add_argument(
         "--min-share",
         type=float,
         default=0.5,
-        help="least share of the arithmetic to quantise (default: 0.5)",
+        metavar="SHARE",
+        help="least share of the arithmetic to quantise, 0 to 1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of all pictures")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the choice of all pictures"
+    )
 
 
 def _add_options(parser: Any) -> None:
     add_data_options(parser, required=False)
-    parser.add_argument("--calibration", help="ranges made before, instead of new ones from --data")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="ranges made by `tfanet calibrate` (default: new ones, from --data)",
+    )
     RANGES.add(parser)
     GUARD.add(parser)
     parser.add_argument(
         "--int8-target",
         default="any",
-        help="any (signed activations, for every runtime, default) or onnxruntime (unsigned ones, "
-        "which its x86 kernels run faster)",
+        metavar="NAME",
+        help="any (signed activations, for every runtime) or onnxruntime (unsigned ones, which its "
+        "x86 kernels run faster)",
     )
 
 

@@ -7,88 +7,186 @@ from typing import Any
 
 from tfanet.cli.options import add_data_options, image_size
 from tfanet.cli.output import (
+    SHARED,
     Verbs,
     add_verb,
     progress_line,
     table,
 )
 from tfanet.errors import InputError
+from tfanet.training.options import PretrainOptions
 
 __all__ = ["add_verbs"]
 
-UNSAID = argparse.SUPPRESS  # the options of Python have the default
+RECIPE = "(default: the preset's recipe)"
 
 
 def add_verbs(verbs: Verbs) -> None:
-    train = add_verb(verbs, "train", run_train, extra="train")
-    add_data_options(train)
-    train.add_argument("--output", required=True, help="the folder for checkpoints and the log")
-    train.add_argument(
-        "--preset", default="tfanet-tiny", help="tfanet-tiny, tfanet-base, or of another family"
+    train = add_verb(
+        verbs,
+        "train",
+        run_train,
+        extra="train",
+        examples=(
+            "tfanet train --data shapes --output trained",
+            "tfanet train --data shapes --output trained --resume",
+            "tfanet train --data coco --dataset refcoco --preset tfanet-base --precision bf16 "
+            "--output trained",
+        ),
     )
-    train.add_argument("--init", help="a checkpoint to start from, instead of fresh weights")
-    train.add_argument("--split", default="train", help="split to train on (default: train)")
-    train.add_argument("--image-size", type=image_size, help="480 or HEIGHTxWIDTH")
-    train.add_argument("--text-length", type=int, help="words per sentence, specials included")
+    add_data_options(train)
+    train.add_argument(
+        "--output", required=True, metavar="DIR", help="the folder for checkpoints and the log"
+    )
+    train.add_argument(
+        "--preset",
+        default="tfanet-tiny",
+        metavar="NAME",
+        help="tfanet-tiny, tfanet-base, or of another family",
+    )
+    train.add_argument(
+        "--init", metavar="FILE", help="a checkpoint to start from (default: fresh weights)"
+    )
+    train.add_argument("--split", default="train", metavar="NAME", help="split to train on")
+    train.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="PIXELS",
+        help="480 or HEIGHTxWIDTH (default: the preset's)",
+    )
+    train.add_argument(
+        "--text-length",
+        type=int,
+        metavar="WORDS",
+        help="of a sentence, specials included (default: the preset's)",
+    )
     length = train.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="steps of the optimiser")
-    length.add_argument("--epochs", type=float, help="times through the split")
-    train.add_argument("--stop-after", type=int, help="stop at this step, to resume later")
-    train.add_argument("--batch", type=int, help="samples per process and step")
-    train.add_argument("--lr", type=float, help="learning rate of the new modules")
+    length.add_argument("--steps", type=int, metavar="STEPS", help=f"of the optimiser {RECIPE}")
+    length.add_argument("--epochs", type=float, metavar="TIMES", help=f"through the split {RECIPE}")
+    train.add_argument(
+        "--stop-after",
+        type=int,
+        metavar="STEPS",
+        help="stop early, to resume later (default: at the end)",
+    )
+    train.add_argument(
+        "--batch", type=int, metavar="SAMPLES", help=f"per process and step {RECIPE}"
+    )
+    train.add_argument(
+        "--lr", type=float, metavar="RATE", help=f"learning rate of the new modules {RECIPE}"
+    )
     train.add_argument(
         "--rate",
         dest="rates",
         action="append",
         metavar="NAME=FACTOR",
-        help="factor on --lr for weights whose names begin so: backbone.=0.1; may be repeated",
+        help=f"on --lr for weights whose names begin so: backbone.=0.1; may be repeated {RECIPE}",
     )
-    train.add_argument("--weight-decay", type=float, help="of AdamW")
+    train.add_argument("--weight-decay", type=float, metavar="FACTOR", help=f"of AdamW {RECIPE}")
     train.add_argument(
         "--schedule",
-        choices=("cosine", "constant-cosine", "polynomial"),
-        help="of the learning rate",
+        metavar="NAME",
+        help=f"of the learning rate: cosine, constant-cosine or polynomial {RECIPE}",
     )
-    train.add_argument("--warmup", type=int, help="steps of linear warm-up")
-    train.add_argument("--final-lr", type=float, default=1e-6, help="learning rate at the end")
-    train.add_argument("--clip", type=float, help="largest norm of the gradient; 0: no limit")
-    train.add_argument("--ema", type=float, help="decay of averaged weights; 0: none are kept")
+    train.add_argument("--warmup", type=int, metavar="STEPS", help=f"of linear warm-up {RECIPE}")
     train.add_argument(
-        "--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast"
+        "--final-lr", type=float, default=1e-6, metavar="RATE", help="learning rate at the end"
+    )
+    train.add_argument(
+        "--clip",
+        type=float,
+        metavar="NORM",
+        help=f"largest one of the gradient; 0: no limit {RECIPE}",
+    )
+    train.add_argument(
+        "--ema",
+        type=float,
+        metavar="FACTOR",
+        help=f"decay of averaged weights; 0: none are kept {RECIPE}",
+    )
+    train.add_argument(
+        "--precision", default="fp32", help="of the arithmetic: fp32, or bf16 or fp16 by autocast"
     )
     train.add_argument("--all-sentences", action="store_true", help="every sentence in each epoch")
     train.add_argument(
-        "--seed", type=int, default=0, help="of the weights and of the order of samples"
+        "--seed", type=int, default=0, metavar="N", help="of the weights and the order of samples"
     )
-    train.add_argument("--workers", type=int, default=0, help="processes that load pictures")
-    train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    train.add_argument(
+        "--workers", type=int, default=0, metavar="PROCESSES", help="that load pictures"
+    )
+    train.add_argument(
+        "--save-every", type=int, default=500, metavar="STEPS", help="between checkpoints"
+    )
     train.add_argument("--resume", action="store_true", help="go on from the state in --output")
 
-    pretrain = add_verb(verbs, "pretrain", run_pretrain, extra="train")
-    add_data_options(pretrain)
-    pretrain.add_argument("--output", required=True, help="the folder for model.safetensors")
-    pretrain.add_argument("--preset", required=True, help="whose backbone is trained")
-    pretrain.add_argument("--split", default="train", help="split to train on (default: train)")
-    pretrain.add_argument("--steps", type=int, default=UNSAID, help="steps of the optimiser")
-    pretrain.add_argument("--batch", type=int, default=UNSAID, help="pictures per step")
-    pretrain.add_argument("--lr", type=float, default=UNSAID, help="largest learning rate")
-    pretrain.add_argument(
-        "--seed", type=int, default=0, help="of the weights and of the order of pictures"
+    pretrain = add_verb(
+        verbs,
+        "pretrain",
+        run_pretrain,
+        extra="train",
+        examples=("tfanet pretrain --data shapes --preset crossvlt-tiny --output pretrained",),
     )
-    pretrain.add_argument("--workers", type=int, default=0, help="processes that load pictures")
+    add_data_options(pretrain)
+    pretrain.add_argument(
+        "--output", required=True, metavar="DIR", help="the folder for model.safetensors"
+    )
+    pretrain.add_argument(
+        "--preset", required=True, metavar="NAME", help="whose backbone is trained"
+    )
+    pretrain.add_argument("--split", default="train", metavar="NAME", help="split to train on")
+    pretrain.add_argument(
+        "--steps",
+        type=int,
+        default=PretrainOptions.steps,
+        metavar="STEPS",
+        help="of the optimiser",
+    )
+    pretrain.add_argument(
+        "--batch",
+        type=int,
+        default=PretrainOptions.batch,
+        metavar="PICTURES",
+        help="per step",
+    )
+    pretrain.add_argument(
+        "--lr",
+        type=float,
+        default=PretrainOptions.lr,
+        metavar="RATE",
+        help="largest learning rate",
+    )
+    pretrain.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the weights and the order of pictures"
+    )
+    pretrain.add_argument(
+        "--workers", type=int, default=0, metavar="PROCESSES", help="that load pictures"
+    )
 
-    evaluate = add_verb(verbs, "evaluate", run_evaluate, extra="train")
+    evaluate = add_verb(
+        verbs,
+        "evaluate",
+        run_evaluate,
+        extra="train",
+        examples=(
+            "tfanet evaluate --bundle bundle --data shapes",
+            "tfanet evaluate --checkpoint tfanet-tiny --data shapes --split testA --limit 50",
+        ),
+    )
     what = evaluate.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bundle", help="a bundle directory, run without PyTorch")
-    what.add_argument("--checkpoint", help="a checkpoint file or preset name, run in PyTorch")
+    what.add_argument("--bundle", metavar="DIR", help="a bundle directory, run without PyTorch")
+    what.add_argument(
+        "--checkpoint", metavar="FILE", help="a checkpoint file or preset name, run in PyTorch"
+    )
     add_data_options(evaluate)
-    evaluate.add_argument("--split", default="val", help="split to evaluate (default: val)")
-    evaluate.add_argument("--limit", type=int, help="only the first N samples")
+    evaluate.add_argument("--split", default="val", metavar="NAME", help="split to evaluate")
+    evaluate.add_argument(
+        "--limit", type=int, metavar="SAMPLES", help="take the first ones only (default: all)"
+    )
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
     """What was said to a verb, by the names of its options."""
-    return {k: v for k, v in vars(args).items() if k not in ("verb", "run", "package", "json")}
+    return {name: value for name, value in vars(args).items() if name not in SHARED}
 
 
 def run_train(args: argparse.Namespace) -> tuple[Any, str]:
@@ -119,7 +217,7 @@ def _rate(text: str) -> tuple[str, float]:
 
 def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:
     """Teach a backbone the categories of what it sees; `tfanet train --init` goes on from there."""
-    from tfanet.training.pretrain import PretrainOptions, pretrain
+    from tfanet.training.pretrain import pretrain
 
     report = pretrain(PretrainOptions(**_flags(args)), progress=progress_line())
     text = (

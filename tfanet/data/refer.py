@@ -13,7 +13,7 @@ import numpy as np
 
 from tfanet.data.masks import segmentation_mask
 from tfanet.data.safe_pickle import DataError, load_pickle, read_bytes
-from tfanet.errors import shown
+from tfanet.errors import shown, suggestion
 from tfanet.runtime.picture import MAX_PIXELS, MAX_SIDE
 
 __all__ = ["DATASETS", "NO_TARGET", "Layout", "Ref", "ReferDataset", "Sample"]
@@ -156,7 +156,8 @@ def find_layout(root: Path, dataset: str | None, split_by: str | None) -> tuple[
             raise DataError(f"{root} holds {there or 'no dataset'}: name one of {list(DATASETS)}")
         dataset = there[0]
     if dataset not in DATASETS:
-        raise DataError(f"dataset {dataset!r} is unknown: choose one of {list(DATASETS)}")
+        like = suggestion(dataset, DATASETS)
+        raise DataError(f"dataset {dataset!r} is unknown: choose one of {list(DATASETS)}{like}")
     layout = DATASETS[dataset]
     split_by = split_by or layout.default
     if split_by not in layout.files:
@@ -205,7 +206,7 @@ class ReferFiles:
         if not parts:
             raise DataError(
                 f"split {split!r} is unknown for {self.dataset} ({self.split_by}): "
-                f"choose from {list(self.splits)}"
+                f"choose from {list(self.splits)}{suggestion(split, self.splits)}"
             )
         return parts
 

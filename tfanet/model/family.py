@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 from tfanet.model.config import Config, check_image_size
 from tfanet.model.published import Published
 from tfanet.model.training import Training
@@ -195,4 +195,7 @@ def find_preset(name: str) -> tuple[Family, Config]:
     if is_preset(name):
         family = find_family(name.partition("-")[0])
         return family, family.presets[name]
-    raise InputError(f"preset {name!r:.80} is unknown: choose one of {', '.join(presets())}")
+    known = presets()
+    raise InputError(
+        f"preset {name!r:.80} is unknown: choose one of {', '.join(known)}{suggestion(name, known)}"
+    )

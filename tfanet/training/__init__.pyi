@@ -1,4 +1,4 @@
-from .pretrain import PretrainOptions as PretrainOptions
+from .options import PretrainOptions as PretrainOptions
 from .pretrain import pretrain as pretrain
 from .train import TrainOptions as TrainOptions
 from .train import train as train

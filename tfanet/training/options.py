@@ -1,4 +1,4 @@
-"""What every training is told: where its data lies, and where its results go."""
+"""What trainings are told: where data lies, where results go, and the options of `pretrain`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tfanet.errors import InputError
 
-__all__ = ["CommonOptions", "check_positive"]
+__all__ = ["CommonOptions", "PretrainOptions", "check_positive"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,22 @@ class CommonOptions:
     images: str | Path | None = None
     seed: int = 0
     workers: int = 0
+
+
+@dataclass(frozen=True)
+class PretrainOptions(CommonOptions):
+    """Arguments of `pretrain`: AdamW with a cosine schedule; `output` gets `model.safetensors`.
+
+    `lr` is the largest rate; `batch` pictures make a step.
+    """
+
+    preset: str = "crossvlt-tiny"
+    steps: int = 2500
+    batch: int = 12
+    lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
 
 
 def check_positive(**values: float | None) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +24,12 @@ from tfanet.model.checkpoint import save_checkpoint
 from tfanet.model.family import find_preset
 from tfanet.model.layers.swin import look_at_neighbours
 from tfanet.progress import Progress
-from tfanet.training.options import CommonOptions, check_positive
+from tfanet.training.options import PretrainOptions
 
-__all__ = ["PretrainOptions", "category_loss", "pretrain"]
+__all__ = ["category_loss", "pretrain"]
 
 BACKGROUND = 0.2  # weight of the cross-entropy over all pixels beside that over objects
 RISE, CLIP = 0.05, 1.0  # share of the steps in which the rate rises; largest norm of a gradient
-
-
-@dataclass(frozen=True)
-class PretrainOptions(CommonOptions):
-    """Arguments of `pretrain`: AdamW with a cosine schedule; `output` gets `model.safetensors`.
-
-    `lr` is the largest rate; `batch` pictures make a step.
-    """
-
-    preset: str = "crossvlt-tiny"
-    steps: int = 2500
-    batch: int = 12
-    lr: float = 3e-3
-
-    def __post_init__(self) -> None:
-        check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
 
 
 class CategoryHead(nn.Module):
@@ -135,8 +118,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         if not loss_mean < float("inf"):
             raise InputError(f"the loss is {float(loss)} at step {step}: lower lr ({options.lr})")
         if progress is not None:
-            left = (time.monotonic() - started) / (step + 1) * (options.steps - step - 1) / 60
-            line = f"loss {loss_mean:.3f}  right {100 * right_mean:.1f} %  {left:.0f} min left"
+            line = f"loss {loss_mean:.3f}, {100 * right_mean:.1f} % right, step"
             progress(line, step + 1, options.steps)
     path = Path(options.output) / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)

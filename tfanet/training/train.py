@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from tfanet.data import ReferDataset
 from tfanet.data.batches import make_loader
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 from tfanet.files import whole_file
 from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
 from tfanet.model.family import Family, find_preset
@@ -33,6 +33,7 @@ __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
 
 LOG_EVERY = 50
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in Accelerate's words
 SCHEDULES = ("cosine", "constant-cosine", "polynomial")
 
 
@@ -47,8 +48,8 @@ class TrainOptions(CommonOptions):
     the others.
     `schedule`: after `warmup` linear steps "cosine" or "polynomial" (a power of 0.9), or
     "constant-cosine" (constant for the first half). `clip` is the largest gradient norm, 0 for
-    none. `ema` is the decay of averaged weights, 0 for none. `precision`: "no", "bf16" or "fp16".
-    `init` is a checkpoint to start from.
+    none. `ema` is the decay of averaged weights, 0 for none. `precision`: "fp32",
+    or by autocast "bf16" or "fp16". `init` is a checkpoint to start from.
     """
 
     preset: str = "tfanet-tiny"
@@ -67,7 +68,7 @@ class TrainOptions(CommonOptions):
     final_lr: float = 1e-6
     clip: float | None = None
     ema: float | None = None
-    precision: str = "no"
+    precision: str = "fp32"
     all_sentences: bool = False
     by_picture: bool | None = None
     save_every: int = 500
@@ -80,10 +81,13 @@ class TrainOptions(CommonOptions):
         done = replace(self, **missing | {"rates": {**recipe["rates"], **(self.rates or {})}})
         check_positive(batch=done.batch, lr=done.lr, save_every=done.save_every)
         check_positive(steps=done.steps, epochs=done.epochs, stop_after=done.stop_after)
-        if done.schedule not in SCHEDULES:
-            raise InputError(f"schedule {done.schedule!r}: choose {' or '.join(SCHEDULES)}")
-        if done.precision not in ("no", "bf16", "fp16"):
-            raise InputError(f"precision {done.precision!r}: choose no, bf16 or fp16")
+        for name, value, known in (
+            ("schedule", str(done.schedule), SCHEDULES),
+            ("precision", done.precision, PRECISIONS),
+        ):
+            if value not in known:
+                like = suggestion(value, known)
+                raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}{like}")
         assert done.ema is not None
         if not 0 <= done.ema < 1:
             raise InputError(f"ema is {done.ema}: give a decay from 0 (off) to under 1")
@@ -210,10 +214,6 @@ def _save_model(path: Path, model: nn.Module, average: Average | None) -> None:
         save_checkpoint(part, chosen)
 
 
-def _progress_line(loss: float, iou: float, seconds_left: float) -> str:
-    return f"loss {loss:.3f}  mIoU {100 * iou:.1f}  {seconds_left / 60:.0f} min left"
-
-
 def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, or resume, a model of any family.
 
@@ -232,7 +232,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     AcceleratorState._reset_state()
     # Some families have weights that no gradient reaches: of heads for other data, or dead ones.
     idle = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=options.precision, kwargs_handlers=[idle])
+    accelerator = Accelerator(mixed_precision=PRECISIONS[options.precision], kwargs_handlers=[idle])
     torch.manual_seed(options.seed)
     model = _make_model(options)
     config, family = model.config, family_of(model)
@@ -328,8 +328,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
         seconds = time.monotonic() - started
         if accelerator.is_main_process:
             if progress is not None:
-                left = seconds / (done - first) * (last - done)
-                progress(_progress_line(loss_mean, iou_mean, left), done, last)
+                progress(f"loss {loss_mean:.3f}, mIoU {100 * iou_mean:.1f}, step", done, last)
             if done % LOG_EVERY == 0 or done == last:
                 line = {"step": done, "loss": loss_mean, "mIoU": 100 * iou_mean, "lr": rate}
                 with open(output / "log.jsonl", "a", encoding="utf-8") as log:
