@@ -143,7 +143,12 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+MORE = [ROOT / name for name in ("checkpoints/README.md", "tfanet/assets/README.md")]
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *MORE], ids=[*NAMES, *(str(page.relative_to(ROOT)) for page in MORE)]
+)
 def test_links_lead_to_files_and_headings(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
