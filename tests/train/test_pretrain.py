@@ -26,7 +26,7 @@ from tfanet.model.layers.swin import (
     WindowAttention,
     look_at_neighbours,
 )
-from tfanet.training.pretrain import PretrainOptions, category_loss, pretrain
+from tfanet.training.pretrain import PretrainOptions, category_loss, colour_loss, pretrain
 from tfanet.training.train import TrainOptions, train
 
 STRETCHED = find_family("tfanet").preprocessing((64, 96))
@@ -89,6 +89,18 @@ def test_the_loss_is_the_cross_entropy_of_objects_and_a_little_of_all() -> None:
     objects = small > 0
     assert float(loss) == pytest.approx(entropy[objects].mean() + 0.2 * entropy.mean(), rel=1e-5)
     assert float(right) == pytest.approx((z.argmax(1) == small)[objects].mean())
+
+
+def test_colours_are_compared_over_the_area_of_each_pixel() -> None:
+    generator = torch.Generator().manual_seed(2)
+    colours = torch.randn(2, 3, 4, 6, generator=generator)
+    image = torch.randn(2, 3, 8, 12, generator=generator)
+    categories = torch.randint(0, 3, (2, 8, 12), generator=generator)
+    loss = float(colour_loss(colours, image, categories))
+    areas = image.double().numpy().reshape(2, 3, 4, 2, 6, 2).mean((3, 5))
+    error = np.abs(colours.double().numpy() - areas).mean(1)
+    objects = categories[:, ::2, ::2].numpy() > 0
+    assert loss == pytest.approx(error[objects].mean() + 0.2 * error.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 5])

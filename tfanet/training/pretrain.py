@@ -1,8 +1,9 @@
-"""Training of a vision backbone alone: which category of object each pixel shows.
+"""Training of a vision backbone alone: which category of object each pixel shows, and its colour.
 
 The published models of this kind start from backbones and text encoders that other, larger
 trainings left behind. Windows and patches learn what a shape is very slowly from sentences alone;
-from the categories of all annotated objects, pixel by pixel, they do in minutes.
+from the categories of all annotated objects, pixel by pixel, they do in minutes. Categories alone
+make them blind to colours, which sentences name: so they also have to say what the picture is.
 """
 
 from __future__ import annotations
@@ -26,27 +27,34 @@ from tfanet.model.layers.swin import look_at_neighbours
 from tfanet.progress import Progress
 from tfanet.training.options import PretrainOptions
 
-__all__ = ["category_loss", "pretrain"]
+__all__ = ["category_loss", "colour_loss", "pretrain"]
 
-BACKGROUND = 0.2  # weight of the cross-entropy over all pixels beside that over objects
+BACKGROUND = 0.2  # weight of a loss over all pixels beside that over objects
+COLOURS = 3
 RISE, CLIP = 0.05, 1.0  # share of the steps in which the rate rises; largest norm of a gradient
 
 
-class CategoryHead(nn.Module):
-    """Logits of the categories from several maps: normalised, linear, enlarged, added up."""
+class PixelHead(nn.Module):
+    """Categories and colours of pixels from maps: normalised, linear, enlarged, added up."""
 
     def __init__(self, channels: Sequence[int], categories: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(c, 1 + categories, 1) for c in channels)
+        self.widths = (1 + categories, COLOURS)
+        self.layers = nn.ModuleList(nn.Conv2d(c, sum(self.widths), 1) for c in channels)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i), the largest first, to (B, 1 + categories, h_0, w_0)."""
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps (B, C_i, h_i, w_i), the largest first, to two.
+
+        Returns:
+            Logits of the categories (B, 1 + n, h_0, w_0); normalised RGB (B, 3, h_0, w_0).
+        """
         size = maps[0].shape[2:]
-        logits = []
+        found = []
         for layer, x in zip(self.layers, maps, strict=True):
             normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
-            logits.append(F.interpolate(layer(normed), size, mode="bilinear", align_corners=False))
-        return torch.stack(logits).sum(0)
+            found.append(F.interpolate(layer(normed), size, mode="bilinear", align_corners=False))
+        logits, colours = torch.stack(found).sum(0).split(self.widths, 1)
+        return logits, colours
 
 
 def category_loss(logits: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,16 +63,34 @@ def category_loss(logits: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: (B, 1 + n, h, w). categories: (B, H, W) int64, of which the nearest are taken.
     """
-    nearest = F.interpolate(categories[:, None].float(), logits.shape[2:], mode="nearest")
-    true = nearest[:, 0].long()
+    true = _nearest(categories, logits)
     entropy, objects = F.cross_entropy(logits, true, reduction="none"), true > 0
-    count = objects.sum().clamp_min(1)
-    right = ((logits.argmax(1) == true) & objects).sum() / count
-    return (entropy * objects).sum() / count + BACKGROUND * entropy.mean(), right
+    right = ((logits.argmax(1) == true) & objects).sum() / objects.sum().clamp_min(1)
+    return _mostly_objects(entropy, objects), right
+
+
+def colour_loss(colours: Tensor, image: Tensor, categories: Tensor) -> Tensor:
+    """Mean absolute error of normalised RGB over objects, and with a small weight over all.
+
+    Args:
+        colours: (B, 3, h, w). image: (B, 3, H, W), of which each pixel's area is averaged.
+        categories: (B, H, W) int64, of which the nearest are taken.
+    """
+    error = colours - F.interpolate(image, colours.shape[2:], mode="area")
+    return _mostly_objects(error.abs().mean(1), _nearest(categories, colours) > 0)
+
+
+def _nearest(categories: Tensor, like: Tensor) -> Tensor:
+    """Categories (B, H, W) at the size of (B, C, h, w)."""
+    return F.interpolate(categories[:, None].float(), like.shape[2:], mode="nearest")[:, 0].long()
+
+
+def _mostly_objects(loss: Tensor, objects: Tensor) -> Tensor:
+    return (loss * objects).sum() / objects.sum().clamp_min(1) + BACKGROUND * loss.mean()
 
 
 def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Train the backbone of a preset on the categories of pixels; its other weights stay fresh.
+    """Train a preset's backbone on categories and colours of pixels; its other weights stay fresh.
 
     `progress(message, step, steps)` is called after each step. The same options give the same
     weights on the same machine. The checkpoint is one for `TrainOptions.init`.
@@ -92,7 +118,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     first = source[0]["image"][None].to(device)
     with torch.no_grad():
         channels = [each.shape[1] for each in maps(model, first)]
-    head = CategoryHead(channels, len(source.names)).to(device).train()
+    head = PixelHead(channels, len(source.names)).to(device).train()
     # Weights that no map depends on get no gradient, and AdamW leaves them alone.
     weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=options.lr, weight_decay=1e-4)
@@ -105,8 +131,10 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     loss_mean = right_mean = 0.0
     started = time.monotonic()
     for step, batch in enumerate(loader):
-        logits = head(maps(model, batch["image"].to(device)))
-        loss, right = category_loss(logits, batch["categories"].to(device))
+        image, categories = batch["image"].to(device), batch["categories"].to(device)
+        logits, colours = head(maps(model, image))
+        loss, right = category_loss(logits, categories)
+        loss = loss + colour_loss(colours, image, categories)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, CLIP)
