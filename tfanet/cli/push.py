@@ -30,8 +30,8 @@ def add_verbs(verbs: Verbs) -> None:
     push.add_argument(
         "--licence",
         metavar="NAME",
-        help="of the weights, as the hub spells it, such as apache-2.0 or other (default: that of a "
-        "shipped model, which is known)",
+        help="of the weights, as the hub spells it, such as apache-2.0 or other (default: of a "
+        "shipped model its own)",
     )
     push.add_argument(
         "--dry-run",
