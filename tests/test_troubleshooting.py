@@ -26,20 +26,29 @@ def template(node: ast.expr) -> str:
     return ANYTHING
 
 
+def said_by_cmake(text: str) -> list[str]:
+    """The messages with which a CMake file ends a build."""
+    calls = re.findall(r"message\(FATAL_ERROR ((?:\s*\"(?:[^\"\\]|\\.)*\")+)\)", text)
+    joined = ["".join(re.findall(r"\"((?:[^\"\\]|\\.)*)\"", call)) for call in calls]
+    return [re.sub(r"\$\{\w+\}", ANYTHING, message) for message in joined]
+
+
 @pytest.fixture(scope="module")
 def templates() -> set[str]:
+    """Every string of the sources in Python, and every message of those for CMake."""
     rooms = ("calibration", "export", "plugins", "runtime", "tfanet")
-    files = [
-        *(ROOT.glob("*.py")),
-        *(path for room in rooms for path in (ROOT / room).rglob("*.py")),
-    ]
     strings = (ast.Constant, ast.JoinedStr, ast.BinOp)
-    return {
+    found = {
         template(node)
-        for path in files
+        for room in rooms
+        for path in (ROOT / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, strings)
     }
+    for room in ("plugins", "runtime"):
+        for path in (ROOT / room).rglob("CMakeLists.txt"):
+            found.update(said_by_cmake(path.read_text()))
+    return found
 
 
 def test_the_page_explains_many():
