@@ -1,9 +1,9 @@
 """Makes what is shipped ready to run: a checkpoint's bundle, and the picture to try it on.
 
-    python tools/make_shipped.py tfanet-tiny tfanet/assets
+    python tools/make_shipped.py runs/tiny/model.safetensors
 
-The first argument is a preset with weights, or a checkpoint; both results take the place of those
-in the folder.
+They take the place of those in tfanet/assets; so does a file of the weights that the bundle's
+graphs do not hold as they are.
 """
 
 from __future__ import annotations
@@ -36,13 +36,28 @@ def draw_picture() -> Image.Image:
     return draw_scene(SCENE, np.random.default_rng(SEED))
 
 
-def main(source: str, folder: str) -> None:
+def main(checkpoint: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     from tfanet.export import export_bundle
     from tfanet.model.checkpoint import load_model
+    from tfanet.model.shipped import graph_weights, rest_of
+    from tfanet.runtime.shipped import SHIPPED, shipped_picture
+    from tfanet.weights import read_safetensors
 
-    draw_picture().save(Path(folder) / "shapes.png", optimize=True)
-    name = load_model(source).config.name
-    print(export_bundle(source, Path(folder) / name, overwrite=True).path)
+    draw_picture().save(shipped_picture(), optimize=True)
+    preset = load_model(checkpoint).config.name
+    bundle = export_bundle(checkpoint, SHIPPED / preset, overwrite=True)
+    tensors, facts = read_safetensors(Path(checkpoint))
+    held = graph_weights(bundle.path)
+    rest = {
+        name: value
+        for name, value in tensors.items()
+        if name not in held or not torch.equal(held[name], value.to(held[name].dtype))
+    }
+    save_file(rest, rest_of(preset), facts)
+    print(export_bundle(preset, bundle.path, overwrite=True).digest)  # now under its own name
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from tfanet.model.family import (
     is_preset,
     presets,
 )
+from tfanet.model.shipped import graph_weights, rest_of
+from tfanet.runtime.shipped import shipped_bundle
 from tfanet.weights import choose_level, load_weights, misfits, read_pth, read_safetensors
 
 __all__ = ["family_of", "load_model", "load_weights", "save_checkpoint"]
@@ -76,10 +77,9 @@ def load_model(source: str | Path, *, config: Config | None = None) -> Any:
     """
     name = str(source)
     if is_preset(name):
-        shipped = resources.files("tfanet") / "assets" / f"{name}.safetensors"
-        if shipped.is_file():
-            with resources.as_file(shipped) as path:
-                return _load_safetensors(path)
+        rest = rest_of(name)
+        if rest.is_file():
+            return _load_safetensors(rest, graph_weights(shipped_bundle(name)))
         family, chosen = find_preset(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -94,7 +94,8 @@ def load_model(source: str | Path, *, config: Config | None = None) -> Any:
     return _load_official(path, config)
 
 
-def _load_safetensors(path: Path) -> nn.Module:
+def _load_safetensors(path: Path, others: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """`others`: where the weights are that the file does not hold, if it is not a whole one."""
     tensors, metadata = read_safetensors(path)
     if CONFIG_KEY not in metadata:
         raise InputError(f"{path} carries no tfanet configuration: write it with `save_checkpoint`")
@@ -104,6 +105,9 @@ def _load_safetensors(path: Path) -> nn.Module:
         config = family.config.from_dict(json.loads(metadata[CONFIG_KEY]))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its configuration is not readable ({error})") from error
+    if others is not None:
+        outline = _outline(family, config)
+        tensors = {name: others[name] for name in outline.keys() & others.keys()} | tensors
     return _fill(family, config, tensors, path)
 
 
