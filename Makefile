@@ -47,15 +47,16 @@ $(LIGHT)/.ready: setup.cfg constraints.txt tools/requirements.py
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: setup.cfg setup.py constraints.txt
+# The libraries are left to `make native`, which builds no more than what has changed.
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --config-settings=cmake.define.TFANET_LIBRARIES=OFF --editable ".[dev]"
 	touch $@
 
-# Incremental: the editable installation has built once; this follows changes in the C++ sources.
 native: setup
-	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release --log-level=NOTICE
-	cmake --build build/native --parallel > build/native.log || { cat build/native.log; exit 1; }
+	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release -DTFANET_WERROR=ON --log-level=NOTICE
+	cmake --build build/native --parallel
 	cmake --install build/native --prefix . > build/native.log
 
 # The oldest ONNX Runtime that our operator library must load in, beside the newest one.

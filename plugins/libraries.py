@@ -26,7 +26,7 @@ def ort_library_path() -> Path:
     Raises:
         MissingDependencyError: where it has not been built.
     """
-    return _built("libtfanet_ort.so", " (it needs the headers of ONNX Runtime)")
+    return _built("libtfanet_ort.so", "")
 
 
 def trt_library_path() -> Path:
@@ -46,6 +46,6 @@ def _built(name: str, need: str) -> Path:
     if not path.is_file():
         raise MissingDependencyError(
             f"{path} has not been built{need}: run `make native` in a checkout, or install tfanet "
-            "again with cmake and a C++17 compiler at hand"
+            "again with a C++17 compiler at hand"
         )
     return path
