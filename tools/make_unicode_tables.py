@@ -1,15 +1,18 @@
-"""Writes runtime/cpp/src/unicode_tables.inc: what the C++ tokenizer knows about Unicode.
+"""Writes what the tokenizers in C++ and JavaScript know about Unicode, by the file's ending.
 
     python tools/make_unicode_tables.py runtime/cpp/src/unicode_tables.inc
+    python tools/make_unicode_tables.py export/web/page/unicode_tables.mjs
 
 Every fact is asked of the `tokenizers` library itself, character by character, because its parts
-follow different versions of Unicode: C++ then agrees with it on every string. Rows are deltas from
-row to row, which keeps the file small; unicode.cpp sums them up again.
+follow different versions of Unicode, and every browser another one: both then agree with it on
+every string. Rows are deltas from row to row, which keeps the files small; unicode.cpp and
+unicode.mjs sum them up again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -128,8 +131,8 @@ def decompositions() -> list[tuple[int, int, int, int]]:
     return rows
 
 
-def table(name: str, rows: Iterable[tuple[int, ...]], note: str) -> str:
-    """A C++ array of deltas, with a note of what a row holds."""
+def deltas(rows: Iterable[tuple[int, ...]]) -> str:
+    """Lines of the differences from row to row."""
     words, before = [], None
     for row in rows:
         before = before or (0,) * len(row)
@@ -141,30 +144,43 @@ def table(name: str, rows: Iterable[tuple[int, ...]], note: str) -> str:
             lines.append(line)
             line = ""
         line += word
-    return "\n".join([f"// {note}", f"constexpr int32_t {name}[] = {{", *lines, line, "};", ""])
+    return "\n".join([*lines, line])
 
 
-def text() -> str:
-    """The whole file."""
+@functools.cache
+def tables() -> list[tuple[str, str, str]]:
+    """Name, what a row holds, and the rows of every table."""
     clean, strip = bert_step("clean_text"), bert_step("strip_accents")
     apart, split = bert_step("handle_chinese_chars"), BertPreTokenizer().pre_tokenize_str
+    run = "first, last"
+    found: list[tuple[str, str, Iterable[tuple[int, ...]]]] = [
+        ("Letters", run, pattern_ranges(r"\p{L}")),
+        ("Numbers", run, pattern_ranges(r"\p{N}")),
+        ("Spaces", run, pattern_ranges(r"\s")),
+        ("Capitals", "first, count, step, distance to the small letter", lower_runs()),
+        ("Combining", "first, last, combining class", combining_runs()),
+        ("Decompositions", "character, first, second, composes", decompositions()),
+        ("BertDropped", run, ranges(lambda char: not clean(char))),
+        ("BertSpaces", run, bert_spaces(clean)),
+        ("BertIdeographs", run, ranges(lambda char: apart(char) != char)),
+        ("BertAccents", run, ranges(lambda char: not strip(char))),
+        ("BertPunctuation", run, ranges(lambda char: len(split(f"a{char}a")) == 3)),
+    ]
+    return [(name, note, deltas(rows)) for name, note, rows in found]
+
+
+def text(ending: str) -> str:
+    """The whole file, as C++ (".inc") or as JavaScript (".mjs")."""
+    before, after = {
+        ".inc": ("constexpr int32_t k{}[] = {{", "};"),
+        ".mjs": ("export const k{} = [", "];"),
+    }[ending]
     return "\n".join(
         [
             "// Made by tools/make_unicode_tables.py; rows are deltas. Do not edit.\n",
-            table("kLetters", pattern_ranges(r"\p{L}"), "first, last"),
-            table("kNumbers", pattern_ranges(r"\p{N}"), "first, last"),
-            table("kSpaces", pattern_ranges(r"\s"), "first, last"),
-            table("kCapitals", lower_runs(), "first, count, step, distance to the small letter"),
-            table("kCombining", combining_runs(), "first, last, combining class"),
-            table("kDecompositions", decompositions(), "character, first, second, composes"),
-            table("kBertDropped", ranges(lambda char: not clean(char)), "first, last"),
-            table("kBertSpaces", bert_spaces(clean), "first, last"),
-            table("kBertIdeographs", ranges(lambda char: apart(char) != char), "first, last"),
-            table("kBertAccents", ranges(lambda char: not strip(char)), "first, last"),
-            table(
-                "kBertPunctuation",
-                ranges(lambda char: len(split(f"a{char}a")) == 3),
-                "first, last",
+            *(
+                f"// {note}\n{before.format(name)}\n{rows}\n{after}\n"
+                for name, note, rows in tables()
             ),
         ]
     )
@@ -173,7 +189,8 @@ def text() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.parse_args().output.write_text(text())
+    output = parser.parse_args().output
+    output.write_text(text(output.suffix))
 
 
 if __name__ == "__main__":
