@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
     parser.set_defaults(json=False, **DEFAULTS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    groups = (demo, export, engine, deploy, onnx, calibrate, inspect, train, data, push, help)
+    groups = (demo, export, engine, deploy, web, onnx, calibrate, inspect, train, data, push, help)
     for group in groups:
         group.add_verbs(verbs)
     return parser

@@ -11,6 +11,7 @@ from tfanet.cli.engine import ENGINE, add_target_options, engine_builder, engine
 from tfanet.cli.options import GRAPH, QUANTISED, OptionGroup, image_size
 from tfanet.cli.output import Verbs, add_verb, parity_table, progress_line, table
 from tfanet.cli.quantise import QUANTISATION, Quantisation
+from tfanet.cli.web import add_page_option, page_text, page_writer
 from tfanet.errors import InputError
 
 __all__ = ["add_verbs"]
@@ -52,6 +53,7 @@ def add_verbs(verbs: Verbs) -> None:
         run_export,
         examples=(
             "tfanet export --preset tfanet-tiny --output bundle",
+            "tfanet export --preset tfanet-tiny --output bundle --web page",
             "tfanet export --checkpoint trained/model.safetensors --output bundle --overwrite",
             "tfanet export --bundle bundle --precision int8 --data shapes --output bundle-int8",
             "tfanet export --preset tfanet-tiny --target tensorrt --precision fp16 --output bundle",
@@ -70,7 +72,10 @@ def add_verbs(verbs: Verbs) -> None:
     export.add_argument(
         "--output", required=True, metavar="DIR", help="the bundle directory to write"
     )
-    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    page = export.add_argument_group("a page in the browser")
+    page.add_argument("--web", metavar="DIR", help="write a static page there that runs the bundle")
+    add_page_option(page)
     add_target_options(export, required=False)
     FROM_PYTORCH.add(export.add_argument_group("graphs (--checkpoint, --preset)"))
     ENGINE.add(export.add_argument_group("engine (--target)"))
@@ -80,6 +85,15 @@ def add_verbs(verbs: Verbs) -> None:
 def run_export(args: argparse.Namespace) -> tuple[Any, str]:
     """Export a checkpoint or preset to a bundle, and prove that it computes what PyTorch does."""
     _check(args)
+    write_page = page_writer(args, args.web) if args.web is not None else None
+    result, text = _export(args)
+    if write_page is None:
+        return result, text
+    page = write_page(args.output)
+    return {**result, "page": page}, f"{text}\n\n{page_text(page)}"
+
+
+def _export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     finish = engine_builder(args) if args.target else None
     show = progress_line()
     if args.precision in QUANTISED:
@@ -120,6 +134,8 @@ def _check(args: argparse.Namespace) -> None:
                 "--checkpoint or --preset"
             )
         QUANTISATION.refuse(args, "belongs to --precision int8 or fp8: leave it out, or add that")
+    if args.web is None and args.onnxruntime_web is not None:
+        raise InputError("--onnxruntime-web belongs to a page: add --web DIR, or leave it out")
     if args.target is None:
         if not quantised and args.precision != "fp32":
             raise InputError(
