@@ -154,6 +154,7 @@ function answered({ result, error }, current) {
 }
 
 worker.onmessage = ({ data }) => {
+  if (document.body.dataset.state === "failed" && !ready) return; // what was still under way
   if (data.progress !== undefined) {
     const { done, total } = data.progress;
     say(`Loading the model: ${(done / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB …`);
