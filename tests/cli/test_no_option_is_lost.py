@@ -64,6 +64,8 @@ VALUES = {
     "timeout": ["7"],
     "timing_cache": ["x"],
     "warmup": ["7"],
+    "web": ["page"],
+    "onnxruntime_web": ["package"],
 }
 # Ways to call a verb, each with what it needs.
 EXPORT = ("export", "--output", "out")
@@ -106,9 +108,9 @@ CALLS = {
 }
 
 
-# Of one path each; of push, tests/runtime/test_hub.py.
+# Of one path each; of push, tests/runtime/test_hub.py; of web, tests/export/test_web_page.py.
 OTHERS = {"completion", "data", "demo", "doctor", "evaluate", "help", "predict"} | {
-    *("pretrain", "push", "train")
+    *("pretrain", "push", "train", "web")
 }
 
 
@@ -187,6 +189,7 @@ def calls(monkeypatch, tmp_path) -> Calls:
     calls.note("export.export_onnx", last=True)
     calls.note("export.parity.check.check_bundle", {"cases": [], "choices": {}})
     calls.note("export.parity.report.write_report", {"pictures": []})
+    calls.note("export.web.page.prepare_page")
     calls.note("calibration.calibrate", ranges)
     calls.note("calibration.quantize_bundle", last=True)
     calls.note("calibration.recheck", last=True)

@@ -20,6 +20,7 @@ from tfanet.cli import (
     onnx,
     push,
     train,
+    web,
 )
 from tfanet.cli.json_output import error_json, result_json
 from tfanet.cli.logs import DEFAULTS, logging_of
