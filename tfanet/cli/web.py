@@ -13,7 +13,7 @@ __all__ = ["add_page_option", "add_verbs", "page_text", "page_writer"]
 
 
 def add_verbs(verbs: Verbs) -> None:
-    web = add_verb(verbs, "web", run_web)
+    web = add_verb(verbs, "web", run_web, extra=None)
     web.add_argument("--bundle", required=True, help="the bundle that the page runs")
     web.add_argument("--output", required=True, help="the folder of the page")
     web.add_argument("--overwrite", action="store_true", help="replace a page that is there")
