@@ -74,7 +74,11 @@ def add_verbs(verbs: Verbs) -> None:
     )
     export.add_argument("--overwrite", action="store_true", help="replace what is there")
     page = export.add_argument_group("a page in the browser")
-    page.add_argument("--web", metavar="DIR", help="write a static page there that runs the bundle")
+    page.add_argument(
+        "--web",
+        metavar="DIR",
+        help="write a static page there that runs the bundle (default: none)",
+    )
     add_page_option(page)
     add_target_options(export, required=False)
     FROM_PYTORCH.add(export.add_argument_group("graphs (--checkpoint, --preset)"))

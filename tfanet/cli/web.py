@@ -13,9 +13,18 @@ __all__ = ["add_page_option", "add_verbs", "page_text", "page_writer"]
 
 
 def add_verbs(verbs: Verbs) -> None:
-    web = add_verb(verbs, "web", run_web, extra=None)
-    web.add_argument("--bundle", required=True, help="the bundle that the page runs")
-    web.add_argument("--output", required=True, help="the folder of the page")
+    web = add_verb(
+        verbs,
+        "web",
+        run_web,
+        extra=None,
+        examples=(
+            "tfanet web --bundle bundle --output page",
+            "tfanet web --bundle bundle --output page --onnxruntime-web onnxruntime-web/package",
+        ),
+    )
+    web.add_argument("--bundle", required=True, metavar="DIR", help="the bundle that the page runs")
+    web.add_argument("--output", required=True, metavar="DIR", help="the folder of the page")
     web.add_argument("--overwrite", action="store_true", help="replace a page that is there")
     add_page_option(web)
 
