@@ -9,19 +9,28 @@ from PIL import Image, ImageFilter
 
 from tfanet.runtime.picture import ImageError
 
-__all__ = ["overlay", "save_mask", "save_overlay"]
+__all__ = ["check_mask_name", "overlay", "save_mask", "save_overlay"]
 
 # A tint would not show on an object of its own colour: what lies outside is darkened instead.
 OUTSIDE = 0.35
 OUTLINE = (255, 220, 0)
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".mpo")
+
+
+def check_mask_name(path: str | Path) -> None:
+    """Raises ImageError for a name of a format that changes pixels when it is written."""
+    if Path(path).suffix.lower() in LOSSY:
+        raise ImageError(f"{path} is of a format that changes pixels of a mask: name a .png file")
 
 
 def save_mask(mask: np.ndarray, path: str | Path) -> None:
     """Write a mask (H, W) of bools as an 8-bit picture: 255 where it is set, else 0.
 
     Raises:
-        ImageError: where the file cannot be written, or its name ends like no picture's.
+        ImageError: where the file cannot be written, or its name ends like no picture's, or like
+            that of one which loses something, such as .jpg.
     """
+    check_mask_name(path)
     _save(Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)), path)
 
 

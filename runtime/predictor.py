@@ -346,6 +346,7 @@ class Predictor:
                 prepared = prepare(source, self.bundle.manifest.preprocessing)
             except ImageError as error:
                 told = ImageError(f"{name} {number}: {error}")
+                told.__cause__ = error
                 if on_error is None:
                     raise told from error
                 on_error(number, told)

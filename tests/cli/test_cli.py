@@ -155,7 +155,7 @@ def test_predict_tells_the_words_that_objects_align_with(capsys, tmp_path):
         words = [(word["text"], word["share"]) for word in found.pop("words")]
         assert words == list(one.words) and len(words) == 4
         assert found == {"relevance": one.relevance, "pixels": int(one.mask.sum())}
-    code, out, _ = run(capsys, *argv)
+    code, out, _ = run(capsys, *argv, "--overwrite")
     assert code == 0
     lines = [line for line in out.splitlines() if line.startswith("an object of")]
     for line, one in zip(lines, expected, strict=True):

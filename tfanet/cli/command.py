@@ -18,6 +18,7 @@ from tfanet.cli import (
     help,
     inspect,
     onnx,
+    predict,
     push,
     train,
     web,
@@ -42,7 +43,10 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tfanet {__version__}")
     parser.set_defaults(json=False, **DEFAULTS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    groups = (demo, export, engine, deploy, web, onnx, calibrate, inspect, train, data, push, help)
+    groups = (
+        *(demo, export, engine, predict, deploy, web, onnx, calibrate, inspect, train, data, push),
+        help,
+    )
     for group in groups:
         group.add_verbs(verbs)
     return parser

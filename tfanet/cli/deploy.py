@@ -1,10 +1,9 @@
-"""Verbs that run a bundle: predict, bench, parity."""
+"""Verbs that measure a bundle: bench, parity."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from tfanet.cli.options import DATA, OptionGroup, add_data_options
@@ -15,7 +14,6 @@ from tfanet.cli.output import (
     progress_line,
     table,
 )
-from tfanet.errors import InputError, plain
 
 __all__ = ["add_verbs"]
 
@@ -50,57 +48,6 @@ FP32 = OptionGroup(_add_fp32_options)
 
 
 def add_verbs(verbs: Verbs) -> None:
-    predict = add_verb(
-        verbs,
-        "predict",
-        run_predict,
-        extra=None,
-        examples=(
-            "tfanet predict --bundle bundle --image photo.jpg --text 'the man on the left' "
-            "--output mask.png",
-        ),
-    )
-    predict.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
-    predict.add_argument(
-        "--digest",
-        metavar="SHA256",
-        help="refuse every bundle but the one with this digest (default: any)",
-    )
-    predict.add_argument("--image", required=True, metavar="FILE", help="the picture")
-    predict.add_argument("--text", required=True, metavar="TEXT", help="what to segment, in words")
-    predict.add_argument(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="the PNG to write the mask into, black and white",
-    )
-    predict.add_argument(
-        "--overlay",
-        metavar="FILE",
-        help="also write the picture with the mask on it (default: it is not written)",
-    )
-    predict.add_argument(
-        "--threads",
-        type=int,
-        metavar="THREADS",
-        help="of a run on the CPU (default: all cores that it may use)",
-    )
-    predict.add_argument(
-        "--backend",
-        default="auto",
-        metavar="NAME",
-        help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or the name of one of the "
-        "bundle's engines (default: the first backend that can run here)",
-    )
-    predict.add_argument(
-        "--host-code",
-        nargs="+",
-        default=[],
-        metavar="ENGINE",
-        help="engines that may run the CPU code that they carry: name only those that you built "
-        "(default: none)",
-    )
-
     bench = add_verb(
         verbs,
         "bench",
@@ -155,74 +102,6 @@ def add_verbs(verbs: Verbs) -> None:
     parity.add_argument("--bundle", required=True, metavar="DIR", help="the bundle directory")
     add_data_options(parity, required=False)
     FP32.add(parity)
-
-
-def run_predict(args: argparse.Namespace) -> tuple[Any, str]:
-    """Segment what a sentence names in a picture, with a bundle; needs no PyTorch."""
-    from tfanet.runtime import Predictor, load_image
-    from tfanet.runtime.bundle.write import check_output
-    from tfanet.runtime.overlay import save_mask, save_overlay
-
-    taken = {Path(args.image).resolve()}
-    for path in filter(None, (args.output, args.overlay)):
-        place = check_output(path, overwrite=True)
-        if place in taken:
-            raise InputError(f"{path} is given twice: the result would be lost, name another file")
-        taken.add(place)
-    image = load_image(args.image)
-    predictor = Predictor(
-        args.bundle,
-        digest=args.digest,
-        threads=args.threads,
-        backend=args.backend,
-        host_code=args.host_code,
-    )
-    prediction = predictor(image, args.text)
-    save_mask(prediction.mask, args.output)
-    if args.overlay:
-        save_overlay(image, prediction.mask, args.overlay)
-    instances = None
-    if prediction.instances is not None:
-        instances = [
-            {
-                "relevance": one.relevance,
-                "pixels": int(one.mask.sum()),
-                "words": one.words and [word._asdict() for word in one.words],
-            }
-            for one in prediction.instances
-        ]
-    result = {
-        "mask": args.output,
-        "overlay": args.overlay,
-        "pixels": int(prediction.mask.sum()),
-        "share": float(prediction.mask.mean()),
-        "score": float(prediction.score),
-        "no_target": prediction.no_target,
-        "instances": instances,
-        "timings_ms": prediction.timings,
-        "backend": predictor.info(),
-    }
-    predictor.close()
-    backend = result["backend"]["engine"] or result["backend"]["backend"]
-    timings = ", ".join(f"{name} {value:.1f} ms" for name, value in prediction.timings.items())
-    text = (
-        f"{args.output}: {result['pixels']} pixels ({result['share']:.1%} of the picture), "
-        f"score {result['score']:.2f}\n{timings} on {backend}"
-    )
-    if prediction.no_target is not None:
-        text += f"\nthe sentence means nothing in the picture: {prediction.no_target:.0%} likely"
-    for one in instances or ():
-        text += f"\nan object of {one['pixels']} pixels, {one['relevance']:.0%} relevant"
-        if one["words"]:
-            text += f", aligned with {_strongest(one['words'])}"
-    return result, text
-
-
-def _strongest(words: list[dict[str, Any]]) -> str:
-    """The words with an even share or more of what all of them have, most first."""
-    even = sum(word["share"] for word in words) / len(words)
-    strongest = sorted((word for word in words if word["share"] >= even), key=lambda w: -w["share"])
-    return ", ".join(f"'{plain(word['text'])}' ({word['share']:.0%})" for word in strongest)
 
 
 def run_bench(args: argparse.Namespace) -> tuple[Any, str]:
