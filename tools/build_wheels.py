@@ -41,9 +41,13 @@ def build_wheel(machine: str, output: Path) -> None:
             "CMAKE_CXX_COMPILER": compiler,
             "CMAKE_SYSTEM_NAME": "Linux",
             "CMAKE_SYSTEM_PROCESSOR": machine,
+            # This machine's strip may not know the other's files.
+            "CMAKE_MODULE_LINKER_FLAGS": "-s",
+            "CMAKE_SHARED_LINKER_FLAGS": "-s",
             "TFANET_CUDA": "OFF",
         }
         settings = [f"--config-settings=cmake.define.{key}={defines[key]}" for key in defines]
+        settings.append("--config-settings=install.strip=false")
         run(
             *("pip", "wheel", "--verbose", "--no-deps", f"--wheel-dir={work}", *settings, ROOT),
             _PYTHON_HOST_PLATFORM=f"linux-{machine}",
