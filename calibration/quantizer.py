@@ -27,7 +27,7 @@ from tfanet.calibration.measure.sampler import CalibrationSet
 from tfanet.calibration.ranges import Calibration, diff
 from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
 from tfanet.errors import GateError, InputError, suggestion
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.integer import instructions, overflowing
 from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import FILES, Bundle, file_facts
@@ -78,7 +78,10 @@ def quantize_bundle(
     if guard is not None:
         check_bounds(guard.bounds, guard.min_share)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    models, certificate, layers = _quantize(opened, known, guard, target, progress)
+    stages = Stages(progress)
+    quantising = stages.next("quantising", 0.9)
+    models, certificate, layers = _quantize(opened, known, guard, target, quantising)
+    stages.next("timing")
     # FP32 is timed as the file ships, its 2-D scans fused: that is what the user has today.
     speed = measure_speed(
         {name: onnx.load_from_string(opened.read(name)) for name in GRAPHS},
@@ -92,6 +95,7 @@ def quantize_bundle(
         _write(work, opened, models, certificate, speed)
         if finish is not None:
             finish(work)
+    stages.end()
     return Bundle.open(output), {"certificate": certificate, "speed": speed, "layers": layers}
 
 

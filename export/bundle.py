@@ -21,7 +21,7 @@ from tfanet.model.family import Family, is_preset
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.graph.ss2d import is_ss2d
 from tfanet.plugins.operands import DOMAIN, SELECTIVE_SCAN, VERSION
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.bert_vocabulary import wordpiece_from_vocab
 from tfanet.runtime.bundle.graphs import IMAGE, TEXT
 from tfanet.runtime.bundle.read import (
@@ -35,7 +35,6 @@ from tfanet.runtime.bundle.write import check_target, new_bundle, write_manifest
 
 __all__ = ["export_bundle"]
 
-STEPS = 4
 VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
@@ -123,19 +122,16 @@ def _write(
     graph: dict[str, Any],
     progress: Progress | None,
 ) -> None:
-    def report(stage: str, done: int) -> None:
-        if progress is not None:
-            progress(stage, done, STEPS)
-
+    stages = Stages(progress)
     family, config = family_of(network), network.config
     (work / "tokenizer.json").write_bytes(tokenizer)
     tokens = family.tokenization(config, work / "tokenizer.json")
     dynamic_batch = graph["dynamic_batch"]
-    report("exporting text.onnx", 0)
+    stages.next("exporting text.onnx", 0.15)
     text = export_text(network, tokens=tokens, dynamic_batch=dynamic_batch, opset=graph["opset"])
     interface = {TEXT: _save(text, work / TEXT)}
     del text
-    report("exporting image.onnx", 1)
+    stages.next("exporting image.onnx", 0.6)
     image = export_image(network, size, tokens=tokens, **graph)
     calls, fused = count_scan_nodes(image), sum(map(is_ss2d, image.graph.node))
     interface[IMAGE] = _save(image, work / IMAGE)
@@ -143,15 +139,16 @@ def _write(
     for value in interface[IMAGE][1]:
         value["role"] = family.image_outputs[value["name"]]
 
-    report("comparing with PyTorch", 2)
+    comparing = stages.next("comparing with PyTorch", 0.9)
     figures = check_graphs(
         network,
         file_backends(work / TEXT, work / IMAGE),
         size,
         tokens=tokens,
         dynamic_batch=dynamic_batch,
+        progress=comparing,
     )
-    report("writing", 3)
+    stages.next("writing")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tool={"name": "tfanet", "version": __version__},
@@ -182,7 +179,7 @@ def _write(
         parity=figures,
     )
     write_manifest(work, manifest)
-    report("done", STEPS)
+    stages.end()
 
 
 def _save(model: ModelProto, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -30,27 +30,37 @@ class Stages:
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress, self._end = progress, 0.0
+        self._current: _Part | None = None
 
-    def next(self, stage: str, share: float = 1.0) -> Progress:
+    def next(self, stage: str, share: float = 1.0) -> Positioned:
         """Begin a stage that takes this share of what is left; what tells of its steps.
 
         It may be told of nothing: the next stage, or `end`, begins where this one ends.
         """
         start = self._end
         self._end += share * (1 - start)
-        part = _Part(self._progress, start, self._end)
-        part.at(stage, 0, 0, 0.0)
-        return part
+        return self._begin(stage, start, 0.0)
 
     def end(self, stage: str = "done") -> None:
         """Everything is done."""
-        _Part(self._progress, 1.0, 1.0).at(stage, 0, 0, 1.0)
+        self._end = 1.0
+        self._begin(stage, 1.0, 1.0)
+
+    def is_current(self, part: Positioned) -> bool:
+        """Whether no later stage has begun: what an earlier one still tells is not passed on."""
+        return part is self._current
+
+    def _begin(self, stage: str, start: float, position: float) -> Positioned:
+        part = self._current = _Part(self, self._progress, start, self._end)
+        part.at(stage, 0, 0, position)
+        return part
 
 
-@dataclass
+@dataclass(eq=False)
 class _Part:
     """A stage of a job as a job of its own."""
 
+    stages: Stages
     whole: Progress | None
     start: float
     end: float
@@ -60,6 +70,8 @@ class _Part:
         self.at(stage, done, total, done / max(total, 1))
 
     def at(self, stage: str, done: int, total: int, position: float) -> None:
+        if not self.stages.is_current(self):
+            return
         self.reached = max(self.reached, min(position, 1.0))
         place = self.start + (self.end - self.start) * self.reached
         if isinstance(self.whole, Positioned):

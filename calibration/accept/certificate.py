@@ -16,7 +16,7 @@ from tfanet.calibration.graph.prepared import PreparedBundle, read_graph
 from tfanet.calibration.measure.sampler import CalibrationSet, choose
 from tfanet.calibration.ranges import Calibration
 from tfanet.errors import GateError, InputError
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.integer import instructions
 from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
@@ -80,19 +80,25 @@ def bound_loss(
     """
     bundle = prepared.bundle
     original = {name: read_graph(bundle, name) for name in GRAPHS}
-    baseline = measure_metrics(original, items, bundle, progress=progress, stage="evaluating FP32")
+    stages = Stages(progress)
+    stage = "evaluating FP32"
+    baseline = measure_metrics(
+        original, items, bundle, progress=stages.next(stage, 0.25), stage=stage
+    )
     del original
     sensitivity = measure_sensitivity(
         prepared,
         calibration,
         lambda: items.tensors(bundle),
         count=guard.probes,
-        progress=progress,
+        progress=stages.next("measuring sensitivity", 0.4),
     )
 
     def evaluate(keep_float: frozenset[str]) -> dict[str, float]:
         stage = f"evaluating {calibration.precision}, {len(keep_float)} layers given back"
-        return measure_metrics(quantized(keep_float), items, bundle, progress=progress, stage=stage)
+        # How many there will be nobody knows: each takes half of what is left.
+        telling = stages.next(stage, 0.5)
+        return measure_metrics(quantized(keep_float), items, bundle, progress=telling, stage=stage)
 
     found = search(
         prepared.all_layers(),
@@ -102,6 +108,7 @@ def bound_loss(
         bounds=guard.bounds,
         min_share=guard.min_share,
     )
+    stages.end("the bounds hold")
     accuracy = {
         "max_drop": dict(guard.bounds),
         "drop": _rounded(found.drop),

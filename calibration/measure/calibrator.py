@@ -23,7 +23,7 @@ from tfanet.calibration.rewrite.qdq import ranged_values
 from tfanet.calibration.rewrite.smooth import Group, exponents, find_groups
 from tfanet.calibration.rewrite.split import split_inputs
 from tfanet.errors import InputError
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.bundle.graphs import GRAPHS, TEXT
 from tfanet.runtime.bundle.read import Bundle
 
@@ -129,24 +129,31 @@ def measure_ranges(
         dual_region=dual_region,
     )
     watched = WatchedBundle(prepared, plan.axes, plan.by_channel)
+    stages = Stages(progress)
 
-    def show(pictures: CalibrationSet, watch: Callable[[str, str, Seen], None], stage: str) -> None:
+    def show(
+        pictures: CalibrationSet,
+        watch: Callable[[str, str, Seen], None],
+        stage: str,
+        share: float,
+    ) -> None:
         watched.observe(
             lambda: pictures.tensors(prepared.bundle),
             watch,
             count=len(pictures.items),
-            progress=progress,
+            progress=stages.next(stage, share),
             stage=stage,
         )
 
     channels = _Channels()
     if plan.groups or plan.wide:
         few = replace(chosen, items=chosen.items[:: -(-len(chosen.items) // PROBED)])
-        show(few, channels.watch, "measuring channels")
+        share = len(few.items) / (len(few.items) + len(chosen.items))
+        show(few, channels.watch, "measuring channels", share)
     moved = channels.move(graphs, plan.groups)
     apart = {key: outlier_channels(channels.largest[key]) for key in plan.wide}
     found = _Ranges(plan, moved, apart, lambda: make_observer(observer, grid), len(chosen.items))
-    show(chosen, found.watch, "measuring")
+    show(chosen, found.watch, "measuring", 1.0)
     ranges = {name: found.of_graph(name, grid) for name in GRAPHS}
     return Calibration(prepared.facts(), precision, observer, chosen.facts(), ranges)
 

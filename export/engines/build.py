@@ -35,7 +35,7 @@ from tfanet.plugins.graph.attach import (
     scan_nodes,
 )
 from tfanet.plugins.tensorrt import FORMS, plugin_graph
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.engine import MODULES, load_module
 from tfanet.runtime.bundle.write import check_folder, check_output, new_folder
 from tfanet.worker import worker_command, worker_environment
@@ -304,6 +304,7 @@ class _Alarm:
 
 def _follow(child: subprocess.Popen[str], progress: Progress | None) -> dict[str, Any]:
     answer: dict[str, Any] = {}
+    building = Stages(progress).next("reading the graph")
     assert child.stdout is not None
     for line in child.stdout:
         try:
@@ -313,8 +314,7 @@ def _follow(child: subprocess.Popen[str], progress: Progress | None) -> dict[str
         if not isinstance(message, dict):
             continue
         if "phase" in message:
-            if progress is not None:
-                progress(message["phase"], message["step"], message["steps"])
+            building.at(*(message[key] for key in ("phase", "step", "steps", "position")))
         else:
             answer |= message
     return answer

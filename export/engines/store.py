@@ -14,13 +14,13 @@ from tfanet.export.engines.precision import LOW_PRECISIONS
 from tfanet.export.engines.typed import make_typed_graphs
 from tfanet.files import move
 from tfanet.plugins import trt_library_path
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.device import Device
 from tfanet.runtime.backends.engine import load_module
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, TEXT
 from tfanet.runtime.bundle.leftovers import engine_file, locked, sweep_engines
 from tfanet.runtime.bundle.read import FILES, Bundle, Manifest, file_facts
-from tfanet.runtime.bundle.write import new_folder, write_manifest
+from tfanet.runtime.bundle.write import check_output, new_folder, write_manifest
 
 __all__ = [
     "add_engine",
@@ -75,7 +75,8 @@ def add_engine(
     manifest = opened.manifest
     own, rest = manifest.precision, _rest(opened, precision)
     keep = list(keep)
-    check_engine(target, rest, options, own=own, keep=keep, measured=bool(samples))
+    measured = bool(samples)
+    check_engine(target, rest, options, own=own, keep=keep, measured=measured, overwrite=overwrite)
     name = "-".join(p for p in (own, rest) if p != "fp32") or "fp32"
     name = f"{target}-{name}"
     opened.check_engines(besides=name)
@@ -87,23 +88,22 @@ def add_engine(
         profile = Profile(1, 1, 4) if manifest.dynamic_batch else Profile()
     # Built beside the bundle's files, so that a failure leaves an engine of this name as it was.
     with new_folder(opened.path / name) as folder:
+        stages = Stages(progress)
+        stages.next("choosing precisions", 0.05)
         typed, report = make_typed_graphs(opened, rest, keep, samples)
-        files = {graph: f"{graph.removesuffix('.onnx')}.engine" for graph in GRAPHS}
+        files = {graph: _built(graph) for graph in GRAPHS}
         facts: dict[str, Any] = {}
         for graph in GRAPHS:
-
-            def tell(phase: str, step: int, steps: int, graph: str = graph) -> None:
-                if progress is not None:
-                    progress(f"{graph}: {phase}", step, steps)
-
+            building = stages.next(f"building {_built(graph)}", 0.2 if graph == TEXT else 0.9)
             facts[graph] = build_engine(
                 engine_graph(typed[graph], options.plugin),
                 folder / files[graph],
                 target=target,
                 profile=replace(profile, min=1) if graph == TEXT else profile,
                 options=options,
-                progress=tell,
+                progress=building,
             )
+        stages.next("comparing with the graphs")
         record = {
             "name": name,
             "target": target,
@@ -121,7 +121,9 @@ def add_engine(
             "build": {graph: {key: facts[graph][key] for key in _BUILD_FACTS} for graph in GRAPHS},
             **report,
         }
-        return store_engine(opened, folder, record)
+        done = store_engine(opened, folder, record)
+    stages.end()
+    return done
 
 
 def check_engine(
@@ -132,18 +134,23 @@ def check_engine(
     own: str = "fp32",
     keep: Sequence[str] = (),
     measured: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Check before work begins that such an engine can be built here.
 
     Args:
         precision: of what is not quantised. own: of the graphs. keep: patterns of nodes that stay
             in FP32. measured: pictures are given that show what would overflow.
+        overwrite: replace what `options.inspect` holds of an earlier build.
 
     Raises:
         InputError: for options that do not fit. MissingDependencyError: without the target's
             library, its plugin's, or the GPU that it builds on.
     """
     options.check(target)
+    if options.inspect is not None and Path(options.inspect).is_dir():
+        for graph in GRAPHS:
+            check_output(Path(options.inspect) / f"{_built(graph)}.json", overwrite=overwrite)
     if precision not in ("fp32", *LOW_PRECISIONS):
         raise InputError(
             f"precision is {precision!r}: choose fp32, {', '.join(LOW_PRECISIONS)}, or int8 or fp8 "
@@ -207,6 +214,11 @@ def _with(bundle: Bundle, record: dict[str, Any], facts: dict[str, Any]) -> Mani
     kept = {*FILES, *(file for engine in engines for file in engine["files"].values())}
     files = {file: known for file, known in manifest.files.items() if file in kept}
     return replace(manifest, engines=[*engines, record], files={**files, **facts})
+
+
+def _built(graph: str) -> str:
+    """A graph's engine file, until its name tells its content."""
+    return f"{graph.removesuffix('.onnx')}.engine"
 
 
 def _rest(bundle: Bundle, precision: str) -> str:

@@ -34,23 +34,31 @@ class _Refused(Exception):
 
 def _make_monitor(trt: Any) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Reports the outermost phases."""
+        """Reports the outermost phases, and the position in the whole build."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases: dict[str, tuple[int, int]] = {}  # depth, steps
+            # Depth, steps done, steps; the part of the whole build that it is: start, size.
+            self.phases: dict[str, tuple[int, int, int, float, float]] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            depth = self.phases[parent][0] + 1 if parent in self.phases else 0
-            self.phases[phase] = (depth, steps)
-            if depth < 2:
-                _say(phase=phase, step=0, steps=steps)
+            depth, done, count, start, size = self.phases.get(parent or "", (-1, 0, 1, 0.0, 1.0))
+            part = size / max(count, 1)
+            self.phases[phase] = (depth + 1, 0, steps, start + done * part, part)
+            self.tell(phase)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            depth, steps = self.phases.get(phase, (2, 0))
-            if depth < 2:
-                _say(phase=phase, step=step + 1, steps=steps)
+            if phase in self.phases:
+                depth, _, steps, start, size = self.phases[phase]
+                self.phases[phase] = (depth, step + 1, steps, start, size)
+                self.tell(phase)
             return True
+
+        def tell(self, phase: str) -> None:
+            depth, done, steps, start, size = self.phases[phase]
+            if depth < 2:
+                position = start + size * done / max(steps, 1)
+                _say(phase=phase, step=done, steps=steps, position=position)
 
         def phase_finish(self, phase: str) -> None:
             self.phases.pop(phase, None)

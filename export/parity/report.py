@@ -36,12 +36,15 @@ from tfanet.runtime.backends.engine import EngineError
 from tfanet.runtime.backends.session import open_session
 from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, names_of
 from tfanet.runtime.bundle.read import Bundle
+from tfanet.runtime.bundle.write import check_folder
 from tfanet.runtime.overlay import overlay
 from tfanet.runtime.picture import load_image
 from tfanet.runtime.preprocess import picture_to_tensor, plane_to_mask
 from tfanet.runtime.tokenizer import tokenizer_of
 
-__all__ = ["stages_of", "write_report"]
+__all__ = ["check_report", "stages_of", "write_report"]
+
+FIGURES, PAGE = "parity.json", "report.html"
 
 # log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin.
 BINS = np.arange(-8, 0.5, 0.5)
@@ -69,6 +72,7 @@ def write_report(
     pictures: Sequence[tuple[str | Path, str]],
     *,
     checkpoint: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run pictures through every backend that can run here, and write down how they differ.
@@ -76,6 +80,7 @@ def write_report(
     Args:
         output: a directory, which gets parity.json and report.html. pictures: files and sentences.
         checkpoint: the weights, where the bundle's preset does not hold them.
+        overwrite: replace a report that is there.
 
     Returns:
         The content of parity.json: model, pictures; backends: for each name and picture the largest
@@ -87,8 +92,9 @@ def write_report(
         took another option.
 
     Raises:
-        InputError: without pictures, for a bad one, and as `load_reference` does.
+        InputError: without pictures, for a bad one, and as `load_reference` and `check_report` do.
     """
+    output = check_report(output, overwrite=overwrite)
     if not pictures:
         raise InputError("no picture was given: name some with their sentences")
     opened = Bundle.open(bundle)
@@ -96,7 +102,6 @@ def write_report(
     samples = [_prepare(opened, path, sentence) for path, sentence in pictures]
     reference = _reference(model, samples)
     del model
-    output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
 
     backends: dict[str, Any] = {}
@@ -129,11 +134,23 @@ def write_report(
         "skipped": skipped,
     }
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    (output / "parity.json").write_text(text, encoding="utf-8")
+    (output / FIGURES).write_text(text, encoding="utf-8")
     torch_masks = [_mask(opened, s, z) for s, z in zip(samples, reference.logits, strict=True)]
     page = _page(report, samples, {"PyTorch": torch_masks, **masks})
-    (output / "report.html").write_text(page, encoding="utf-8")
+    (output / PAGE).write_text(page, encoding="utf-8")
     return report
+
+
+def check_report(output: str | Path, *, overwrite: bool) -> Path:
+    """The directory, if a report can be written there; raises InputError where one is already."""
+    folder = check_folder(output)
+    for name in (FIGURES, PAGE):
+        if (folder / name).exists() and not overwrite:
+            raise InputError(
+                f"{folder / name} exists: name another directory, or give --overwrite "
+                "(overwrite=True)"
+            )
+    return folder
 
 
 def stages_of(model: nn.Module) -> list[str]:

@@ -45,13 +45,12 @@ from tfanet.plugins import attach, exportable
 from tfanet.plugins.compat.standin_import import Standins
 from tfanet.plugins.graph.attach import count_scan_nodes
 from tfanet.plugins.operands import DOMAIN
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.bundle.write import check_output, new_file
 from tfanet.weights import load_weights
 
 __all__ = ["export_onnx"]
 
-STEPS = 4
 SEED = 0
 _LARGEST_FILE = 2**31 - 1  # of a protobuf message
 
@@ -126,14 +125,14 @@ def export_onnx(
     target = check_output(output, overwrite=overwrite)
     level = None
     specs = parse_inputs([input] if isinstance(input, str) else input, dynamic_batch)
-    report = progress or (lambda *_: None)
+    stages = Stages(progress)
     standins = Standins()
     try:
         module = _load(model, standins)
         if checkpoint is not None:
             level = load_weights(module, checkpoint)
         flat = _Flat(module.cpu().eval(), specs)
-        report("running the model", 1, STEPS)
+        stages.next("running the model", 0.3)
         first = draw([spec.resized({BATCH: 1}) for spec in specs], SEED)
         original = _run_original(flat, first)
         with exportable() as routed:
@@ -146,7 +145,7 @@ def export_onnx(
             cases = [make_case(sizes, seed) for seed, sizes in enumerate(_chosen_sizes(specs))]
             check_repeatable(outputs, cases[0], watch)
             own = compare_original(original, outputs)
-            report("exporting", 2, STEPS)
+            stages.next("exporting", 0.6)
             graph = _trace(flat, specs, list(outputs), opset, routed)
         used = standins.used()
     finally:
@@ -156,7 +155,7 @@ def export_onnx(
     graph.ir_version = IR_VERSION
     with new_file(target, overwrite=overwrite) as part:
         _save(graph, part)
-        report("comparing with PyTorch", 3, STEPS)
+        stages.next("comparing with PyTorch")
         try:
             library, parity = check_file(part, cases, list(outputs))
         except GateError as error:
@@ -165,7 +164,7 @@ def export_onnx(
             if fault is None:
                 raise
             raise InputError(f"{fault}; nothing was written") from error
-        report("writing", 4, STEPS)
+    stages.end()
     return {
         "path": str(target),
         "size": target.stat().st_size,

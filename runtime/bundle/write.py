@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfanet import files
-from tfanet.errors import InputError
+from tfanet.errors import InputError, StorageError
 from tfanet.runtime.bundle.leftovers import (
     abandoned,
     engine_work,
@@ -51,8 +51,8 @@ def check_target(output: str | Path, *, overwrite: bool = False) -> Path:
 
     Raises:
         InputError: where a file, a link, a mount point, or a directory that is no bundle or holds
-            other files too, stands there; where a bundle does, without `overwrite`; or where
-            nothing can be written.
+            other files too, stands there; or where a bundle does, without `overwrite`.
+        StorageError: where nothing may be written.
     """
     target = _place(output)
     sweep(target)
@@ -66,7 +66,7 @@ def check_output(output: str | Path, *, overwrite: bool = False) -> Path:
 
     Raises:
         InputError: where a directory or a link stands there, or a file without `overwrite`; where
-            the directory is missing or nothing can be written.
+            the directory is missing. StorageError: where nothing may be written.
     """
     target = _place(output)
     if not target.parent.is_dir():
@@ -80,7 +80,7 @@ def check_output(output: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def check_folder(output: str | Path) -> Path:
-    """A directory to write files into, if that is possible; raises InputError if not."""
+    """A directory to write files into; raises InputError or StorageError where there can't be."""
     target = Path(output).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: name a directory")
@@ -116,7 +116,7 @@ def _writable(target: Path, folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"cannot write {target}: {folder} is not a directory: name another place")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {target}: you may not write into {folder}")
+        raise StorageError(f"cannot write {target}: nothing may be written into {folder}")
     return target
 
 

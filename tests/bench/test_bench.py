@@ -9,6 +9,7 @@ import pytest
 from tfanet.bench.measure import BASELINE, bench
 from tfanet.cli import main
 from tfanet.errors import InputError, MissingDependencyError
+from tfanet.progress import WHOLE
 
 ORT, BODY = "onnxruntime-cpu", "onnxruntime-cpu, function body"
 
@@ -41,7 +42,7 @@ def test_backends_are_timed_side_by_side(bundle, checkpoint):
     assert results[ORT]["file_bytes"] == onnx
     # PyTorch is in the processes that need it only.
     assert results[ORT]["peak_bytes"] < results[BASELINE]["peak_bytes"]
-    assert report["runs"] == 4 and steps[-1] == ("timing", 4, 4)
+    assert report["runs"] == 4 and steps[-1] == ("timing 4/4", WHOLE, WHOLE)
 
 
 def test_the_verb_prints_a_table_and_why_backends_are_left_out(bundle, capsys):

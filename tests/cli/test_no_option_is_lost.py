@@ -190,6 +190,7 @@ def calls(monkeypatch, tmp_path) -> Calls:
     calls.note("export.parity.check.check_bundle", {"cases": [], "choices": {}})
     calls.note("export.parity.report.write_report", {"pictures": []})
     calls.note("export.web.page.prepare_page")
+    calls.note("export.parity.report.check_report")
     calls.note("calibration.calibrate", ranges)
     calls.note("calibration.quantize_bundle", last=True)
     calls.note("calibration.recheck", last=True)

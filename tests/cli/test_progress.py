@@ -10,7 +10,7 @@ import warnings
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfanet.cli import main
@@ -53,7 +53,7 @@ def work(job: object, progress: Progress | None) -> None:
     stages.end()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs)
 def test_one_position_over_all_stages_never_goes_back(job):
     recorder, plain = Recorder(), []
@@ -80,6 +80,24 @@ def test_stages_share_what_is_left():
     ]
     places = [position for *_, position in recorder.seen]
     assert places == pytest.approx([0, 0.1, 0.2, 0.6, 1, 1])
+
+
+def test_what_an_earlier_stage_tells_late_is_not_passed_on():
+    """An engine is built within the export that it ends, which tells of its own end after it."""
+    recorder = Recorder()
+    job = Stages(recorder)
+    export = Stages(job.next("export", 0.5))
+    export.next("text")
+    job.next("engine")("building", 1, 2)
+    export.end()
+    job.end()
+    assert [stage for stage, *_ in recorder.seen] == [
+        "export",
+        "text",
+        "engine",
+        "building",
+        "done",
+    ]
 
 
 class Clock:

@@ -160,12 +160,12 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seed is -3"):
         make_shapes(tmp_path, seed=-3)
     make_shapes(tmp_path / "x", train=1, val=0, testA=0, testB=0)
-    with pytest.raises(InputError, match="holds a dataset already"):
+    with pytest.raises(InputError, match="holds a dataset: name another folder, or give --ov"):
         make_shapes(tmp_path / "x", train=1)
     make_shapes(tmp_path / "x", train=2, val=0, testA=0, testB=0, overwrite=True)
     assert len(ReferDataset(tmp_path / "x", split="train").refs) >= 4
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write to"):
+    with pytest.raises(InputError, match="file is not a directory: name another place"):
         make_shapes(tmp_path / "file" / "deeper", train=1)
     with pytest.raises(DataError, match="no entry in the split 'val'"):
         ReferDataset(tmp_path / "x", split="val")

@@ -14,7 +14,7 @@ import pytest
 from small_engines import add, record
 
 from tfanet import files as whole
-from tfanet.errors import GateError, InputError
+from tfanet.errors import GateError, InputError, StorageError
 from tfanet.export.engines.store import store_engine
 from tfanet.runtime import Bundle, BundleError
 from tfanet.runtime.bundle.leftovers import engine_file, leftovers
@@ -187,7 +187,7 @@ def test_places_that_cannot_be_replaced(bundle, tmp_path, monkeypatch):
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(InputError, match="you may not write into"):
+    with pytest.raises(StorageError, match="nothing may be written into"):
         check_target(tmp_path / "deep" / "bundle")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tfanet.cli import main
 from tfanet.data import ReferDataset, make_shapes
 from tfanet.data.batches import make_loader
-from tfanet.errors import InputError
+from tfanet.errors import InputError, MissingDependencyError
 from tfanet.model.checkpoint import load_model
 from tfanet.model.family import FAMILIES, find_family
 from tfanet.model.tfanet.config import PRESETS
@@ -269,3 +269,59 @@ def test_a_family_without_training_says_so(
 def test_a_loss_that_explodes_stops_with_advice(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lower lr"):
         train(options(shapes, tmp_path, lr=1e30, warmup=0, clip=0.0, steps=10))
+
+
+def test_a_training_that_is_there_is_replaced_by_the_first_that_is_saved(
+    shapes: Path, tmp_path: Path
+) -> None:
+    train(options(shapes, tmp_path, steps=1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"holds model\.safetensors: name another folder, give"):
+        train(options(shapes, tmp_path, steps=2))
+    with pytest.raises(InputError, match="leave one out"):
+        train(options(shapes, tmp_path, steps=2, resume=True, overwrite=True))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    again = options(shapes, tmp_path, steps=2, seed=5, overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(again, progress=interrupt)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    train(again)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != content for name, content in before.items())
+    assert [json.loads(line)["step"] for line in after["log.jsonl"].splitlines()] == [2]
+
+
+def test_a_training_that_cannot_be_logged_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"log_with is 'wandbb'.*\(did you mean wandb\?\)"):
+        TrainOptions("d", "o", log_with="wandbb").filled()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tfanet\[wandb\]'"):
+        TrainOptions("d", "o", log_with="wandb").filled()
+
+
+def test_tensorboard_gets_the_figures_of_the_log(shapes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(options(shapes, tmp_path, steps=2, log_with="tensorboard"))
+    (log,) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    found = EventAccumulator(str(tmp_path / "tfanet")).Reload()
+    for name in ("loss", "mIoU", "lr"):
+        (scalar,) = found.Scalars(name)
+        assert scalar.step == log["step"] and scalar.value == pytest.approx(log[name], rel=1e-6)
+
+
+def test_weights_and_biases_get_the_figures_of_the_log(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train(options(shapes, tmp_path / "out", steps=2, log_with="wandb"))
+    (log,) = (json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines())
+    (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"mIoU" in run.read_bytes() and log["step"] == 2

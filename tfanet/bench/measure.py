@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import InputError, MissingDependencyError, suggestion
-from tfanet.progress import Progress
+from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.choose import BACKENDS
 from tfanet.runtime.backends.session import thread_count
 from tfanet.runtime.bundle.read import Bundle
@@ -108,6 +108,8 @@ def bench(
     running: list[_Candidate] = []
     skipped: dict[str, str] = {}
     started: list[_Candidate] = []
+    stages = Stages(progress)
+    starting = stages.next("starting", 0.3)
     try:
         for index, name in enumerate(names):
             candidate = _start(name, job)
@@ -118,18 +120,17 @@ def bench(
             else:
                 candidate.facts = answer
                 running.append(candidate)
-            if progress is not None:
-                progress(f"starting {name}", index + 1, len(names))
+            starting(f"starting {name}", index + 1, len(names))
         if not running:
             raise MissingDependencyError(
                 "nothing can run here: " + "; ".join(f"{k}: {v}" for k, v in skipped.items())
             )
+        timing = stages.next("timing")
         for run in range(runs):
             for candidate in running:
                 for call, value in candidate.ask(run=True)["milliseconds"].items():
                     candidate.milliseconds.setdefault(call, []).append(value)
-            if progress is not None:
-                progress("timing", run + 1, runs)
+            timing("timing", run + 1, runs)
         results = {candidate.name: _result(candidate, list(batches)) for candidate in running}
     finally:
         for candidate in started:

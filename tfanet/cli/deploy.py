@@ -26,6 +26,7 @@ def _add_report_options(parser: Any) -> None:
         metavar=("FILE", "TEXT"),
         help="for the report, may be repeated (default: three pictures of the synthetic shapes)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
 
 
 def _add_fp32_options(parser: Any) -> None:
@@ -158,9 +159,9 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     if args.report is None:
         REPORT.refuse(args, "is for the report: give --report DIR, too")
     else:
-        from tfanet.runtime.bundle.write import check_folder
+        from tfanet.export.parity.report import check_report
 
-        check_folder(args.report)
+        check_report(args.report, overwrite=args.overwrite)
     from tfanet.export.parity.check import check_bundle
 
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
@@ -205,6 +206,7 @@ def _write_report(args: argparse.Namespace) -> str:
             args.report,
             pictures,
             checkpoint=args.checkpoint,
+            overwrite=args.overwrite,
             progress=progress_line(),
         )
     lines = [f"{args.report}/report.html"]

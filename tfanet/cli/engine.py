@@ -161,7 +161,7 @@ def _add_engine_options(parser: Any) -> None:
 ENGINE = OptionGroup(_add_engine_options)
 
 
-def engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
+def engine_builder(args: argparse.Namespace) -> Callable[..., Any]:
     """What adds the engine that the options ask for to a bundle; the options are checked now."""
     from tfanet.export.engines.build import EngineOptions, Profile
     from tfanet.export.engines.store import add_engine, check_engine
@@ -175,6 +175,7 @@ def engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
         own=args.precision if quantised else "fp32",
         keep=args.keep,
         measured=args.range_data is not None,
+        overwrite=args.overwrite,
     )
     profile = Profile.parse(args.profile) if args.profile else None
     samples: list[tuple[Path, str]] = []
@@ -193,13 +194,12 @@ def engine_builder(args: argparse.Namespace) -> Callable[[Path], Any]:
         keep=args.keep,
         samples=samples,
         overwrite=args.overwrite,
-        progress=progress_line(),
     )
 
 
 def run_engine(args: argparse.Namespace) -> tuple[Any, str]:
     """Build engine files of a bundle's graphs and add them to the bundle."""
-    bundle = engine_builder(args)(Path(args.bundle))
+    bundle = engine_builder(args)(Path(args.bundle), progress=progress_line())
     record = bundle.manifest.engines[-1]
     return record, f"{bundle.path}\n\n{engine_table(bundle.manifest.to_dict())}"
 

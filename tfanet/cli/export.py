@@ -13,6 +13,7 @@ from tfanet.cli.output import Verbs, add_verb, parity_table, progress_line, tabl
 from tfanet.cli.quantise import QUANTISATION, Quantisation
 from tfanet.cli.web import add_page_option, page_text, page_writer
 from tfanet.errors import InputError
+from tfanet.progress import Stages
 
 __all__ = ["add_verbs"]
 
@@ -98,17 +99,31 @@ def run_export(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    finish = engine_builder(args) if args.target else None
-    show = progress_line()
+    build = engine_builder(args) if args.target else None
+    stages = Stages(progress_line())
+
+    def add_engine(work: Path) -> None:
+        if build is not None:
+            build(work, progress=stages.next("building the engine"))
+
+    finish = None if build is None else add_engine
     if args.precision in QUANTISED:
         quantisation = Quantisation.of(args)
         with tempfile.TemporaryDirectory() as folder:
-            fp32 = args.bundle or _export_fp32(args, Path(folder) / "fp32", progress=show)
-            result, text = quantisation.run(fp32, finish, show)
-        if finish is not None:
+            fp32 = args.bundle
+            if fp32 is None:
+                exporting = stages.next("exporting", 0.2)
+                fp32 = _export_fp32(args, Path(folder) / "fp32", progress=exporting)
+            result, text = quantisation.run(fp32, finish, stages)
+        stages.end()
+        if build is not None:
             text = f"{text}\n\n{engine_table(result['manifest'])}"
         return result, text
-    bundle = _export_fp32(args, args.output, overwrite=args.overwrite, finish=finish, progress=show)
+    exporting = stages.next("exporting", 1.0 if build is None else 0.4)
+    bundle = _export_fp32(
+        args, args.output, overwrite=args.overwrite, finish=finish, progress=exporting
+    )
+    stages.end()
     manifest = bundle.manifest.to_dict()
     sizes = [(name, f"{facts['size'] / 1e6:.1f} MB") for name, facts in manifest["files"].items()]
     text = (

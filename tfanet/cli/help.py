@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
+from tfanet.cli.json_output import schema
 from tfanet.cli.output import Verbs, add_verb
 from tfanet.cli.parser import verbs_of
 from tfanet.errors import InputError, suggestion
@@ -31,7 +33,7 @@ CLASSES = {
     "StorageError": "nothing can be written",
     "EngineError": "an engine cannot run on this machine",
 }
-TOPICS = ("errors",)
+TOPICS = ("errors", "json")
 SHELLS = ("bash", "zsh")
 PATHS = ("DIR", "FILE", "DATA", "BUNDLE")  # the words for paths in the help of options
 
@@ -41,10 +43,15 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "help",
         run_help,
-        examples=("tfanet help export", "tfanet help data check", "tfanet help errors"),
+        examples=(
+            "tfanet help export",
+            "tfanet help data check",
+            "tfanet help errors",
+            "tfanet help json",
+        ),
     )
     help_.add_argument(
-        "topic", nargs="*", metavar="TOPIC", help="a verb, or `errors` (default: all verbs)"
+        "topic", nargs="*", metavar="TOPIC", help="a verb, `errors` or `json` (default: all verbs)"
     )
     completion = add_verb(
         verbs,
@@ -60,7 +67,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_help(args: argparse.Namespace) -> tuple[Any, str]:
-    """Say what verbs there are, what one of them does, and what exit codes mean."""
+    """Say what verbs there are and what each does; what exit codes mean; what `--json` prints."""
     if args.topic == ["errors"]:
         codes = [
             dict(zip(("exit_code", "kind", "meaning"), row, strict=True)) for row in EXIT_CODES
@@ -68,6 +75,8 @@ def run_help(args: argparse.Namespace) -> tuple[Any, str]:
         classes = "\n".join(f"  {name}: {meaning}" for name, meaning in CLASSES.items())
         rows = [(f"{code} {kind}", meaning) for code, kind, meaning in EXIT_CODES]
         return {"exit_codes": codes, "classes": CLASSES}, f"{_list(rows)}\n\nclasses:\n{classes}"
+    if args.topic == ["json"]:
+        return json.loads(schema()), schema().rstrip()
     from tfanet.cli.command import build_parser  # which knows all verbs, this one too
 
     known = verbs_of(build_parser())

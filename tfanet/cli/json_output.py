@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import resources
 from typing import Any
 
 from tfanet.errors import plain
 
-__all__ = ["error_json", "result_json"]
+__all__ = ["error_json", "result_json", "schema"]
 
 KINDS = {1: "input", 2: "gate", 3: "environment", 130: "interrupted"}  # by exit code
 
@@ -26,6 +27,12 @@ def error_json(error: BaseException, message: str, code: int) -> str:
         "message": plain(message),
     }
     return json.dumps({"error": facts}, indent=2)
+
+
+def schema() -> str:
+    """The JSON schema of every verb's result and of an error, in its `$defs`."""
+    file = resources.files("tfanet.assets") / "command_line.schema.json"
+    return file.read_text(encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

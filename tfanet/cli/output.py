@@ -47,7 +47,7 @@ def add_verb(
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print the result as JSON, an error too",
+        help="print the result as JSON, an error too (`tfanet help json`)",
     )
     add_log_options(parser)
     parser.set_defaults(run=run, package=f"'tfanet[{extra}]'" if extra else "tfanet")

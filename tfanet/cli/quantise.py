@@ -12,7 +12,7 @@ from tfanet.cli.calibrate import CALIBRATION, SHOWN
 from tfanet.cli.options import DATA, OptionGroup, add_data_options
 from tfanet.cli.output import table
 from tfanet.errors import InputError
-from tfanet.progress import Progress
+from tfanet.progress import Stages
 
 if TYPE_CHECKING:
     from tfanet.calibration import Calibration, GuardOptions
@@ -147,7 +147,7 @@ class Quantisation:
         return cls(args, known, guard)
 
     def run(
-        self, bundle: Any, finish: Callable[[Path], object] | None, progress: Progress
+        self, bundle: Any, finish: Callable[[Path], object] | None, stages: Stages
     ) -> tuple[Any, str]:
         """Quantise an FP32 bundle into --output; `finish` as of `quantize_bundle`."""
         from tfanet.calibration import calibrate, quantize_bundle
@@ -161,7 +161,7 @@ class Quantisation:
             seed=args.seed,
             **DATA.values(args),
             **CALIBRATION.values(args),
-            progress=progress,
+            progress=stages.next("calibrating", 0.3),
         )
         written, report = quantize_bundle(
             bundle,
@@ -171,7 +171,7 @@ class Quantisation:
             target=args.int8_target,
             overwrite=args.overwrite,
             finish=finish,
-            progress=progress,
+            progress=stages.next("quantising", 1.0 if finish is None else 0.7),
         )
         text = f"{written.path}\n\n{_layer_table(report['layers'])}\n\n{_summary(report)}"
         return {"manifest": written.manifest.to_dict(), **report}, text

@@ -30,6 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
         examples=(
             "tfanet train --data shapes --output trained",
             "tfanet train --data shapes --output trained --resume",
+            "tfanet train --data shapes --output trained --overwrite --log-with tensorboard",
             "tfanet train --data coco --dataset refcoco --preset tfanet-base --precision bf16 "
             "--output trained",
         ),
@@ -118,6 +119,14 @@ def add_verbs(verbs: Verbs) -> None:
         "--save-every", type=int, default=500, metavar="STEPS", help="between checkpoints"
     )
     train.add_argument("--resume", action="store_true", help="go on from the state in --output")
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace the training that is in --output"
+    )
+    train.add_argument(
+        "--log-with",
+        metavar="NAME",
+        help="also log to tensorboard (files in --output) or wandb (default: to log.jsonl alone)",
+    )
 
     pretrain = add_verb(
         verbs,
@@ -129,6 +138,9 @@ def add_verbs(verbs: Verbs) -> None:
     add_data_options(pretrain)
     pretrain.add_argument(
         "--output", required=True, metavar="DIR", help="the folder for model.safetensors"
+    )
+    pretrain.add_argument(
+        "--overwrite", action="store_true", help="replace model.safetensors that is there"
     )
     pretrain.add_argument(
         "--preset", required=True, metavar="NAME", help="whose backbone is trained"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import pickle
+import shutil
 import zlib
 from pathlib import Path
 
@@ -15,10 +17,15 @@ from tfanet.data.refer import NO_TARGET
 from tfanet.data.scene import MANY, SHAPES, Scene, Thing, make_scene
 from tfanet.data.sentences import describe
 from tfanet.errors import InputError
+from tfanet.files import move
 from tfanet.progress import Progress
+from tfanet.runtime.bundle.leftovers import abandoned
+from tfanet.runtime.bundle.write import check_folder, new_folder
 
 __all__ = ["make_shapes"]
 
+NAMES = ("shapes", "gshapes")
+PICTURES = Path("images") / "train2014"
 _SPLITS = ("train", "val", "testA", "testB")
 _SENTENCES_PER_REF = 3
 _REFS_PER_PICTURE = 3
@@ -94,8 +101,10 @@ def make_shapes(
     split and its index alone, so a split's first pictures stay the same whatever the numbers are.
     Returns {split: {"images", "refs", "sentences"}}.
 
+    The dataset appears when all of it is drawn; one that was there is replaced then.
+
     Raises InputError where a number is negative, all are zero, or the dataset is there already
-    and `overwrite` is off.
+    and `overwrite` is off; StorageError where nothing may be written.
     """
     counts = dict(zip(_SPLITS, (train, val, testA, testB), strict=True))
     for split, count in counts.items():
@@ -105,22 +114,64 @@ def make_shapes(
         raise InputError("all splits are 0 pictures: ask for at least one picture")
     if seed < 0:
         raise InputError(f"seed is {seed}: give a whole number, 0 or more")
-    root = Path(output)
-    name, refs_name = ("gshapes", "grefs(unc).json") if generalised else ("shapes", "refs(unc).p")
-    folder, pictures = root / name, root / "images" / "train2014"
-    known = [folder / file for file in ("instances.json", refs_name)]
-    if any(path.exists() for path in known) and not overwrite:
+    root = check_folder(output)
+    name = NAMES[generalised]
+    refs_name = "grefs(unc).json" if generalised else "refs(unc).p"
+    files = [Path(name) / file for file in ("instances.json", refs_name)]
+    if any((root / file).exists() for file in files) and not overwrite:
         raise InputError(
-            f"{folder} holds a dataset already: choose another folder or pass overwrite"
+            f"{root / name} holds a dataset: name another folder, or give --overwrite "
+            "(overwrite=True)"
         )
-    try:
-        for path in known:  # not the folder: whatever else is in it is not ours
-            path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
+    # Drawn beside its place: what is interrupted leaves nothing, and what was there stays.
+    beside = root / name if root.exists() else root
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(beside)
+    with new_folder(beside) as work:
+        summary = _draw(work, name, refs_name, counts, seed, generalised, progress)
+        if root.exists():
+            _move_in(work, root, files)
+        else:
+            work.chmod(0o755)  # mkdtemp makes it private
+            work.rename(root)
+    return summary
 
+
+def _sweep(place: Path) -> None:
+    """Remove what a killed drawing left beside its place."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.????????.partial"):
+        if left.is_symlink() or not {p.name for p in left.iterdir()} <= {*NAMES, PICTURES.parts[0]}:
+            continue
+        with abandoned(left) as free:
+            if free:
+                shutil.rmtree(left)
+
+
+def _move_in(work: Path, root: Path, files: list[Path]) -> None:
+    """Pictures first, annotations last: whatever else is in the folder is not ours."""
+    for file in files:
+        (root / file).unlink(missing_ok=True)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / PICTURES).mkdir(parents=True, exist_ok=True)
+    for picture in (work / PICTURES).iterdir():
+        picture.replace(root / PICTURES / picture.name)
+    for file in reversed(files):
+        move(work / file, root / file)
+
+
+def _draw(
+    root: Path,
+    name: str,
+    refs_name: str,
+    counts: dict[str, int],
+    seed: int,
+    generalised: bool,
+    progress: Progress | None,
+) -> dict[str, dict[str, int]]:
+    """Write the dataset into an empty folder; returns the summary."""
+    folder, pictures = root / name, root / PICTURES
+    for path in (folder, pictures):
+        path.mkdir(parents=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     refs: list[dict[str, object]] = []

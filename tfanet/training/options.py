@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfanet.errors import InputError
+from tfanet.runtime.bundle.write import check_folder
 
 __all__ = ["CommonOptions", "PretrainOptions", "check_positive"]
 
@@ -16,7 +17,7 @@ class CommonOptions:
     """Data as in `ReferDataset`, and `output`, the folder for checkpoints.
 
     `seed` decides the fresh weights and the order of samples; `workers` are processes that load
-    pictures.
+    pictures. With `overwrite` an earlier training's files are replaced, by the first that is saved.
     """
 
     data: str | Path
@@ -27,6 +28,22 @@ class CommonOptions:
     images: str | Path | None = None
     seed: int = 0
     workers: int = 0
+    overwrite: bool = False
+
+    def check_output(self, *files: str, instead: str = "") -> Path:
+        """The output folder, in which none of these files is, or `overwrite` says so.
+
+        Raises InputError where one is, `instead` being what else to do; StorageError where nothing
+        may be written.
+        """
+        folder = check_folder(self.output)
+        there = [name for name in files if (folder / name).exists()]
+        if there and not self.overwrite:
+            raise InputError(
+                f"{folder} holds {there[0]}: name another folder, {instead}or give --overwrite "
+                "(overwrite=True)"
+            )
+        return folder
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from tfanet.training.options import PretrainOptions
 
 __all__ = ["category_loss", "colour_loss", "pretrain"]
 
+MODEL = "model.safetensors"
 BACKGROUND = 0.2  # weight of a loss over all pixels beside that over objects
 COLOURS = 3
 RISE, CLIP = 0.05, 1.0  # share of the steps in which the rate rises; largest norm of a gradient
@@ -103,6 +103,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     family, config = find_preset(options.preset)
     if family.training is None or family.training.maps is None:
         raise InputError(f"{family.title} has no backbone that could be trained alone here")
+    path = options.check_output(MODEL) / MODEL
     source = CategoryDataset(
         options.data,
         options.dataset,
@@ -148,7 +149,6 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         if progress is not None:
             line = f"loss {loss_mean:.3f}, {100 * right_mean:.1f} % right, step"
             progress(line, step + 1, options.steps)
-    path = Path(options.output) / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         save_checkpoint(part, model.cpu())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
 from tfanet.model.family import Family, find_preset
 from tfanet.model.training import Batch, Training
 from tfanet.progress import Progress
+from tfanet.training.logs import Log, check_tracker
 from tfanet.training.options import CommonOptions, check_positive
 from tfanet.training.state import Average, load_state, save_state
 
@@ -33,6 +33,7 @@ __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
 
 LOG_EVERY = 50
+MODEL, STATE, LOG = "model.safetensors", "state.safetensors", "log.jsonl"
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in Accelerate's words
 SCHEDULES = ("cosine", "constant-cosine", "polynomial")
 
@@ -49,7 +50,8 @@ class TrainOptions(CommonOptions):
     `schedule`: after `warmup` linear steps "cosine" or "polynomial" (a power of 0.9), or
     "constant-cosine" (constant for the first half). `clip` is the largest gradient norm, 0 for
     none. `ema` is the decay of averaged weights, 0 for none. `precision`: "fp32",
-    or by autocast "bf16" or "fp16". `init` is a checkpoint to start from.
+    or by autocast "bf16" or "fp16". `init` is a checkpoint to start from. `log_with`:
+    "tensorboard" (files under `output`) or "wandb", beside log.jsonl.
     """
 
     preset: str = "tfanet-tiny"
@@ -73,6 +75,7 @@ class TrainOptions(CommonOptions):
     by_picture: bool | None = None
     save_every: int = 500
     resume: bool = False
+    log_with: str | None = None
 
     def filled(self) -> TrainOptions:
         """These options with every None of the recipe filled in. Raises InputError on bad ones."""
@@ -88,6 +91,10 @@ class TrainOptions(CommonOptions):
             if value not in known:
                 like = suggestion(value, known)
                 raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}{like}")
+        if done.log_with is not None:
+            check_tracker(done.log_with)
+        if done.resume and done.overwrite:
+            raise InputError("resume goes on with a training, overwrite drops it: leave one out")
         assert done.ema is not None
         if not 0 <= done.ema < 1:
             raise InputError(f"ema is {done.ema}: give a decay from 0 (off) to under 1")
@@ -204,6 +211,15 @@ def _make_model(options: TrainOptions) -> Any:
     return model
 
 
+def _facts(options: TrainOptions) -> dict[str, Any]:
+    """The options as trackers take them: plain numbers and words."""
+    return {
+        name: value if isinstance(value, (bool, int, float)) else str(value)
+        for name, value in vars(options).items()
+        if value is not None
+    }
+
+
 def _save_model(path: Path, model: nn.Module, average: Average | None) -> None:
     """Write the checkpoint, averaged where there is an average, whole or not at all."""
     chosen = model
@@ -228,11 +244,19 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     Raises InputError on bad options or data, and where the loss stops being finite.
     """
     options = options.filled()
+    output = options.check_output(
+        *() if options.resume else (MODEL, STATE, LOG), instead="give --resume to go on, "
+    )
     # Accelerate keeps one state per process and refuses another precision, even after a training.
     AcceleratorState._reset_state()
     # Some families have weights that no gradient reaches: of heads for other data, or dead ones.
     idle = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=PRECISIONS[options.precision], kwargs_handlers=[idle])
+    accelerator = Accelerator(
+        mixed_precision=PRECISIONS[options.precision],
+        kwargs_handlers=[idle],
+        log_with=options.log_with,
+        project_dir=output,
+    )
     torch.manual_seed(options.seed)
     model = _make_model(options)
     config, family = model.config, family_of(model)
@@ -257,8 +281,7 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.999), fused=True)
     model.to(accelerator.device).train()
     average = Average(model, options.ema) if options.ema else None
-    output = Path(options.output)
-    state_path = output / "state.safetensors"
+    state_path = output / STATE
     objective, stepper = accelerator.prepare(_Objective(model, _training(family)), optimizer)
     first = 0
     if options.resume:
@@ -272,6 +295,9 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
         if accelerator.scaler is not None and facts["scaler"]:
             accelerator.scaler.load_state_dict(facts["scaler"])
     output.mkdir(parents=True, exist_ok=True)
+    log = Log(output / LOG, fresh=options.overwrite and not options.resume)
+    if options.log_with:
+        accelerator.init_trackers("tfanet", _facts(options))
     last = min(steps, options.stop_after or steps)
 
     def save(step: int) -> None:
@@ -279,7 +305,8 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
             facts = {"step": step, "steps": steps, "scaler": scaler}
             save_state(state_path, model, optimizer, average, facts)
-            _save_model(output / "model.safetensors", model, average)
+            _save_model(output / MODEL, model, average)
+            log.save()
         accelerator.wait_for_everyone()
 
     loader = make_loader(
@@ -331,14 +358,14 @@ def train(options: TrainOptions, *, progress: Progress | None = None) -> dict[st
                 progress(f"loss {loss_mean:.3f}, mIoU {100 * iou_mean:.1f}, step", done, last)
             if done % LOG_EVERY == 0 or done == last:
                 line = {"step": done, "loss": loss_mean, "mIoU": 100 * iou_mean, "lr": rate}
-                with open(output / "log.jsonl", "a", encoding="utf-8") as log:
-                    log.write(json.dumps(line | {"seconds": round(seconds, 1)}) + "\n")
+                log.add(line | {"seconds": round(seconds, 1)})
+                accelerator.log(line, step=done)
         if done % options.save_every == 0 and done < last:
             save(done)
     save(last)
     accelerator.end_training()
     return {
-        "checkpoint": str(output / "model.safetensors"),
+        "checkpoint": str(output / MODEL),
         "step": last,
         "steps": steps,
         "loss": loss_mean,
