@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tfanet.errors import InputError, plain
+from tfanet.errors import InputError, StorageError, plain
 
 __all__ = [
     "choose_level",
@@ -23,6 +24,7 @@ __all__ = [
     "read_pth",
     "read_safetensors",
     "refuse_misfits",
+    "write_safetensors",
 ]
 
 State = Mapping[str, Tensor]
@@ -44,6 +46,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of tensors, contiguous and sharing no memory. Raises StorageError."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise StorageError(f"cannot write {path.name}: {error}") from error
 
 
 class _NumpyKind:

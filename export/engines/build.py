@@ -24,7 +24,13 @@ import onnx
 import onnx_ir
 from onnx import ModelProto
 
-from tfanet.errors import GateError, InputError, MissingDependencyError, suggestion
+from tfanet.errors import (
+    GateError,
+    InputError,
+    MissingDependencyError,
+    StorageError,
+    suggestion,
+)
 from tfanet.export.simplify import simplify
 from tfanet.files import move
 from tfanet.plugins import attach, trt_library_path
@@ -195,9 +201,10 @@ def build_engine(
         library, version, layers, types (layers by the element type that they give), seconds,
         peak_bytes and bytes.
 
-    The file appears whole or not at all. Raises InputError for bad options, a node that the
-    library's parser refuses (named), or too little room on the disk; MissingDependencyError where
-    the library is not installed; GateError where the build crashes, fails or takes too long.
+    The file appears whole or not at all. Raises InputError for bad options, or a node that the
+    library's parser refuses (named); StorageError for too little room on the disk;
+    MissingDependencyError where the library is not installed; GateError where the build crashes,
+    fails or takes too long.
     """
     output = Path(output).absolute()
     options.check(target)
@@ -207,7 +214,7 @@ def build_engine(
     output = check_output(output, overwrite=overwrite)
     free = shutil.disk_usage(output.parent).free
     if free < _DISK_FACTOR * weight:
-        raise InputError(
+        raise StorageError(
             f"{output.parent} has {free / 1e6:.0f} MB free, a build of this model may need "
             f"{_DISK_FACTOR * weight / 1e6:.0f} MB: make room, or choose another --output"
         )
@@ -275,7 +282,11 @@ def _run_worker(job: dict[str, Any], timeout: float, progress: Progress | None) 
                 "build on a faster machine"
             )
         if "error" in answer:
-            kinds = {"input": InputError, "missing": MissingDependencyError}
+            kinds = {
+                "input": InputError,
+                "missing": MissingDependencyError,
+                "storage": StorageError,
+            }
             raise kinds.get(answer["kind"], GateError)(answer["error"])
         if "facts" not in answer:
             raise GateError(

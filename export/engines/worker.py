@@ -190,7 +190,7 @@ def main() -> None:
         missing = isinstance(error, MissingDependencyError)
         _say(error=str(error), kind="missing" if missing else "input")
     except OSError as error:
-        _say(error=f"the engine cannot be written: {error.strerror or error}", kind="input")
+        _say(error=f"the engine cannot be written: {error.strerror or error}", kind="storage")
 
 
 if __name__ == "__main__":

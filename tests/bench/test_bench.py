@@ -42,6 +42,7 @@ def test_backends_are_timed_side_by_side(bundle, checkpoint):
     assert results[ORT]["file_bytes"] == onnx
     # PyTorch is in the processes that need it only.
     assert results[ORT]["peak_bytes"] < results[BASELINE]["peak_bytes"]
+    assert [step for _, step, _ in steps] == sorted(step for _, step, _ in steps)
     assert report["runs"] == 4 and steps[-1] == ("timing 4/4", WHOLE, WHOLE)
 
 

@@ -20,7 +20,7 @@ from tfanet.cli.parser import verbs_of
 PATHS = {"DIR", "FILE", "DATA", "BUNDLE"}  # metavars
 READ = {
     *("after", "before", "bundle", "calibration", "checkpoint", "data", "engine_from", "image"),
-    *("images", "init", "onnxruntime_web", "picture", "range_data", "vocab"),
+    *("images", "init", "lines", "onnxruntime_web", "picture", "range_data", "vocab"),
 }
 # Options that write, and what never costs what was there before.
 GROWS = {"log_file": "lines are added", "timing_cache": "is read, and written with more in it"}
@@ -49,7 +49,8 @@ WRITTEN = {
 }
 # Those whose own tests say what they do with what is there.
 ELSEWHERE = {
-    *(("predict", "output"), ("predict", "overlay"), ("push", "dry_run")),
+    *(("predict", name) for name in ("output", "overlay", "results", "labels")),
+    ("push", "dry_run"),
     *(("web", "output"), ("export", "web")),
 }
 

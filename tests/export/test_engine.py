@@ -15,7 +15,7 @@ import onnx_scans
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tfanet.errors import GateError, InputError, MissingDependencyError
+from tfanet.errors import GateError, InputError, MissingDependencyError, StorageError
 from tfanet.export.engines import build as engine_module
 from tfanet.export.engines.build import EngineOptions, Profile, build_engine, engine_graph
 from tfanet.export.engines.store import add_engine
@@ -108,6 +108,7 @@ def test_an_engine_is_built_and_its_facts_told(tmp_path):
     assert facts["library"] == "tensorrt_rtx" and facts["version"].count(".") >= 2
     assert sum(facts["types"].values()) == facts["layers"] >= 2 and facts["peak_bytes"] > 1e7
     assert phases and all(0 <= step <= steps for _, step, steps in phases)
+    assert [step for _, step, _ in phases] == sorted(step for _, step, _ in phases)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["small.engine"]
 
 
@@ -208,7 +209,7 @@ def test_a_library_that_hangs_is_stopped(tmp_path, fake_library):
 def test_too_little_room_leaves_nothing_behind(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000, 900, 100))
-    with pytest.raises(InputError, match="MB free, a build of this model may need"):
+    with pytest.raises(StorageError, match="MB free, a build of this model may need"):
         build_engine(small_model(), tmp_path / "x.engine", target="tensorrt-rtx")
     assert list(tmp_path.iterdir()) == []
 

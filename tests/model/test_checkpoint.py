@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from mutations import every_change, outcome
 from small_config import SMALL
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, StorageError
 from tfanet.model.checkpoint import load_model, save_checkpoint
 from tfanet.model.tfanet.backbone import VMamba, load_vmamba, vmamba_base, vmamba_small, vmamba_tiny
 from tfanet.model.tfanet.config import TFANetConfig
@@ -260,3 +261,13 @@ def test_damaged_files_are_refused_in_one_line(tmp_path):
                 data[place] = rng.integers(0, 256)
             (tmp_path / name).write_bytes(data[: rng.choice((len(data), int(place)))])
             outcome(partial(load_model, tmp_path / name, config=SMALL), InputError)
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot write full\.safetensors: .*File too large"):
+            save_checkpoint(tmp_path / "full.safetensors", TFANet(SMALL))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

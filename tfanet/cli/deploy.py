@@ -14,6 +14,7 @@ from tfanet.cli.output import (
     progress_line,
     table,
 )
+from tfanet.progress import Progress, Stages
 
 __all__ = ["add_verbs"]
 
@@ -164,10 +165,13 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
         check_report(args.report, overwrite=args.overwrite)
     from tfanet.export.parity.check import check_bundle
 
-    report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=progress_line())
+    stages = Stages(progress_line())
+    comparing = stages.next("comparing", 0.5 if args.report else 1.0)
+    report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=comparing)
     text = parity_table(report)
     if args.report:
-        text += f"\n\n{_write_report(args)}"
+        text += f"\n\n{_write_report(args, stages.next('writing the report'))}"
+    stages.end()
     return report, text
 
 
@@ -188,7 +192,7 @@ def _recheck(args: argparse.Namespace) -> tuple[Any, str]:
     return checked, text
 
 
-def _write_report(args: argparse.Namespace) -> str:
+def _write_report(args: argparse.Namespace, progress: Progress) -> str:
     """Where it is, and what was chosen for its pictures."""
     from tfanet.data import ReferDataset, make_shapes
     from tfanet.export.parity.choices import in_words
@@ -207,7 +211,7 @@ def _write_report(args: argparse.Namespace) -> str:
             pictures,
             checkpoint=args.checkpoint,
             overwrite=args.overwrite,
-            progress=progress_line(),
+            progress=progress,
         )
     lines = [f"{args.report}/report.html"]
     for picture in report["pictures"]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
@@ -24,7 +23,14 @@ from tfanet.model.family import (
 )
 from tfanet.model.shipped import graph_weights, rest_of
 from tfanet.runtime.shipped import shipped_bundle
-from tfanet.weights import choose_level, load_weights, misfits, read_pth, read_safetensors
+from tfanet.weights import (
+    choose_level,
+    load_weights,
+    misfits,
+    read_pth,
+    read_safetensors,
+    write_safetensors,
+)
 
 __all__ = ["family_of", "load_model", "load_weights", "save_checkpoint"]
 
@@ -59,7 +65,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, *, half: bool = False) -
         tensors[name] = (value.half() if shrink else value).clone().contiguous()
     config: Any = model.config
     facts = json.dumps(config.by_sizes().to_dict(), sort_keys=True)
-    save_file(tensors, str(path), {CONFIG_KEY: facts, FAMILY_KEY: family.name})
+    write_safetensors(Path(path), tensors, {CONFIG_KEY: facts, FAMILY_KEY: family.name})
 
 
 def load_model(source: str | Path, *, config: Config | None = None) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.files import whole_file
+from tfanet.weights import write_safetensors
 
 __all__ = ["Average", "load_state", "save_state"]
 
@@ -54,7 +54,7 @@ def save_state(
     # Tied weights would share memory, which safetensors refuses.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with whole_file(path) as part:
-        save_file(plain, part, {"training": json.dumps(facts, sort_keys=True)})
+        write_safetensors(part, plain, {"training": json.dumps(facts, sort_keys=True)})
 
 
 def load_state(
