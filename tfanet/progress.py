@@ -35,6 +35,7 @@ class Stages:
     def next(self, stage: str, share: float = 1.0) -> Positioned:
         """Begin a stage that takes this share of what is left; what tells of its steps.
 
+        Without a name nothing is told of its beginning: its work is a job that names its own.
         It may be told of nothing: the next stage, or `end`, begins where this one ends.
         """
         start = self._end
@@ -52,7 +53,8 @@ class Stages:
 
     def _begin(self, stage: str, start: float, position: float) -> Positioned:
         part = self._current = _Part(self, self._progress, start, self._end)
-        part.at(stage, 0, 0, position)
+        if stage:
+            part.at(stage, 0, 0, position)
         return part
 
 

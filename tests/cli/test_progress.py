@@ -86,13 +86,12 @@ def test_what_an_earlier_stage_tells_late_is_not_passed_on():
     """An engine is built within the export that it ends, which tells of its own end after it."""
     recorder = Recorder()
     job = Stages(recorder)
-    export = Stages(job.next("export", 0.5))
+    export = Stages(job.next("", 0.5))
     export.next("text")
     job.next("engine")("building", 1, 2)
     export.end()
     job.end()
     assert [stage for stage, *_ in recorder.seen] == [
-        "export",
         "text",
         "engine",
         "building",

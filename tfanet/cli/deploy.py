@@ -166,11 +166,11 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
     from tfanet.export.parity.check import check_bundle
 
     stages = Stages(progress_line())
-    comparing = stages.next("comparing", 0.5 if args.report else 1.0)
+    comparing = stages.next("", 0.5 if args.report else 1.0)
     report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=comparing)
     text = parity_table(report)
     if args.report:
-        text += f"\n\n{_write_report(args, stages.next('writing the report'))}"
+        text += f"\n\n{_write_report(args, stages.next(''))}"
     stages.end()
     return report, text
 

@@ -104,7 +104,7 @@ def _export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     def add_engine(work: Path) -> None:
         if build is not None:
-            build(work, progress=stages.next("building the engine"))
+            build(work, progress=stages.next(""))
 
     finish = None if build is None else add_engine
     if args.precision in QUANTISED:
@@ -112,14 +112,14 @@ def _export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         with tempfile.TemporaryDirectory() as folder:
             fp32 = args.bundle
             if fp32 is None:
-                exporting = stages.next("exporting", 0.2)
+                exporting = stages.next("", 0.2)
                 fp32 = _export_fp32(args, Path(folder) / "fp32", progress=exporting)
             result, text = quantisation.run(fp32, finish, stages)
         stages.end()
         if build is not None:
             text = f"{text}\n\n{engine_table(result['manifest'])}"
         return result, text
-    exporting = stages.next("exporting", 1.0 if build is None else 0.4)
+    exporting = stages.next("", 1.0 if build is None else 0.4)
     bundle = _export_fp32(
         args, args.output, overwrite=args.overwrite, finish=finish, progress=exporting
     )

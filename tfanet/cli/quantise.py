@@ -161,7 +161,7 @@ class Quantisation:
             seed=args.seed,
             **DATA.values(args),
             **CALIBRATION.values(args),
-            progress=stages.next("calibrating", 0.3),
+            progress=stages.next("", 0.3),
         )
         written, report = quantize_bundle(
             bundle,
@@ -171,7 +171,7 @@ class Quantisation:
             target=args.int8_target,
             overwrite=args.overwrite,
             finish=finish,
-            progress=stages.next("quantising", 1.0 if finish is None else 0.7),
+            progress=stages.next("", 1.0 if finish is None else 0.7),
         )
         text = f"{written.path}\n\n{_layer_table(report['layers'])}\n\n{_summary(report)}"
         return {"manifest": written.manifest.to_dict(), **report}, text
