@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -48,18 +47,15 @@ def build_wheel(machine: str, output: Path) -> None:
         }
         settings = [f"--config-settings=cmake.define.{key}={defines[key]}" for key in defines]
         settings.append("--config-settings=install.strip=false")
-        run(
-            *("pip", "wheel", "--verbose", "--no-deps", f"--wheel-dir={work}", *settings, ROOT),
-            _PYTHON_HOST_PLATFORM=f"linux-{machine}",
-        )
+        settings.append(f"--config-settings=--build-option=--plat-name=linux_{machine}")
+        run("pip", "wheel", "--verbose", "--no-deps", f"--wheel-dir={work}", *settings, ROOT)
         (wheel,) = work.glob("*.whl")
         tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
         run("auditwheel", "repair", f"--plat={tag}", f"--wheel-dir={output}", wheel)
 
 
-def run(module: str, *arguments: str | Path, **environment: str) -> None:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    subprocess.run(command, check=True, env=os.environ | environment)
+def run(module: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
 
 
 def main() -> None:
