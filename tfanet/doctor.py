@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 from tfanet import __version__
@@ -13,7 +14,7 @@ from tfanet.errors import MissingDependencyError
 from tfanet.plugins.libraries import cpu_library_path, ort_library_path
 from tfanet.runtime.backends.integer import describe, instructions
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "machine"]
 
 PACKAGES = (
     "numpy",
@@ -64,6 +65,17 @@ def diagnose() -> dict[str, Any]:
             "TensorRT-RTX": _backend(_tensorrt_reason("tensorrt_rtx", "tensorrt-rtx-cu13")),
         },
     }
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name, the number of cores, the platform: what figures were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # other systems, other processors: the plain name above
+    return {"processor": model, "cores": os.cpu_count(), "platform": platform.platform(terse=True)}
 
 
 def _version(package: str) -> str | None:

@@ -2,68 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from importlib import resources
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-import onnx
-import torch
-from onnx import ModelProto, helper
-from PIL import Image
-from torch import nn
 
+from tfanet import __version__
+from tfanet.doctor import machine
 from tfanet.errors import InputError, MissingDependencyError
 from tfanet.evaluation.metrics import iou
-from tfanet.export.compare import Case, case_feed, run_case
-from tfanet.export.engines.build import load_graph
-from tfanet.export.engines.typed import typed_graphs
+from tfanet.export.compare import MAX_REL_ERROR, MAX_ROUNDED_SHARE, run_case
 from tfanet.export.parity.check import bundle_backends, load_reference
-from tfanet.export.parity.choices import choices_of, chosen, in_words, recorded
-from tfanet.model.checkpoint import family_of
-from tfanet.model.family import Choice
-from tfanet.plugins import ort_library_path
+from tfanet.export.parity.choices import choices_of
+from tfanet.export.parity.page import Shown, render_page
+from tfanet.export.parity.samples import (
+    Reference,
+    Sample,
+    mask_of,
+    median_milliseconds,
+    prepare,
+    run_reference,
+)
+from tfanet.export.parity.stages import GRAPH, Variant, compare_stages, stages_of
 from tfanet.progress import Progress
 from tfanet.runtime.backends.engine import EngineError
-from tfanet.runtime.backends.session import open_session
-from tfanet.runtime.bundle.graphs import GRAPHS, IMAGE, names_of
+from tfanet.runtime.bundle.graphs import GRAPHS
 from tfanet.runtime.bundle.read import Bundle
 from tfanet.runtime.bundle.write import check_folder
-from tfanet.runtime.overlay import overlay
-from tfanet.runtime.picture import load_image
-from tfanet.runtime.preprocess import picture_to_tensor, plane_to_mask
-from tfanet.runtime.tokenizer import tokenizer_of
 
-__all__ = ["check_report", "stages_of", "write_report"]
+__all__ = ["BINS", "check_report", "write_report"]
 
 FIGURES, PAGE = "parity.json", "report.html"
 
-# log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin.
+# log10 of |z - z_torch| / max|z_torch|, pixel by pixel; smaller errors go into the first bin, what
+# is not finite into the last.
 BINS = np.arange(-8, 0.5, 0.5)
-THUMBNAIL = 320  # pixels of a picture's longer side on the page
-
-
-@dataclass(frozen=True)
-class _Sample:
-    sentence: str
-    picture: Image.Image
-    case: Case
-
-
-@dataclass(frozen=True)
-class _Reference:
-    logits: list[np.ndarray]  # of each sample, (h, w)
-    stages: list[dict[str, np.ndarray]]
-    choices: tuple[Choice, ...]
-    made: list[list[dict[str, Any]]]  # of these, for each sample
+VERSIONS = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 
 
 def write_report(
@@ -73,6 +52,7 @@ def write_report(
     *,
     checkpoint: str | Path | None = None,
     overwrite: bool = False,
+    failure: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run pictures through every backend that can run here, and write down how they differ.
@@ -81,15 +61,20 @@ def write_report(
         output: a directory, which gets parity.json and report.html. pictures: files and sentences.
         checkpoint: the weights, where the bundle's preset does not hold them.
         overwrite: replace a report that is there.
+        failure: why the gate refused the bundle, where it did: the verdict says so.
 
     Returns:
-        The content of parity.json: model, pictures; backends: for each name and picture the largest
-        relative error of the logits, changed pixels and the IoU with PyTorch's mask (in percent),
-        and a histogram of errors; stages: for the graphs, and for each engine of lower precision
-        its graphs with the same rounding, the largest relative error behind each part of the
-        model; skipped: backends that cannot run here, and why. Where the model chooses, a picture
-        has choices: for each what `chosen` gives of PyTorch, and turned: which of those graphs
-        took another option.
+        The content of parity.json: bundle, digest, model, precision, image_size, machine, versions,
+        pictures; passed, and failures: why not; limits: max_rel_error of a backend in FP32, and the
+        share of pixels that one which rounds may change; torch: its milliseconds.
+        backends: for each name whether it rounds, passed, its device, bytes of its files,
+        milliseconds for one picture and its sentence, for each picture the largest relative error
+        of the logits (None where one is not finite), changed pixels and the IoU with PyTorch's mask
+        (in percent), and a histogram of errors. emulated: the same for the engines' graphs with
+        their rounding, in ONNX Runtime, without what only an engine has. stages: for these and for
+        the graphs, the largest relative error behind each part of the model. skipped: backends that
+        cannot run here, and why. Where the model chooses, a picture has choices: for each what
+        `chosen` gives of PyTorch, and turned: which of those graphs took another option.
 
     Raises:
         InputError: without pictures, for a bad one, and as `load_reference` and `check_report` do.
@@ -99,45 +84,59 @@ def write_report(
         raise InputError("no picture was given: name some with their sentences")
     opened = Bundle.open(bundle)
     model = load_reference(opened, checkpoint)
-    samples = [_prepare(opened, path, sentence) for path, sentence in pictures]
-    reference = _reference(model, samples)
+    samples = [prepare(opened, path, sentence) for path, sentence in pictures]
+    reference = run_reference(model, samples, stages_of(model), choices_of(model))
     del model
     output.mkdir(parents=True, exist_ok=True)
 
-    backends: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
-    masks: dict[str, list[np.ndarray]] = {}
-    candidates = bundle_backends(opened)
-    for index, (name, backend) in enumerate(candidates.items()):
-        try:
-            running = backend.open()
-        except (MissingDependencyError, EngineError) as error:
-            skipped[name] = str(error)
-            continue
-        logits = [run_case(running.text, running.image, s.case)[0, 0] for s in samples]
-        running.close()
-        del running
-        backends[name], masks[name] = _differences(opened, samples, reference, logits)
-        if progress is not None:
-            progress(f"running {name}", index + 1, len(candidates))
-    stages, choices = _compare_stages(opened, samples, reference, progress)
+    measured: dict[str, list[np.ndarray]] = {}  # logits
+    backends, skipped = _run_backends(opened, samples, reference, measured, progress)
+    variants = compare_stages(opened, samples, reference, progress)
+    emulated = {}
+    for name, variant in variants.items():
+        if name != GRAPH:
+            measured[name] = variant.logits
+            emulated[name] = _judged(_differences(opened, samples, reference, variant.logits), True)
+    failures = [] if failure is None else [failure]
+    failures += [_failure(name, facts) for name, facts in backends.items() if not facts["passed"]]
+    manifest = opened.manifest
     report = {
         "bundle": opened.path.name,
-        "model": opened.manifest.model["preset"],
+        "digest": opened.digest,
+        "model": manifest.model["preset"],
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "image_size": list(manifest.preprocessing.size),
+        "machine": machine(),
+        "versions": {"tfanet": __version__, **_versions()},
         "pictures": [
             {"file": sample.case.name, "sentence": sample.sentence, "choices": made}
-            for sample, made in zip(samples, choices, strict=True)
+            for sample, made in zip(samples, _choices(reference, variants), strict=True)
         ],
+        "passed": not failures,
+        "failures": failures,
+        "limits": {"max_rel_error": MAX_REL_ERROR, "rounded_pixel_share": MAX_ROUNDED_SHARE},
+        "torch": {"milliseconds": reference.milliseconds},
         "bins": BINS.tolist(),
         "backends": backends,
-        "stages": stages,
+        "emulated": emulated,
+        "stages": {name: variant.errors for name, variant in variants.items()},
         "skipped": skipped,
     }
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     (output / FIGURES).write_text(text, encoding="utf-8")
-    torch_masks = [_mask(opened, s, z) for s, z in zip(samples, reference.logits, strict=True)]
-    page = _page(report, samples, {"PyTorch": torch_masks, **masks})
-    (output / PAGE).write_text(page, encoding="utf-8")
+    shown = [
+        Shown(
+            sample.picture,
+            {
+                "PyTorch": mask_of(opened, sample, wanted),
+                **{name: mask_of(opened, sample, z[i]) for name, z in measured.items()},
+            },
+            {name: _relative(z[i], wanted) for name, z in measured.items()},
+        )
+        for i, (sample, wanted) in enumerate(zip(samples, reference.logits, strict=True))
+    ]
+    (output / PAGE).write_text(render_page(report, shown), encoding="utf-8")
     return report
 
 
@@ -153,180 +152,112 @@ def check_report(output: str | Path, *, overwrite: bool) -> Path:
     return folder
 
 
-def stages_of(model: nn.Module) -> list[str]:
-    """Names of the modules whose outputs are compared: parts, and those that it chooses by."""
-    patterns = (*family_of(model).parts, *(choice.scores for choice in choices_of(model)))
-    return [
-        name
-        for name, _ in model.named_modules()
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+def _run_backends(
+    bundle: Bundle,
+    samples: list[Sample],
+    reference: Reference,
+    measured: dict[str, list[np.ndarray]],
+    progress: Progress | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries of the backends that run, and why others do not; their logits go to `measured`."""
+    backends, skipped = {}, {}
+    candidates = bundle_backends(bundle)
+    for index, (name, backend) in enumerate(candidates.items()):
+        try:
+            running = backend.open()
+        except (MissingDependencyError, EngineError) as error:
+            skipped[name] = str(error)
+            continue
+        run = partial(run_case, running.text, running.image)
+        measured[name] = [run(sample.case)[0, 0] for sample in samples]
+        milliseconds = median_milliseconds(partial(run, samples[0].case))
+        facts = _differences(bundle, samples, reference, measured[name])
+        backends[name] = {
+            **_judged(facts, backend.rounds),
+            "device": running.device,
+            "milliseconds": milliseconds,
+            "bytes": sum(bundle.manifest.files[file]["size"] for file in _files(bundle, name)),
+        }
+        running.close()
+        del running, run
+        if progress is not None:
+            progress(f"running {name}", index + 1, len(candidates))
+    return backends, skipped
 
 
-def _prepare(bundle: Bundle, path: str | Path, sentence: str) -> _Sample:
-    picture = load_image(path)
-    ids, mask = tokenizer_of(bundle)(sentence)
-    image = picture_to_tensor(picture, bundle.manifest.preprocessing)[None]
-    return _Sample(sentence, picture, Case(Path(path).name, image, ids, mask))
+def _files(bundle: Bundle, backend: str) -> Iterable[str]:
+    for engine in bundle.manifest.engines:
+        if engine["name"] == backend:
+            return list(engine["files"].values())
+    return GRAPHS
 
 
-def _reference(model: nn.Module, samples: list[_Sample]) -> _Reference:
-    """PyTorch's logits, what its parts give and what it chose, for each sample."""
-    logits, stages, names = [], [], stages_of(model)
-    for sample in samples:
-        found: dict[str, np.ndarray] = {}
-        with recorded(model, names, found), torch.no_grad():
-            values = (sample.case.image, sample.case.token_ids, sample.case.word_mask)
-            z = model(*map(torch.from_numpy, values))
-        logits.append(z[0, 0].numpy())
-        stages.append(found)
-    choices = choices_of(model)
-    made = [chosen(choices, found) for found in stages]
-    return _Reference(logits, stages, choices, made)
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
-def _mask(bundle: Bundle, sample: _Sample, logits: np.ndarray) -> np.ndarray:
-    size = (sample.picture.height, sample.picture.width)
-    manifest = bundle.manifest
-    return plane_to_mask(logits, size, manifest.preprocessing, manifest.postprocessing)[0]
+def _choices(reference: Reference, variants: dict[str, Variant]) -> list[list[dict[str, Any]]]:
+    """What PyTorch chose for each sample, with the variants where it turned."""
+    choices = [[{**one, "turned": []} for one in made] for made in reference.made]
+    for name, variant in variants.items():
+        for sample, at in variant.turned:
+            choices[sample][at]["turned"].append(name)
+    return choices
+
+
+def _relative(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The relative error of each logit; infinite where it is not finite."""
+    error = np.abs(got - expected) / max(float(np.abs(expected).max()), 1e-30)
+    return np.where(np.isfinite(error), error, np.inf)
 
 
 def _differences(
-    bundle: Bundle, samples: list[_Sample], reference: _Reference, logits: list[np.ndarray]
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """One backend's entry of the report, and its masks."""
-    rows, masks = [], []
+    bundle: Bundle, samples: list[Sample], reference: Reference, logits: list[np.ndarray]
+) -> dict[str, Any]:
+    """For each picture how logits differ from PyTorch's, and the histogram of all."""
+    rows = []
     counts = np.zeros(len(BINS), np.int64)
     for sample, expected, got in zip(samples, reference.logits, logits, strict=True):
-        mask, wanted = _mask(bundle, sample, got), _mask(bundle, sample, expected)
-        error = np.abs(got - expected) / np.abs(expected).max()
-        logs = np.log10(np.maximum(error, 10.0 ** BINS[0]))
-        counts += np.bincount(np.digitize(logs, BINS).ravel() - 1, minlength=len(BINS))
+        mask, wanted = mask_of(bundle, sample, got), mask_of(bundle, sample, expected)
+        error = _relative(got, expected)
+        logs = np.log10(np.clip(error, 10.0 ** BINS[0], 10.0 ** BINS[-1]))
+        places = np.clip(np.digitize(logs, BINS) - 1, 0, len(BINS) - 1)
+        counts += np.bincount(places.ravel(), minlength=len(BINS))
+        largest = float(error.max())
         rows.append(
             {
-                "max_rel_error": float(error.max()),
+                "max_rel_error": largest if math.isfinite(largest) else None,
                 "pixels_changed": int((mask != wanted).sum()),
                 "pixels": mask.size,
                 "iou": 100 * iou(mask, wanted),
             }
         )
-        masks.append(mask)
-    return {"pictures": rows, "histogram": counts.tolist()}, masks
+    return {"pictures": rows, "histogram": counts.tolist()}
 
 
-def _compare_stages(
-    bundle: Bundle, samples: list[_Sample], reference: _Reference, progress: Progress | None
-) -> tuple[dict[str, dict[str, float]], list[list[dict[str, Any]]]]:
-    """For each variant of the image graph, the largest relative error behind each stage.
-
-    Also what PyTorch chose for each sample, with the variants where it turned.
-    """
-    variants: dict[str, Callable[[], dict[str, ModelProto]]] = {
-        "onnxruntime": lambda: {n: load_graph(bundle.file(n), bundle.read(n)) for n in GRAPHS}
-    }
-    for record in bundle.manifest.engines:
-        if record["precision"] in ("fp16", "bf16"):
-            variants[f"{record['name']} (rounding emulated)"] = lambda record=record: (  # type: ignore[misc]
-                typed_graphs(bundle, record, emulate=True)
-            )
-    errors = {}
-    choices = [[{**one, "turned": []} for one in made] for made in reference.made]
-    for index, (name, make) in enumerate(variants.items()):
-        errors[name], turned = _errors_by_stage(make(), samples, reference)
-        for sample, at in turned:
-            choices[sample][at]["turned"].append(name)
-        if progress is not None:
-            progress(f"stages of {name}", index + 1, len(variants))
-    return errors, choices
+def _judged(facts: dict[str, Any], rounds: bool) -> dict[str, Any]:
+    """With the verdict: FP32 is held to its error, what rounds to the pixels that it changes."""
+    rows = facts["pictures"]
+    errors = [row["max_rel_error"] for row in rows]
+    if rounds:
+        shares = [row["pixels_changed"] / row["pixels"] for row in rows]
+        passed = None not in errors and max(shares) <= MAX_ROUNDED_SHARE
+    else:
+        passed = all(error is not None and error <= MAX_REL_ERROR for error in errors)
+    return {**facts, "rounds": rounds, "passed": passed}
 
 
-def _errors_by_stage(
-    graphs: dict[str, ModelProto], samples: list[_Sample], reference: _Reference
-) -> tuple[dict[str, float], list[tuple[int, int]]]:
-    """The largest relative error behind each stage; choices unlike PyTorch's: sample, place."""
-    shapes = {name: value.shape[1:] for name, value in reference.stages[0].items()}
-    places = _places(graphs[IMAGE], shapes)
-    for value in places.values():
-        graphs[IMAGE].graph.output.append(helper.make_empty_tensor_value_info(value))
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for name in GRAPHS:
-            path = Path(folder) / name
-            path.write_bytes(graphs.pop(name).SerializeToString())
-            sessions.append(open_session(path, ort_library_path()))
-            path.unlink()
-    largest = dict.fromkeys([*places, "mask_logit"], 0.0)
-    # Of one option a graph has no scores.
-    at_places = [i for i, choice in enumerate(reference.choices) if choice.scores in places]
-    turned = []
-    for index, (sample, stages, logits) in enumerate(
-        zip(samples, reference.stages, reference.logits, strict=True)
-    ):
-        case = sample.case
-        taken = names_of(sessions[1].get_inputs())
-        feed = case_feed(sessions[0], taken, case)
-        got = sessions[1].run(["mask_logit", *places.values()], feed)
-        pairs = {"mask_logit": (got[0][0, 0], logits)}
-        pairs |= {n: (value, stages[n]) for n, value in zip(places, got[1:], strict=True)}
-        for name, (value, wanted) in pairs.items():
-            error = float(np.abs(value - wanted).max() / np.abs(wanted).max())
-            largest[name] = max(largest[name], error)
-        scores = dict(zip(places, got[1:], strict=True))
-        made = chosen([reference.choices[i] for i in at_places], scores)
-        turned += [
-            (index, i)
-            for i, one in zip(at_places, made, strict=True)
-            if one["chosen"] != reference.made[index][i]["chosen"]
-        ]
-    return largest, turned
-
-
-def _places(model: ModelProto, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """The tensor in the graph that a module's output became, by name, where there is one.
-
-    Nodes are named by the module that they come from: it is the last of them whose value has the
-    output's shape, but for the batch.
-    """
-    typed = onnx.shape_inference.infer_shapes(model)
-    sizes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
-        for value in (*typed.graph.value_info, *typed.graph.output)
-    }
-    places = {}
-    for stage, shape in shapes.items():
-        inside = (f"{stage}/", f"{stage}.")
-        made = [
-            value
-            for node in model.graph.node
-            if node.name.startswith(inside)
-            for value in node.output
-            if sizes.get(value) == shape
-        ]
-        if made:
-            places[stage] = made[-1]
-    return places
-
-
-def _page(
-    report: dict[str, Any], samples: list[_Sample], masks: dict[str, list[np.ndarray]]
-) -> str:
-    rows = []
-    for index, sample in enumerate(samples):
-        pictures = [
-            (name, _png(overlay(sample.picture, found[index]))) for name, found in masks.items()
-        ]
-        facts = report["pictures"][index]
-        rows.append((facts, [("picture", _png(sample.picture)), *pictures]))
-    source = (resources.files("tfanet.export.parity") / "report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(source)
-    return page.render(report=report, rows=rows, in_words=in_words)
-
-
-def _png(picture: Image.Image) -> str:
-    """A data URL of a picture, made small."""
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    stream = io.BytesIO()
-    small.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+def _failure(name: str, facts: dict[str, Any]) -> str:
+    errors = [row["max_rel_error"] for row in facts["pictures"]]
+    if None in errors:
+        return f"{name} gives logits that are not finite"
+    if facts["rounds"]:
+        worst = max(row["pixels_changed"] / row["pixels"] for row in facts["pictures"])
+        return f"{name} changes {worst:.1%} of a picture's pixels (limit {MAX_ROUNDED_SHARE:.0%})"
+    return f"{name} has a relative error of {max(errors):.1e} (limit {MAX_REL_ERROR:.0e})"

@@ -8,8 +8,6 @@ machine does falls on all of them alike.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.doctor import machine
 from tfanet.errors import InputError, MissingDependencyError, suggestion
 from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.choose import BACKENDS
@@ -142,7 +141,7 @@ def bench(
         own = result["latency"].get(call)
         result["ratio"] = own and base and base["latency"][call]["p50"] / own["p50"]
     return {
-        "machine": _machine(),
+        "machine": machine(),
         "runs": runs,
         "threads": job["threads"],
         "candidates": results,
@@ -174,13 +173,3 @@ def _result(candidate: _Candidate, batches: list[int]) -> dict[str, Any]:
     }
     memory = candidate.ask(memory=True)
     return {**candidate.facts, **memory, "latency": latency, "images_per_second": throughput}
-
-
-def _machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # other systems, other processors: the plain name above
-    return {"processor": model, "cores": os.cpu_count(), "platform": platform.platform(terse=True)}

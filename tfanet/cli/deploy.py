@@ -14,6 +14,7 @@ from tfanet.cli.output import (
     progress_line,
     table,
 )
+from tfanet.errors import GateError
 from tfanet.progress import Progress, Stages
 
 __all__ = ["add_verbs"]
@@ -167,7 +168,13 @@ def run_parity(args: argparse.Namespace) -> tuple[Any, str]:
 
     stages = Stages(progress_line())
     comparing = stages.next("", 0.5 if args.report else 1.0)
-    report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=comparing)
+    try:
+        report = check_bundle(args.bundle, checkpoint=args.checkpoint, progress=comparing)
+    except GateError as error:
+        if args.report:
+            _write_report(args, stages.next(""), failure=str(error))
+            stages.end()
+        raise
     text = parity_table(report)
     if args.report:
         text += f"\n\n{_write_report(args, stages.next(''))}"
@@ -192,7 +199,7 @@ def _recheck(args: argparse.Namespace) -> tuple[Any, str]:
     return checked, text
 
 
-def _write_report(args: argparse.Namespace, progress: Progress) -> str:
+def _write_report(args: argparse.Namespace, progress: Progress, failure: str | None = None) -> str:
     """Where it is, and what was chosen for its pictures."""
     from tfanet.data import ReferDataset, make_shapes
     from tfanet.export.parity.choices import in_words
@@ -211,6 +218,7 @@ def _write_report(args: argparse.Namespace, progress: Progress) -> str:
             pictures,
             checkpoint=args.checkpoint,
             overwrite=args.overwrite,
+            failure=failure,
             progress=progress,
         )
     lines = [f"{args.report}/report.html"]
