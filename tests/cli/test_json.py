@@ -19,6 +19,7 @@ from tfanet.cli.help import EXIT_CODES
 from tfanet.cli.json_output import result_json, schema
 from tfanet.cli.parser import verbs_of
 from tfanet.errors import GateError
+from tfanet.runtime.shipped import shipped_picture
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 SCHEMA = json.loads(schema())
@@ -66,7 +67,7 @@ def test_the_schema_is_one_and_knows_every_verb(capsys):
 
 
 def test_a_wrong_result_is_not_as_the_schema_says():
-    for name in set(SCHEMA["$defs"]) - {"help", "predict", "data make-shapes", "calibrate diff"}:
+    for name in set(SCHEMA["$defs"]) - {"help", "data make-shapes", "calibrate diff"}:
         with pytest.raises(jsonschema.ValidationError):
             check(name, {"surprise": 1})
 
@@ -77,6 +78,11 @@ def test_results_without_pytorch(result, tmp_path):
     assert facts["digest"] == result("verify", "--bundle", bundle)["digest"]
     result("doctor")
     result("demo", "--output", str(tmp_path / "demo"))
+    pictures, given = str(shipped_picture().parent), ("--bundle", bundle, "--text", "red")
+    out = ("--output", str(tmp_path / "out.png"))
+    result("predict", *given, "--image", str(shipped_picture()), *out)
+    out = ("--labels", str(tmp_path / "labels.json"))
+    assert result("predict", *given, "--image", pictures, *out)["pictures"] == 1
     result("help")
     result("help", "export")
     assert {row["exit_code"] for row in result("help", "errors")["exit_codes"]} == {

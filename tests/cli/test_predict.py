@@ -197,6 +197,28 @@ def test_mistakes_are_told_before_work_begins(tmp_path, monkeypatch, capsys, arg
 
 
 @pytest.mark.parametrize(
+    ("option", "file", "images"),
+    [
+        ("output", "there", ["in/000000000100.png"]),
+        ("overlay", "there", ["in/000000000100.png"]),
+        ("results", "there", ["in"]),
+        ("labels", "there", ["in"]),
+        ("output", "there/000000000101.2.png", ["in"]),
+        ("overlay", "there/000000000101.1.png", ["in"]),
+    ],
+)
+def test_what_is_there_stays_without_overwrite(folder, tmp_path, capsys, option, file, images):
+    place = tmp_path / file
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("mine")
+    texts = TEXTS if images == ["in"] else TEXTS[:1]
+    predict("--image", *images, f"--{option}", "there", code=1, texts=texts)
+    error = capsys.readouterr().err
+    assert "give --overwrite" in error and error.count("\n") == 1
+    assert place.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("lines", "words"),
     [
         ("", "has no lines"),
