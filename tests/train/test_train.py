@@ -313,15 +313,3 @@ def test_tensorboard_gets_the_figures_of_the_log(shapes: Path, tmp_path: Path) -
     for name in ("loss", "mIoU", "lr"):
         (scalar,) = found.Scalars(name)
         assert scalar.step == log["step"] and scalar.value == pytest.approx(log[name], rel=1e-6)
-
-
-def test_weights_and_biases_get_the_figures_of_the_log(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    train(options(shapes, tmp_path / "out", steps=2, log_with="wandb"))
-    (log,) = (json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines())
-    (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"mIoU" in run.read_bytes() and log["step"] == 2
