@@ -15,7 +15,7 @@ from torch import nn
 
 from tfanet.cli import main
 from tfanet.data import DataError, ReferDataset, make_shapes
-from tfanet.data.categories import CategoryDataset
+from tfanet.data.categories import CategoryDataset, ObjectDataset
 from tfanet.data.masks import mask_to_size
 from tfanet.errors import InputError
 from tfanet.model.checkpoint import load_model
@@ -137,7 +137,7 @@ def test_every_family_learns_categories_and_trains_on(
     losses = []
     common = {"dataset": "shapes", "preset": preset, "batch": 1, "seed": 1}
     options = PretrainOptions(tmp_path / "one", tmp_path / "a", steps=8, lr=1e-3, **common)
-    report = pretrain(options, progress=lambda text, *_: losses.append(float(text.split()[1])))
+    report = pretrain(options, progress=lambda text, *_: losses.append(float(text.split()[1].rstrip(","))))
     assert len(losses) == report["steps"] == 8
     assert losses[-1] < losses[0] and math.isfinite(report["loss"])
     model = load_model(report["checkpoint"])
@@ -171,3 +171,74 @@ def test_mistakes(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*call, "crossvlt-tiny", "--dataset", "shapes", "--split", "valid"]) != 0
     assert "split 'valid' is unknown" in capsys.readouterr().err
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_objects_stand_each_by_itself(shapes: Path) -> None:
+    """Together they are the map of categories, but for a pixel of their borders."""
+    tokenizer = find_family("instalign").make_tokenizer(
+        find_family("instalign").presets["instalign-tiny"]
+    )
+    source = ObjectDataset(shapes, "gshapes", preprocessing=STRETCHED, tokenizer=tokenizer)
+    maps = CategoryDataset(shapes, "gshapes", preprocessing=STRETCHED)
+    sentences = {sample.sentence for sample in ReferDataset(shapes, "gshapes", "train")}
+    known = {tuple(tokenizer([sentence])[0][0]) for sentence in sentences}
+    assert len(source) == len(maps) == 6
+    for item, pixels in zip(source, maps, strict=False):
+        assert torch.equal(item["image"], pixels["image"])
+        count = len(item["categories"])
+        assert item["instances"].shape == (count, 64, 96) and count > 1
+        drawn = (item["instances"] * item["categories"][:, None, None]).amax(0).long()
+        assert (drawn == pixels["categories"]).float().mean() > 0.99
+        assert tuple(item["token_ids"].numpy()) in known
+        assert item["word_mask"].sum() == (item["token_ids"] != 0).sum()
+
+
+def test_queries_learn_objects_and_training_goes_on(shapes: Path, tmp_path: Path) -> None:
+    common = {"dataset": "gshapes", "preset": "instalign-tiny", "batch": 2}
+    start = pretrain(PretrainOptions(shapes, tmp_path / "a", steps=1, **common))
+    losses: list[float] = []
+    report = pretrain(
+        PretrainOptions(
+            shapes,
+            tmp_path / "b",
+            part="queries",
+            init=start["checkpoint"],
+            steps=12,
+            lr=1e-3,
+            **common,
+        ),
+        progress=lambda text, *_: losses.append(float(text.split()[1].rstrip(","))),
+    )
+    assert losses[-1] < losses[0] and 0 <= report["accuracy"] <= 100
+    before, after = (load_file(run["checkpoint"]) for run in (start, report))
+    for name in ("query_feat.weight", "mask_embed.layers.2.weight"):
+        assert not torch.equal(*(x[f"sem_seg_head.predictor.{name}"] for x in (before, after)))
+    name = "backbone.patch_embed.proj.weight"
+    assert not torch.equal(before[name], after[name])
+    train(TrainOptions(shapes, tmp_path / "c", init=report["checkpoint"], steps=1, **common))
+
+
+def test_only_what_has_queries_teaches_them(shapes: Path, tmp_path: Path) -> None:
+    for changes, words in (
+        ({"preset": "crossvlt-tiny", "part": "queries"}, "CrossVLT has no queries"),
+        ({"part": "heads"}, "part 'heads': choose backbone or queries"),
+    ):
+        with pytest.raises(InputError, match=words):
+            pretrain(PretrainOptions(shapes, tmp_path, dataset="gshapes", **changes))
+    made = pretrain(
+        PretrainOptions(
+            shapes, tmp_path, preset="crossvlt-tiny", steps=1, batch=2, dataset="shapes"
+        )
+    )
+    with pytest.raises(
+        InputError, match="holds a CrossVLT, the preset instalign-tiny is a InstAlign"
+    ):
+        pretrain(
+            PretrainOptions(
+                shapes,
+                tmp_path / "x",
+                preset="instalign-tiny",
+                init=made["checkpoint"],
+                dataset="shapes",
+            )
+        )

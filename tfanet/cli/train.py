@@ -14,7 +14,7 @@ from tfanet.cli.output import (
     table,
 )
 from tfanet.errors import InputError
-from tfanet.training.options import PretrainOptions
+from tfanet.training.options import PARTS, PretrainOptions
 
 __all__ = ["add_verbs"]
 
@@ -142,8 +142,15 @@ def add_verbs(verbs: Verbs) -> None:
     pretrain.add_argument(
         "--overwrite", action="store_true", help="replace model.safetensors that is there"
     )
+    pretrain.add_argument("--preset", required=True, metavar="NAME", help="whose part is trained")
     pretrain.add_argument(
-        "--preset", required=True, metavar="NAME", help="whose backbone is trained"
+        "--part",
+        choices=PARTS,
+        default=PretrainOptions.part,
+        help="the backbone, by pixels, or then InstAlign's queries, by whole objects",
+    )
+    pretrain.add_argument(
+        "--init", metavar="FILE", help="the checkpoint to start from (default: fresh weights)"
     )
     pretrain.add_argument("--split", default="train", metavar="NAME", help="split to train on")
     pretrain.add_argument(
@@ -228,13 +235,15 @@ def _rate(text: str) -> tuple[str, float]:
 
 
 def run_pretrain(args: argparse.Namespace) -> tuple[Any, str]:
-    """Teach a backbone the categories of what it sees; `tfanet train --init` goes on from there."""
+    """Teach a backbone, or queries, the objects that are seen; go on with `tfanet train --init`."""
     from tfanet.training.pretrain import pretrain
 
-    report = pretrain(PretrainOptions(**_flags(args)), progress=progress_line())
+    options = PretrainOptions(**_flags(args))
+    report = pretrain(options, progress=progress_line())
+    what = "objects" if options.part == "queries" else "objects' pixels"
     text = (
         f"{report['checkpoint']}: {report['steps']} steps, loss {report['loss']:.3f}, "
-        f"{report['accuracy']:.1f} % of recent objects' pixels right"
+        f"{report['accuracy']:.1f} % of recent {what} right"
     )
     return report, text
 

@@ -16,7 +16,7 @@ from tfanet.runtime.picture import load_image
 from tfanet.runtime.preprocess import picture_to_tensor
 from tfanet.runtime.tokenizer import TextTokenizer
 
-__all__ = ["make_loader"]
+__all__ = ["make_loader", "together"]
 
 _Item = dict[str, torch.Tensor]
 
@@ -84,10 +84,10 @@ class _Stream(Dataset[_Item]):
         }
 
 
-def _together(items: list[_Item]) -> dict[str, Any]:
-    """A batch of items: what they have different numbers of stays a list."""
-    instances = [item.pop("instances") for item in items]
-    return {**default_collate(items), "instances": instances}
+def together(items: list[_Item], lists: tuple[str, ...] = ("instances",)) -> dict[str, Any]:
+    """A batch of items: what they have different numbers of, `lists` by name, stays a list."""
+    kept = {name: [item.pop(name) for item in items] for name in lists}
+    return {**default_collate(items), **kept}
 
 
 class _Positions:
@@ -129,4 +129,4 @@ def make_loader(
     """
     stream = _Stream(source, preprocessing, tokenizer, seed, all_sentences, by_picture)
     positions = _Positions(batch, first_step, steps, rank, processes)
-    return DataLoader(stream, batch_sampler=positions, num_workers=workers, collate_fn=_together)
+    return DataLoader(stream, batch_sampler=positions, num_workers=workers, collate_fn=together)

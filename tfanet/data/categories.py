@@ -16,11 +16,12 @@ from tfanet.data.safe_pickle import DataError
 from tfanet.runtime.bundle.contract import Preprocessing
 from tfanet.runtime.picture import load_image
 from tfanet.runtime.preprocess import picture_to_tensor
+from tfanet.runtime.tokenizer import TextTokenizer
 
-__all__ = ["CategoryDataset"]
+__all__ = ["CategoryDataset", "ObjectDataset"]
 
 
-class CategoryDataset(Dataset[dict[str, torch.Tensor]]):
+class CategoryDataset(Dataset[dict[str, Any]]):
     """The pictures of one split of a dataset in the REFER layout; arguments as of `ReferDataset`.
 
     An item: image (3, H, W) float32 and categories (H, W) int64, 0 where nothing is annotated and
@@ -65,17 +66,47 @@ class CategoryDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        seen = np.zeros(self.preprocessing.size, dtype=np.int64)
+        for _, category, mask in sorted(self._things(index), key=lambda thing: -thing[0]):
+            seen[mask] = category
+        return {"image": self._image(index), "categories": torch.from_numpy(seen)}
+
+    def _image(self, index: int) -> torch.Tensor:
+        image = load_image(self._pictures[index].image_path)
+        return torch.from_numpy(np.ascontiguousarray(picture_to_tensor(image, self.preprocessing)))
+
+    def _things(self, index: int) -> list[tuple[int, int, np.ndarray]]:
+        """Of each object its own pixels, k as above, and its mask (H, W) bool at this size."""
         ref = self._pictures[index]
         things = []
         for ann_id, category, outline in self._objects[self._ids[index]]:
             mask = segmentation_mask(outline, ref.height, ref.width, ann_id)
-            things.append((int(mask.sum()), category, mask_to_size(mask, self.preprocessing)))
-        seen = np.zeros(self.preprocessing.size, dtype=np.int64)
-        for _, category, mask in sorted(things, key=lambda thing: -thing[0]):
-            seen[mask] = 1 + self.names.index(category)
-        image = picture_to_tensor(load_image(ref.image_path), self.preprocessing)
+            number = 1 + self.names.index(category)
+            things.append((int(mask.sum()), number, mask_to_size(mask, self.preprocessing)))
+        return things
+
+
+class ObjectDataset(CategoryDataset):
+    """The same pictures with each object by itself, and a sentence of theirs.
+
+    An item: image (3, H, W) float32; token_ids and word_mask (L,) of one of its sentences;
+    instances (n, H, W) float32 in {0, 1}, those with a pixel left at this size, and their
+    categories (n,) int64, from 1.
+    """
+
+    def __init__(self, *args: Any, tokenizer: TextTokenizer, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.tokenizer = tokenizer
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        things = [(number, mask) for _, number, mask in self._things(index) if mask.any()]
+        instances = np.array([mask for _, mask in things], dtype=np.float32)
+        ids, words = self.tokenizer([self._pictures[index].sentences[0]])
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(image)),
-            "categories": torch.from_numpy(seen),
+            "image": self._image(index),
+            "token_ids": torch.from_numpy(ids[0]),
+            "word_mask": torch.from_numpy(words[0]),
+            "instances": torch.from_numpy(instances.reshape(-1, *self.preprocessing.size)),
+            "categories": torch.tensor([number for number, _ in things], dtype=torch.int64),
         }

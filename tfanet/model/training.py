@@ -42,6 +42,10 @@ class Training:
         recipes: by preset.
         maps: of a network and pictures (B, 3, H, W), what its backbone gives where nothing is said:
             maps (B, C_i, h_i, w_i), the largest first, for `tfanet pretrain`. None: it has none.
+        objects: of a configuration and a number of categories, a module whose call with a network
+            and a `Batch` gives the scalar to minimise, and which share of all annotated objects
+            gets its category, for `tfanet pretrain --part queries`; see `ObjectDataset`. None: the
+            family has no queries that hold objects.
         no_decay: last parts of the names of parameters that weight decay leaves alone, besides all
             vectors and scalars.
     """
@@ -49,4 +53,5 @@ class Training:
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     recipes: Mapping[str, Recipe]
     maps: Callable[[Any, Tensor], list[Tensor]] | None = None
+    objects: Callable[[Any, int], nn.Module] | None = None
     no_decay: tuple[str, ...] = ()

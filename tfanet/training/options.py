@@ -9,7 +9,9 @@ from pathlib import Path
 from tfanet.errors import InputError
 from tfanet.runtime.bundle.write import check_folder
 
-__all__ = ["CommonOptions", "PretrainOptions", "check_positive"]
+__all__ = ["PARTS", "CommonOptions", "PretrainOptions", "check_positive"]
+
+PARTS = ("backbone", "queries")
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,22 @@ class CommonOptions:
 class PretrainOptions(CommonOptions):
     """Arguments of `pretrain`: AdamW with a cosine schedule; `output` gets `model.safetensors`.
 
-    `lr` is the largest rate; `batch` pictures make a step.
+    `part` is what is taught: the "backbone", or the "queries" of a family that has some, with the
+    backbone at a lower rate. `init` is a checkpoint to start from. `lr` is the largest rate;
+    `batch` pictures make a step.
     """
 
     preset: str = "crossvlt-tiny"
+    part: str = "backbone"
+    init: str | Path | None = None
     steps: int = 2500
     batch: int = 12
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
+        if self.part not in PARTS:
+            raise InputError(f"part {self.part!r}: choose {' or '.join(PARTS)}")
 
 
 def check_positive(**values: float | None) -> None:

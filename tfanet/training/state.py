@@ -1,4 +1,4 @@
-"""What a training needs beside the model, and how it is saved and resumed."""
+"""What a training starts from and needs beside the model, and how it is saved and resumed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,23 @@ from torch import Tensor, nn
 
 from tfanet.errors import InputError
 from tfanet.files import whole_file
+from tfanet.model.checkpoint import family_of, load_model
+from tfanet.model.family import find_preset
 from tfanet.weights import write_safetensors
 
-__all__ = ["Average", "load_state", "save_state"]
+__all__ = ["Average", "load_start", "load_state", "save_state"]
+
+
+def load_start(init: str | Path, preset: str) -> Any:
+    """The model of a checkpoint to start from; InputError unless it is of the preset's family."""
+    start = load_model(init)
+    family, found = find_preset(preset)[0], family_of(start)
+    if found is not family:
+        raise InputError(
+            f"{init} holds a {found.title}, the preset {preset} is a {family.title}: name a preset "
+            f"of {found.title}, too"
+        )
+    return start
 
 
 class Average:

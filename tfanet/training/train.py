@@ -21,13 +21,13 @@ from tfanet.data import ReferDataset
 from tfanet.data.batches import make_loader
 from tfanet.errors import InputError, suggestion
 from tfanet.files import whole_file
-from tfanet.model.checkpoint import family_of, load_model, save_checkpoint
+from tfanet.model.checkpoint import family_of, save_checkpoint
 from tfanet.model.family import Family, find_preset
 from tfanet.model.training import Batch, Training
 from tfanet.progress import Progress
 from tfanet.training.logs import Log, check_tracker
 from tfanet.training.options import CommonOptions, check_positive
-from tfanet.training.state import Average, load_state, save_state
+from tfanet.training.state import Average, load_start, load_state, save_state
 
 __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
 
@@ -183,15 +183,9 @@ def _batch_iou(logit: Tensor, target: Tensor, threshold: float) -> Tensor:
 
 def _make_model(options: TrainOptions) -> Any:
     """The model to start from: of a checkpoint, or of the preset with fresh weights."""
-    start = None if options.init is None else load_model(options.init)
+    start = None if options.init is None else load_start(options.init, options.preset)
     family, config = find_preset(options.preset)
     if start is not None:
-        found = family_of(start)
-        if found is not family:
-            raise InputError(
-                f"{options.init} holds a {found.title}, the preset {options.preset} is a "
-                f"{family.title}: name a preset of {found.title}, too"
-            )
         config = start.config
     if options.image_size is not None:
         family.check_image_size(config, options.image_size)

@@ -11,6 +11,7 @@ from tfanet.model.family import Family
 from tfanet.model.instalign.config import PRESETS, InstAlignConfig
 from tfanet.model.instalign.loss import loss
 from tfanet.model.instalign.network import PAD_ID, InstAlign
+from tfanet.model.instalign.objects import ObjectHead
 from tfanet.model.instalign.published import PUBLISHED
 from tfanet.model.layers.swin import without_position_index
 from tfanet.model.training import Recipe, Training
@@ -77,6 +78,7 @@ FAMILY = Family(
     training=Training(
         loss=loss,
         maps=lambda network, image: network.backbone(image),
+        objects=ObjectHead,
         recipes={
             # AdamW, batch and epochs [paper]; rates and decay [Mask2Former].
             "instalign-base": Recipe(

@@ -9,7 +9,7 @@ are the ancestors' where they have them. N are the queries, n the instances of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from tfanet.model.instalign.predictor import Predictor, State
 from tfanet.model.layers.losses import dice_loss
 from tfanet.model.training import Batch
 
-__all__ = ["loss", "match", "match_cost", "phrase_distance"]
+__all__ = ["Matched", "loss", "mask_cost", "mask_loss", "match", "matched", "phrase_distance"]
 
 SCORE, MASK, DICE = 2.0, 5.0, 5.0  # [Mask2Former], [VATEX]
 UNMATCHED = 0.1  # weight of the score of queries without an instance [Mask2Former]
@@ -80,19 +80,17 @@ def phrase_distance(predictor: Predictor, state: State, word_mask: Tensor) -> Te
     return 1 - F.cosine_similarity(state.queries, phrase, dim=2)
 
 
-def match_cost(score: Tensor, logits: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
-    """What it costs to take a query for an instance [paper]: (N, n).
+def mask_cost(logits: Tensor, masks: Tensor) -> Tensor:
+    """What it costs to take a query's mask for an instance's: (N, n).
 
     Args:
-        score: (N) logits of the relevance. logits: (N, P) of the masks, at P points.
-        distance: (N), `phrase_distance`. masks: (n, P), the instances at the same points.
+        logits: (N, P) of the masks, at P points. masks: (n, P), the instances at the same points.
     """
     inside = F.softplus(-logits) @ masks.T  # -log(sigmoid) where the instance is
     outside = F.softplus(logits) @ (1 - masks).T
     p = logits.sigmoid()
     dice = 1 - (2 * p @ masks.T + 1) / (p.sum(1)[:, None] + masks.sum(1) + 1)
-    alone = SCORE * F.softplus(-score) + PHRASE * distance
-    return alone[:, None] + MASK * (inside + outside) / masks.shape[1] + DICE * dice
+    return MASK * (inside + outside) / masks.shape[1] + DICE * dice
 
 
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +104,62 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(queries, device=device), torch.as_tensor(instances, device=device)
 
 
+class Matched(NamedTuple):
+    """Which queries of a sample hold which of its instances, and what their masks are there.
+
+    Attributes:
+        sample: its index in the batch.
+        queries, order: (n,) indices of queries and of the instances that they hold.
+        logits, masks: (n, P), of those queries and of those instances, at the same P points.
+    """
+
+    sample: int
+    queries: Tensor
+    order: Tensor
+    logits: Tensor
+    masks: Tensor
+
+
+def matched(
+    features: Tensor,
+    embedded: Tensor,
+    instances: Sequence[Tensor],
+    alone: Sequence[Tensor],
+    points: int,
+) -> list[Matched]:
+    """Each sample's instances, matched to queries at the least total cost; none where none are.
+
+    Args:
+        features: (B, C, h, w). embedded: (B, N, C), of which the product with features is a mask.
+        instances: (n, H, W) of each sample. alone: (N, n) or (N, 1) of each sample, what a match
+            costs besides the mask. points: as `InstAlignConfig.loss_points`.
+    """
+    found = []
+    # Of each sample. Unbound once: the gradient of `features[b]` is as large as all features.
+    parts = zip(features.unbind(), embedded.unbind(), instances, alone, strict=True)
+    for sample, (pixels, embeddings, masks, other) in enumerate(parts):
+        if not len(masks):
+            continue
+        seen, there = _at_shared_points(pixels, masks, points)
+        with torch.no_grad():
+            cost = other + mask_cost(embeddings @ seen, there)
+        queries, order = match(cost)
+        if points:
+            full = torch.einsum("nc,chw->nhw", embeddings[queries], pixels)
+            at = _uncertain_points(full.detach(), points)
+            logits, masks = _read(full, at), _read(masks[order], at)
+        else:
+            logits, masks = embeddings[queries] @ seen, there[order]
+        found.append(Matched(sample, queries, order, logits, masks))
+    return found
+
+
+def mask_loss(found: Sequence[Matched]) -> Tensor:
+    """Cross-entropy and Dice of all matched masks, a scalar."""
+    x, t = (torch.cat([getattr(one, name) for one in found]) for name in ("logits", "masks"))
+    return MASK * F.binary_cross_entropy_with_logits(x, t) + DICE * dice_loss(x, t)
+
+
 def _layer_loss(
     predictor: Predictor,
     features: Tensor,
@@ -114,38 +168,24 @@ def _layer_loss(
     instances: Sequence[Tensor],
     points: int,
 ) -> Tensor:
-    """Of the instances, at one layer: scores of all queries, masks and phrases of matched ones."""
+    """Of the instances, at one layer: scores of all queries, masks and phrases of matched ones.
+
+    A match costs what the loss of the pair would be [paper].
+    """
     scores = predictor.relevance_logit(state.queries)  # (B, N)
     distances = phrase_distance(predictor, state, word_mask)  # (B, N)
+    alone = (SCORE * F.softplus(-scores) + PHRASE * distances).detach().unsqueeze(2)
     embedded = predictor.mask_embed(state.queries)  # (B, N, C)
-    matched = torch.zeros_like(scores)
-    phrases, logits, targets = [], [], []
-    # Of each sample. Unbound once: the gradient of `features[b]` is as large as all features.
-    parts = zip(features.unbind(), embedded.unbind(), instances, strict=True)
-    for b, (pixels, embeddings, masks) in enumerate(parts):
-        if not len(masks):
-            continue
-        seen, there = _at_shared_points(pixels, masks, points)
-        with torch.no_grad():
-            cost = match_cost(scores[b], embeddings @ seen, distances[b], there)
-        queries, order = match(cost)
-        matched[b, queries] = 1
-        phrases.append(distances[b, queries])
-        if points:
-            full = torch.einsum("nc,chw->nhw", embeddings[queries], pixels)
-            at = _uncertain_points(full.detach(), points)
-            logits.append(_read(full, at))
-            targets.append(_read(masks[order], at))
-        else:
-            logits.append(embeddings[queries] @ seen)
-            targets.append(there[order])
-    weight = torch.where(matched > 0, 1.0, UNMATCHED)
-    entropy = F.binary_cross_entropy_with_logits(scores, matched, weight, reduction="sum")
+    found = matched(features, embedded, instances, alone.unbind(), points)
+    held = torch.zeros_like(scores)
+    for one in found:
+        held[one.sample, one.queries] = 1
+    weight = torch.where(held > 0, 1.0, UNMATCHED)
+    entropy = F.binary_cross_entropy_with_logits(scores, held, weight, reduction="sum")
     total = SCORE * entropy / weight.sum()
-    if logits:
-        x, t = torch.cat(logits), torch.cat(targets)
-        total = total + PHRASE * torch.cat(phrases).mean()
-        total = total + MASK * F.binary_cross_entropy_with_logits(x, t) + DICE * dice_loss(x, t)
+    if found:
+        phrases = torch.cat([distances[one.sample, one.queries] for one in found])
+        total = total + PHRASE * phrases.mean() + mask_loss(found)
     return total
 
 
