@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_instalign import SMALL
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from tfanet.model.instalign.loss import loss, mask_cost, match
 from tfanet.model.instalign.network import InstAlign
+from tfanet.model.instalign.objects import traits_of
 
 
 def batch(size: int = 64) -> dict[str, Any]:
@@ -183,3 +185,14 @@ def test_a_few_steps_find_two_targets_one_and_none(one_thread: None) -> None:
         assert (got & target).sum() / (got | target).sum() > 0.8
     pair = instances[0, relevance[0] > 0.5] > 0  # the two squares, one each
     assert not (pair[0] & pair[1]).any()
+
+
+def test_traits_are_colour_place_and_size() -> None:
+    generator = np.random.default_rng(4)
+    picture, masks = generator.normal(size=(3, 6, 10)), generator.random((4, 6, 10)) > 0.5
+    found = traits_of(torch.from_numpy(picture), torch.from_numpy(masks.astype(np.float64)))
+    for row, mask in zip(found.numpy(), masks, strict=True):
+        y, x = np.nonzero(mask)
+        x, y = (2 * x + 1) / 10 - 1, (2 * y + 1) / 6 - 1
+        expected = [*picture[:, mask].mean(1), x.mean(), x.std(), y.mean(), y.std()]
+        np.testing.assert_allclose(row, expected, atol=1e-6)

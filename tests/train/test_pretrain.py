@@ -137,7 +137,9 @@ def test_every_family_learns_categories_and_trains_on(
     losses = []
     common = {"dataset": "shapes", "preset": preset, "batch": 1, "seed": 1}
     options = PretrainOptions(tmp_path / "one", tmp_path / "a", steps=8, lr=1e-3, **common)
-    report = pretrain(options, progress=lambda text, *_: losses.append(float(text.split()[1].rstrip(","))))
+    report = pretrain(
+        options, progress=lambda text, *_: losses.append(float(text.split()[1].rstrip(",")))
+    )
     assert len(losses) == report["steps"] == 8
     assert losses[-1] < losses[0] and math.isfinite(report["loss"])
     model = load_model(report["checkpoint"])

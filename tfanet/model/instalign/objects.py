@@ -18,14 +18,14 @@ from tfanet.model.instalign.loss import mask_loss, matched
 from tfanet.model.instalign.predictor import Predictor
 from tfanet.model.training import Batch
 
-__all__ = ["ObjectHead"]
+__all__ = ["ObjectHead", "traits_of"]
 
-CLASS, COLOUR = 2.0, 2.0  # of the category [Mask2Former], of the colour [ours]
+CLASS, TRAITS = 2.0, 2.0  # of the category [Mask2Former], of what else sentences say [ours]
 NO_OBJECT = 0.1  # weight of queries that hold none [Mask2Former]
 
 
 class ObjectHead(nn.Module):
-    """Category and mean colour of the object that a query holds. Not part of the model.
+    """Category, colour, place and size of the object that a query holds. Not part of the model.
 
     Sentences are given, and do not matter: all objects of a picture are wanted.
     """
@@ -33,13 +33,13 @@ class ObjectHead(nn.Module):
     def __init__(self, config: InstAlignConfig, categories: int) -> None:
         super().__init__()
         self.category = nn.Linear(config.decoder_dim, 1 + categories)
-        self.colour = nn.Linear(config.decoder_dim, 3)
+        self.traits = nn.Linear(config.decoder_dim, 3 + 2 + 2)
         self.points = config.loss_points
 
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The scalar to minimise, and which share of the objects gets its category, 0 to 1.
 
-        At each layer of the decoder: masks, categories, and mean normalised RGB.
+        At each layer of the decoder: masks, categories and `traits_of`.
 
         Args:
             batch: with `categories`, of each sample's instances (n,) int64, from 1.
@@ -47,9 +47,8 @@ class ObjectHead(nn.Module):
         network: Any = model
         predictor: Predictor = network.sem_seg_head.predictor
         image, instances = batch["image"], batch["instances"]
-        colours = [  # (n, 3) of each sample
-            torch.einsum("nhw,chw->nc", masks, picture) / masks.sum((1, 2))[:, None]
-            for masks, picture in zip(instances, image, strict=True)
+        traits = [
+            traits_of(picture, masks) for picture, masks in zip(image, instances, strict=True)
         ]
         (words,) = network.encode_text(batch["token_ids"])
         pixels = network.pixels(image)
@@ -68,14 +67,34 @@ class ObjectHead(nn.Module):
             for one in found:
                 b, queries = one.sample, one.queries
                 true[b, queries] = batch["categories"][b][one.order]
-                guess = self.colour(state.queries[b, queries])
-                errors.append((guess - colours[b][one.order]).abs())
+                guess = self.traits(state.queries[b, queries])
+                errors.append((guess - traits[b][one.order]).abs())
             weight = logits.new_ones(logits.shape[2])
             weight[0] = NO_OBJECT
             entropy = F.cross_entropy(logits.flatten(0, 1), true.flatten(), weight)
             total = total + CLASS * entropy
             if found:
-                total = total + COLOUR * torch.cat(errors).mean() + mask_loss(found)
+                total = total + TRAITS * torch.cat(errors).mean() + mask_loss(found)
             objects = true > 0
             right = ((logits.argmax(2) == true) & objects).sum() / objects.sum().clamp_min(1)
         return total, right
+
+
+def traits_of(picture: Tensor, masks: Tensor) -> Tensor:
+    """What an object looks like and where it is: (n, 7).
+
+    Mean normalised RGB; mean and standard deviation of x and of y, from -1 to 1 over the picture.
+
+    Args:
+        picture: (3, H, W). masks: (n, H, W), none of them empty.
+    """
+    share = masks / masks.sum((1, 2), keepdim=True)
+    height, width = (
+        torch.arange(0.5, n, dtype=masks.dtype, device=masks.device) / n for n in masks.shape[1:]
+    )
+    parts = [torch.einsum("nhw,chw->nc", share, picture)]
+    for at, along in ((2 * width - 1, share.sum(1)), (2 * height - 1, share.sum(2))):
+        mean = along @ at  # (n,)
+        variance = along @ at**2 - mean**2
+        parts.append(torch.stack([mean, variance.clamp_min(0).sqrt()], 1))
+    return torch.cat(parts, 1)
