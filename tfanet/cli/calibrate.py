@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from tfanet.cli.options import DATA, OptionGroup, add_data_options
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_verb, table
+from tfanet.cli.progress import progress_line
 from tfanet.errors import InputError
 
 __all__ = ["CALIBRATION", "add_verbs"]

@@ -7,13 +7,8 @@ import tempfile
 from typing import Any
 
 from tfanet.cli.options import DATA, OptionGroup, add_data_options
-from tfanet.cli.output import (
-    Verbs,
-    add_verb,
-    parity_table,
-    progress_line,
-    table,
-)
+from tfanet.cli.output import Verbs, add_verb, parity_table, table
+from tfanet.cli.progress import progress_line
 from tfanet.errors import GateError
 from tfanet.progress import Progress, Stages
 

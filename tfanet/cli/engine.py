@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tfanet.cli.options import QUANTISED, OptionGroup
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_verb, table
+from tfanet.cli.progress import progress_line
 
 __all__ = ["ENGINE", "add_target_options", "add_verbs", "engine_builder", "engine_table"]
 

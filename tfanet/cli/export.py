@@ -9,7 +9,8 @@ from typing import Any
 
 from tfanet.cli.engine import ENGINE, add_target_options, engine_builder, engine_table
 from tfanet.cli.options import GRAPH, QUANTISED, OptionGroup, image_size
-from tfanet.cli.output import Verbs, add_verb, parity_table, progress_line, table
+from tfanet.cli.output import Verbs, add_verb, parity_table, table
+from tfanet.cli.progress import progress_line
 from tfanet.cli.quantise import QUANTISATION, Quantisation
 from tfanet.cli.web import add_page_option, page_text, page_writer
 from tfanet.errors import InputError

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from tfanet.cli.options import GRAPH
-from tfanet.cli.output import Verbs, add_verb, progress_line, table
+from tfanet.cli.output import Verbs, add_verb, table
+from tfanet.cli.progress import progress_line
 
 __all__ = ["add_verbs"]
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tfanet.cli.logs import add_log_options
-from tfanet.cli.progress import progress_line
 from tfanet.errors import plain
 
-__all__ = ["SHARED", "Verbs", "add_verb", "parity_table", "progress_line", "table"]
+__all__ = ["SHARED", "Verbs", "add_verb", "parity_table", "table"]
 
 Verbs = Any  # argparse keeps the type of its sub-parsers private
 Result = tuple[Any, str]

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfanet.cli.output import Verbs, add_verb, progress_line
+from tfanet.cli.output import Verbs, add_verb
+from tfanet.cli.progress import progress_line
 from tfanet.errors import InputError
 
 if TYPE_CHECKING:  # what these import is needed by this verb alone

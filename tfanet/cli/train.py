@@ -6,13 +6,8 @@ import argparse
 from typing import Any
 
 from tfanet.cli.options import add_data_options, image_size
-from tfanet.cli.output import (
-    SHARED,
-    Verbs,
-    add_verb,
-    progress_line,
-    table,
-)
+from tfanet.cli.output import SHARED, Verbs, add_verb, table
+from tfanet.cli.progress import progress_line
 from tfanet.errors import InputError
 from tfanet.training.options import PARTS, PretrainOptions
 
