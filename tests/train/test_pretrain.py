@@ -223,7 +223,7 @@ def test_queries_learn_objects_and_training_goes_on(shapes: Path, tmp_path: Path
 def test_only_what_has_queries_teaches_them(shapes: Path, tmp_path: Path) -> None:
     for changes, words in (
         ({"preset": "crossvlt-tiny", "part": "queries"}, "CrossVLT has no queries"),
-        ({"part": "heads"}, "part 'heads': choose backbone or queries"),
+        ({"part": "heads"}, "part is 'heads': choose one of backbone, queries"),
     ):
         with pytest.raises(InputError, match=words):
             pretrain(PretrainOptions(shapes, tmp_path, dataset="gshapes", **changes))

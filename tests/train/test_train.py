@@ -48,7 +48,7 @@ def test_loss_falls_and_everything_is_written(shapes: Path, tmp_path: Path) -> N
     )
     assert [step for _, step, _ in seen] == list(range(1, 31))
     assert {total for _, _, total in seen} == {30}
-    losses = [float(message.split()[1]) for message, _, _ in seen]
+    losses = [float(message.split()[1].rstrip(",")) for message, _, _ in seen]
     assert losses[-1] < losses[0] - 0.1
     assert "mIoU" in seen[-1][0]
     assert seen[-1][0].startswith("loss ") and "mIoU" in seen[-1][0]
@@ -231,8 +231,8 @@ def test_rates_that_are_said_stand_beside_those_of_the_recipe(
         ({"batch": 0}, "batch is 0"),
         ({"steps": -1}, "steps is -1"),
         ({"lr": math.inf}, "lr is inf"),
-        ({"schedule": "linear"}, "schedule 'linear'"),
-        ({"precision": "int8"}, "precision 'int8'"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"precision": "int8"}, "precision is 'int8'"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"split": "dev"}, "split 'dev' is unknown"),
         ({"data": "/nowhere"}, "/nowhere is not a folder"),

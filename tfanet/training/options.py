@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfanet.errors import InputError
+from tfanet.errors import InputError, suggestion
 from tfanet.runtime.bundle.write import check_folder
 
-__all__ = ["PARTS", "CommonOptions", "PretrainOptions", "check_positive"]
+__all__ = ["PARTS", "CommonOptions", "PretrainOptions", "check_choice", "check_positive"]
 
 PARTS = ("backbone", "queries")
 
@@ -66,8 +67,14 @@ class PretrainOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
-        if self.part not in PARTS:
-            raise InputError(f"part {self.part!r}: choose {' or '.join(PARTS)}")
+        check_choice("part", self.part, PARTS)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raises InputError for a value that is not among those known."""
+    if value not in known:
+        like = suggestion(value, known)
+        raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}{like}")
 
 
 def check_positive(**values: float | None) -> None:
