@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
@@ -65,28 +66,29 @@ def _load(name: str, path: str, factory: str) -> nn.Module:
 def current_folder() -> Iterator[None]:
     """While it lasts, modules are looked for in the current folder first, as `python -m` does.
 
-    A project's own copy of an installed package must win, or another model would be exported. No
-    module of the standard library is taken from there, and afterwards the folder comes last: it may
-    hold data, and what PyTorch imports later is not to be a file among them.
+    A project's own copy of an installed package must win, or another model would be exported.
+    Afterwards the folder comes last: it may hold data, and what PyTorch imports later is not to be
+    a file among them. No module of the standard library is ever taken from there, not even one that
+    only other systems have and libraries try to import.
     """
     folder = os.getcwd()
-    if "" in sys.path or folder in sys.path:
+    finder = _Folder(folder)
+    if "" in sys.path or folder in sys.path or finder in sys.meta_path:
         yield
         return
-    sys.path.append(folder)
-    finder = _First(folder)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
+        sys.meta_path.append(finder)
 
 
-class _First(MetaPathFinder):
+@dataclass(frozen=True)
+class _Folder(MetaPathFinder):
     """Finds modules and packages of one folder; a folder without `__init__.py` is none."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    folder: str
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if path is not None or name in sys.stdlib_module_names:

@@ -56,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if importlib.util.find_spec("mamba_ssm") is not None:
         pytest.skip("mamba-ssm is installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     for name, _ in list(standin_users()):  # what other tests have imported
         monkeypatch.delitem(sys.modules, name, raising=False)
     before = set(sys.modules)

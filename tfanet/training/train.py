@@ -85,7 +85,7 @@ class TrainOptions(CommonOptions):
         check_positive(batch=done.batch, lr=done.lr, save_every=done.save_every)
         check_positive(steps=done.steps, epochs=done.epochs, stop_after=done.stop_after)
         check_choice("schedule", str(done.schedule), SCHEDULES)
-        check_choice("precision", done.precision, PRECISIONS)
+        check_choice("precision", done.precision, list(PRECISIONS))
         if done.log_with is not None:
             check_tracker(done.log_with)
         if done.resume and done.overwrite:
