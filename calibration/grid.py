@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from tfanet.errors import InputError, suggestion
+from tfanet.errors import InputError, check_choice
 
 __all__ = ["FP8", "GRIDS", "INT8", "Grid", "grid_of"]
 
@@ -63,7 +63,5 @@ GRIDS = {grid.name: grid for grid in (INT8, FP8)}
 
 def grid_of(name: str) -> Grid:
     """The grid of a precision. Raises InputError for a name that none has."""
-    if name not in GRIDS:
-        like = suggestion(name, GRIDS)
-        raise InputError(f"precision is {name!r}: choose one of {', '.join(GRIDS)}{like}")
+    check_choice("precision", name, GRIDS)
     return GRIDS[name]

@@ -26,7 +26,7 @@ from tfanet.calibration.measure.calibrator import measure_ranges
 from tfanet.calibration.measure.sampler import CalibrationSet
 from tfanet.calibration.ranges import Calibration, diff
 from tfanet.calibration.rewrite.apply import move_channels, quantize_graphs
-from tfanet.errors import GateError, InputError, suggestion
+from tfanet.errors import GateError, InputError, check_choice
 from tfanet.progress import Progress, Stages
 from tfanet.runtime.backends.integer import instructions, overflowing
 from tfanet.runtime.bundle.graphs import GRAPHS
@@ -101,9 +101,7 @@ def quantize_bundle(
 
 def check_form(target: str, precision: str) -> None:
     """Raises InputError for an unknown target, or one that the precision does not have."""
-    if target not in TARGETS:
-        like = suggestion(target, TARGETS)
-        raise InputError(f"target is {target!r}: choose one of {', '.join(TARGETS)}{like}")
+    check_choice("target", target, TARGETS)
     if target == "onnxruntime" and precision != grids.INT8.name:
         raise InputError(
             f"target is 'onnxruntime', a form of int8 graphs; {precision} has one form for all "

@@ -14,7 +14,7 @@ import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
-from tfanet.errors import InputError, suggestion
+from tfanet.errors import InputError, check_choice
 from tfanet.export.simplify import simplify
 from tfanet.plugins import custom_translation_table
 from tfanet.plugins.graph.attach import KINDS
@@ -36,9 +36,7 @@ EXAMPLE_BATCH = 3
 
 def check_options(function: str, opset: int) -> None:
     """Raises InputError for a scan function or an opset that there is not."""
-    if function not in KINDS:
-        like = suggestion(function, KINDS)
-        raise InputError(f"function is {function!r}: choose one of {', '.join(KINDS)}{like}")
+    check_choice("function", function, KINDS)
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
 

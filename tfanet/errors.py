@@ -15,6 +15,7 @@ __all__ = [
     "MissingDependencyError",
     "StorageError",
     "TfanetError",
+    "check_choice",
     "is_storage",
     "plain",
     "shown",
@@ -61,6 +62,15 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 def is_storage(error: OSError) -> bool:
     """Whether the system refused to write: the disk is full, read-only, or not this user's."""
     return error.errno in _STORAGE
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError for a value that is not among those known, with what may be meant."""
+    known = list(known)
+    if value not in known:
+        raise InputError(
+            f"{name} is {value!r}: choose one of {', '.join(known)}{suggestion(value, known)}"
+        )
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfanet.calibration.graph.layers import QUANTISED, Layer, quantised_share
-from tfanet.errors import GateError, InputError, suggestion
+from tfanet.errors import GateError, InputError, check_choice
 
 __all__ = ["METRICS", "GuardResult", "check_bounds", "search"]
 
@@ -45,9 +45,7 @@ def check_bounds(bounds: Mapping[str, float], min_share: float) -> None:
     if not bounds:
         raise InputError("no metric is bounded: give the points that may be lost, such as mIoU=0.5")
     for metric, max_drop in bounds.items():
-        if metric not in METRICS:
-            like = suggestion(metric, METRICS)
-            raise InputError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}{like}")
+        check_choice("metric", metric, METRICS)
         if not 0 <= max_drop <= 100:
             raise InputError(f"max_drop is {max_drop}: give points of {metric}, 0 to 100")
     if not 0 <= min_share <= 1:

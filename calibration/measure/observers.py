@@ -13,7 +13,7 @@ import numpy as np
 
 from tfanet.calibration import grid as grids
 from tfanet.calibration.grid import Grid
-from tfanet.errors import InputError, suggestion
+from tfanet.errors import InputError, check_choice
 
 __all__ = [
     "OBSERVERS",
@@ -214,9 +214,7 @@ def make_observer(name: str, grid: Grid) -> Observer:
     Raises:
         InputError: for an unknown name, or one that has no meaning for the grid.
     """
-    if name not in OBSERVERS:
-        like = suggestion(name, OBSERVERS)
-        raise InputError(f"observer is {name!r}: choose one of {', '.join(OBSERVERS)}{like}")
+    check_choice("observer", name, OBSERVERS)
     if name == "entropy" and grid != grids.INT8:
         raise InputError(
             f"observer is 'entropy', which counts levels of INT8: for {grid.name} choose mse, "

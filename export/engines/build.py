@@ -24,13 +24,7 @@ import onnx
 import onnx_ir
 from onnx import ModelProto
 
-from tfanet.errors import (
-    GateError,
-    InputError,
-    MissingDependencyError,
-    StorageError,
-    suggestion,
-)
+from tfanet.errors import GateError, InputError, MissingDependencyError, StorageError, check_choice
 from tfanet.export.simplify import simplify
 from tfanet.files import move
 from tfanet.plugins import attach, trt_library_path
@@ -129,9 +123,7 @@ class EngineOptions:
 
     def check(self, target: str) -> None:
         """Raises InputError for a value that is unknown, or not this target's."""
-        if target not in MODULES:
-            like = suggestion(target, MODULES)
-            raise InputError(f"target is {target!r}: choose one of {', '.join(MODULES)}{like}")
+        check_choice("target", target, MODULES)
         unknown = [c for c in self.compute if c not in COMPUTE]
         if unknown:
             raise InputError(f"compute capability {unknown[0]!r} is unknown: {', '.join(COMPUTE)}")
@@ -142,9 +134,8 @@ class EngineOptions:
             )
         if target == "tensorrt-rtx" and self.timing_cache is not None:
             raise InputError("tensorrt-rtx has no timing cache: it tunes when the engine is loaded")
-        if self.plugin not in (None, *FORMS):
-            like = suggestion(self.plugin, FORMS)
-            raise InputError(f"plugin is {self.plugin!r}: choose one of {', '.join(FORMS)}{like}")
+        if self.plugin is not None:
+            check_choice("plugin", self.plugin, FORMS)
         if target == "tensorrt-rtx" and self.plugin is not None:
             raise InputError("tensorrt-rtx has no plugins: leave --plugin out")
         if self.editable_cache and self.timing_cache is None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tfanet.errors import InputError, suggestion
+from tfanet.errors import InputError, check_choice
 
 __all__ = ["LOW_PRECISIONS", "MARGIN", "POLICY", "Kept", "cast_graph", "floats_of"]
 
@@ -162,11 +162,7 @@ def cast_graph(
     Raises InputError for an unknown precision, a pattern that fits no node, or a model that is
     not in FP32.
     """
-    if precision not in LOW_PRECISIONS:
-        like = suggestion(precision, LOW_PRECISIONS)
-        raise InputError(
-            f"precision is {precision!r}: choose one of {', '.join(LOW_PRECISIONS)}{like}"
-        )
+    check_choice("precision", precision, LOW_PRECISIONS)
     if precision == "bf16":
         model = _with_bf16_operators(model)
     graph = _TypedGraph(model)

@@ -136,7 +136,6 @@ class Work:
             warnings.warn(str(error), stacklevel=1)
 
     def _write(self, prediction: Prediction, mask: Path | None, overlay: Path | None) -> None:
-
         self.masks += 1
         if mask is not None:
             save_mask(prediction.mask, mask)
@@ -144,7 +143,6 @@ class Work:
             prediction.save(overlay)
 
     def _write_coco(self) -> None:
-
         for path, write in (
             (self.places.results, self.coco.write_results),
             (self.places.labels, self.coco.write_labels),

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfanet.errors import InputError, MissingDependencyError, suggestion
+from tfanet.errors import MissingDependencyError, check_choice
 from tfanet.files import whole_file
 
 __all__ = ["TRACKERS", "Log", "check_tracker"]
@@ -17,9 +17,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 def check_tracker(name: str) -> None:
     """Raises InputError for an unknown tracker, MissingDependencyError for one that is missing."""
-    if name not in TRACKERS:
-        like = suggestion(name, TRACKERS)
-        raise InputError(f"log_with is {name!r}: choose one of {', '.join(TRACKERS)}{like}")
+    check_choice("log_with", name, TRACKERS)
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(f"{name} is not installed: pip install 'tfanet[{name}]'")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfanet.errors import InputError, suggestion
+from tfanet.errors import InputError, check_choice
 from tfanet.runtime.bundle.write import check_folder
 
-__all__ = ["PARTS", "CommonOptions", "PretrainOptions", "check_choice", "check_positive"]
+__all__ = ["PARTS", "CommonOptions", "PretrainOptions", "check_positive"]
 
 PARTS = ("backbone", "queries")
 
@@ -68,13 +67,6 @@ class PretrainOptions(CommonOptions):
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, batch=self.batch, lr=self.lr)
         check_choice("part", self.part, PARTS)
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises InputError for a value that is not among those known."""
-    if value not in known:
-        like = suggestion(value, known)
-        raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}{like}")
 
 
 def check_positive(**values: float | None) -> None:

@@ -131,18 +131,14 @@ def _lesson(options: PretrainOptions) -> tuple[Any, nn.Module, CategoryDataset]:
         "images": options.images,
     }
     where = (options.data, options.dataset, options.split)
-    source: CategoryDataset
-    if options.part == "queries":
-        if training.objects is None:
-            raise InputError(f"{family.title} has no queries: leave part at 'backbone'")
-        source = ObjectDataset(*where, tokenizer=family.make_tokenizer(config), **common)
-    else:
-        source = CategoryDataset(*where, **common)
     torch.manual_seed(options.seed)
     model = start or family.network(config).apply(look_at_neighbours)
     if options.part == "queries":
-        assert training.objects is not None
-        return model, training.objects(model.config, len(source.names)), source
+        if training.objects is None:
+            raise InputError(f"{family.title} has no queries: leave part at 'backbone'")
+        objects = ObjectDataset(*where, tokenizer=family.make_tokenizer(config), **common)
+        return model, training.objects(config, len(objects.names)), objects
+    source = CategoryDataset(*where, **common)
     with torch.no_grad():
         channels = [each.shape[1] for each in training.maps(model, source[0]["image"][None])]
     return model, PixelHead(training.maps, channels, len(source.names)), source

@@ -19,14 +19,14 @@ from torch.nn import functional
 
 from tfanet.data import ReferDataset
 from tfanet.data.batches import make_loader
-from tfanet.errors import InputError
+from tfanet.errors import InputError, check_choice
 from tfanet.files import whole_file
 from tfanet.model.checkpoint import family_of, save_checkpoint
 from tfanet.model.family import Family, find_preset
 from tfanet.model.training import Batch, Training
 from tfanet.progress import Progress
 from tfanet.training.logs import Log, check_tracker
-from tfanet.training.options import CommonOptions, check_choice, check_positive
+from tfanet.training.options import CommonOptions, check_positive
 from tfanet.training.state import Average, load_start, load_state, save_state
 
 __all__ = ["TrainOptions", "learning_rate_at", "parameter_groups", "train"]
@@ -85,7 +85,7 @@ class TrainOptions(CommonOptions):
         check_positive(batch=done.batch, lr=done.lr, save_every=done.save_every)
         check_positive(steps=done.steps, epochs=done.epochs, stop_after=done.stop_after)
         check_choice("schedule", str(done.schedule), SCHEDULES)
-        check_choice("precision", done.precision, list(PRECISIONS))
+        check_choice("precision", done.precision, PRECISIONS)
         if done.log_with is not None:
             check_tracker(done.log_with)
         if done.resume and done.overwrite:
